@@ -1,0 +1,66 @@
+# make build   .venv, dependencies, compiled extension
+# make score   the main job: train on the KuaiRand slice, rank its catalogue for 512 users
+# make test    the tests
+# make check   ruff, mypy, clang-format
+# make bench   the fraction of the machine's peak that the kernels reach
+#
+# PYTHON=python3.12        the interpreter to build with
+# TORCH=torch==2.11.0      another torch (2.10 or newer); TORCH=installed uses the one PYTHON has
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+OUT := out
+
+NATIVE := $(shell find csrc python -type f) CMakeLists.txt setup.py pyproject.toml resflow_kernels/contract/ops.def \
+  resflow_kernels/contract/enums.def resflow_kernels/contract/errors.def resflow_kernels/contract/plan.def
+
+.PHONY: build score test check bench format clean
+
+build: $(VENV)/built
+
+$(VENV)/torch:
+	@echo "== .venv with $(TORCH)"
+ifeq ($(TORCH),installed)
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(BIN)/python -c "import torch; v = tuple(map(int, torch.__version__.split('.')[:2])); assert v >= (2, 10), f'torch must be 2.10 or newer, got {torch.__version__}'"
+else
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "$(TORCH)"
+endif
+	$(PIP) install "setuptools>=77" wheel "cmake>=3.25" "pybind11>=2.13"
+	@touch $@
+
+$(VENV)/built: $(VENV)/torch $(NATIVE)
+	@echo "== compiling"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation -e ".[dev]"
+	@touch $@
+
+score: build
+	$(BIN)/python -m examples.kuairand.train -o $(OUT)/kuairand.safetensors
+	$(BIN)/resflow score $(OUT)/kuairand.safetensors $(OUT)/requests.parquet --catalogue $(OUT)/videos.parquet \
+	  --labels $(OUT)/labels.parquet --top-k 100 -o $(OUT)/scores.parquet --compare-eager
+
+test: build
+	$(BIN)/ctest --test-dir build/$$($(BIN)/python -c "import sys; print(sys.implementation.cache_tag)")-editable --output-on-failure
+	$(BIN)/python -m pytest -n auto --dist worksteal -q
+
+CPP := $(shell find csrc python tests/cpp -name '*.h' -o -name '*.cpp')
+
+check: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: build
+	$(BIN)/python -m pytest bench -q --benchmark-columns=median,iqr,rounds
+
+clean:
+	rm -rf build $(OUT) resflow_kernels/*.so $(VENV)/built

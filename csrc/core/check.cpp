@@ -1,0 +1,143 @@
+#include "core/check.h"
+
+#include <cstring>
+
+#include "core/error.h"
+#include "core/pack.h"
+
+namespace resflow {
+namespace {
+
+constexpr const char* kPerNames[] = {
+#define RESFLOW_ACTIVATION(name)
+#define RESFLOW_HEAD(name)
+#define RESFLOW_FUSION(name)
+#define RESFLOW_WEIGHTS_PER(name) #name,
+#include "contract/enums.def"
+#undef RESFLOW_ACTIVATION
+#undef RESFLOW_HEAD
+#undef RESFLOW_FUSION
+#undef RESFLOW_WEIGHTS_PER
+};
+
+std::string sizes_text(const TensorView& tensor) { return list_text(tensor.sizes, tensor.dim); }
+
+std::string strides_text(const TensorView& tensor) { return "strides " + list_text(tensor.strides, tensor.dim); }
+
+}  // namespace
+
+std::string list_text(const int64_t* values, int64_t count) {
+  std::string text = "[";
+  for (int64_t i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
+  return text + "]";
+}
+
+void check_dtype(const char* op, const std::string& argument, const TensorView& tensor, const char* dtype) {
+  if (std::strcmp(tensor.dtype, dtype) != 0) complain(op, argument, expected::dtype, tensor.dtype, dtype);
+}
+
+void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns) {
+  if (columns == kAnyColumns) {
+    if (tensor.dim != 2) complain(op, argument, expected::any_matrix, sizes_text(tensor));
+  } else if (tensor.dim != 2 || tensor.sizes[1] != columns) {
+    complain(op, argument, expected::matrix, sizes_text(tensor), std::to_string(columns));
+  }
+  check_dtype(op, argument, tensor, "float32");
+  if (tensor.sizes[1] > 1 && tensor.strides[1] != 1) {
+    complain(op, argument, expected::unit_stride, strides_text(tensor));
+  }
+}
+
+void check_offsets(const char* op, const TensorView& tensor, int64_t requests) {
+  if (requests == kNoRequests) {
+    if (tensor.dim != 1 || tensor.sizes[0] < 1) complain(op, "offsets", expected::offsets_any, sizes_text(tensor));
+  } else if (tensor.dim != 1 || tensor.sizes[0] != requests + 1) {
+    complain(op, "offsets", expected::offsets, sizes_text(tensor), std::to_string(requests + 1));
+  }
+  check_dtype(op, "offsets", tensor, "int64");
+  if (tensor.sizes[0] > 1 && tensor.strides[0] != 1) {
+    complain(op, "offsets", expected::contiguous, strides_text(tensor));
+  }
+}
+
+void check_offset_values(const char* op, const TensorView& tensor, int64_t candidates) {
+  const int64_t* values = tensor.as<int64_t>();
+  const int64_t last = tensor.sizes[0] - 1;
+  const auto name = [](int64_t at) { return "offsets[" + std::to_string(at) + "]"; };
+  if (values[0] != 0) complain(op, name(0), expected::offsets_start, std::to_string(values[0]));
+  for (int64_t at = 1; at <= last; ++at) {
+    if (values[at] < values[at - 1]) {
+      complain(op, name(at), expected::offsets_grow,
+               std::to_string(values[at]) + " after " + std::to_string(values[at - 1]));
+    }
+  }
+  if (values[last] != candidates) {
+    complain(op, name(last), expected::offsets_end, std::to_string(values[last]), std::to_string(candidates));
+  }
+}
+
+void check_columns_sum(const char* op, const Plan& plan, const TensorView& user, const TensorView& item) {
+  if (user.sizes[1] + item.sizes[1] != plan.in_features) {
+    complain(op, "user and item", expected::columns_sum,
+             std::to_string(user.sizes[1]) + " + " + std::to_string(item.sizes[1]), std::to_string(plan.in_features));
+  }
+}
+
+int64_t fusion_weight_count(Fusion fusion, int64_t tasks) { return tasks + (fusion == Fusion::expected_value ? 1 : 0); }
+
+void check_fusion(const char* op, const Plan& plan, const TensorView& weights, int64_t fusion, int64_t weights_per,
+                  int64_t candidates, int64_t requests) {
+  constexpr auto kForms = static_cast<int64_t>(Fusion::count);
+  if (fusion < 0 || fusion >= kForms) {
+    complain(op, "fusion", expected::one_of, std::to_string(fusion), "0 to " + std::to_string(kForms - 1));
+  }
+  const auto allowed = [&](int64_t per) {
+    return per >= 0 && per < static_cast<int64_t>(WeightsPer::count) &&
+           (requests != kNoRequests || per != static_cast<int64_t>(WeightsPer::request));
+  };
+  if (!allowed(weights_per)) {
+    std::string known;
+    for (int64_t per = 0; per < static_cast<int64_t>(WeightsPer::count); ++per) {
+      if (allowed(per)) known += (known.empty() ? "" : ", ") + std::to_string(per) + " (" + kPerNames[per] + ")";
+    }
+    complain(op, "weights_per", expected::one_of, std::to_string(weights_per), known);
+  }
+  const int64_t count = fusion_weight_count(static_cast<Fusion>(fusion), plan.tasks);
+  const auto per = static_cast<WeightsPer>(weights_per);
+  if (per == WeightsPer::call) {
+    if (weights.dim != 1 || weights.sizes[0] != count) {
+      complain(op, "fusion_weights", expected::vector, sizes_text(weights), std::to_string(count));
+    }
+  } else {
+    const int64_t rows = per == WeightsPer::request ? requests : candidates;
+    if (weights.dim != 2 || weights.sizes[0] != rows || weights.sizes[1] != count) {
+      complain(op, "fusion_weights", expected::rows, sizes_text(weights), std::to_string(rows), std::to_string(count));
+    }
+  }
+  check_dtype(op, "fusion_weights", weights, "float32");
+  int64_t expected_stride = 1;
+  bool contiguous = true;
+  for (int64_t d = weights.dim - 1; d >= 0; --d) {
+    contiguous = contiguous && (weights.sizes[d] <= 1 || weights.strides[d] == expected_stride);
+    if (weights.sizes[d] == 0) return;
+    expected_stride *= weights.sizes[d];
+  }
+  if (!contiguous) complain(op, "fusion_weights", expected::contiguous, strides_text(weights));
+}
+
+void check_packed(const char* op, const Plan& plan, const TensorView& packed) {
+  check_dtype(op, "packed", packed, "uint8");
+  const bool fits = packed.dim == 1 && packed.sizes[0] == plan.packed_bytes && packed.strides[0] == 1;
+  if (!fits) {
+    complain(op, "packed", expected::packed_size, sizes_text(packed), std::to_string(plan.packed_bytes));
+  }
+  if (!has_header_of(plan, packed.data)) {
+    complain(op, "packed", expected::packed_for_plan, "weights packed for another plan, or other bytes");
+  }
+}
+
+void check_positive(const char* op, const char* argument, int64_t value) {
+  if (value < 1) complain(op, argument, expected::positive, std::to_string(value));
+}
+
+}  // namespace resflow

@@ -1,0 +1,36 @@
+// What the ops ask of their inputs. resflow_kernels/checks.py asks the same, in the same order and words,
+// where a call does not reach C++.
+#pragma once
+
+#include "core/plan.h"
+#include "core/tensor_view.h"
+
+namespace resflow {
+
+constexpr int64_t kAnyColumns = -1;
+constexpr int64_t kNoRequests = -1;
+
+// A float32 matrix [rows, columns] with contiguous rows; any row stride.
+void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns);
+
+// An int64 vector of `requests + 1` offsets, or of any positive number if requests is kNoRequests; its
+// values start at 0, do not decrease and end at `candidates`.
+void check_offsets(const char* op, const TensorView& tensor, int64_t requests);
+void check_offset_values(const char* op, const TensorView& tensor, int64_t candidates);
+
+// User and item columns together are the plan's input.
+void check_columns_sum(const char* op, const Plan& plan, const TensorView& user, const TensorView& item);
+
+// The codes are known, and the weights are [count] for the call, or [requests or candidates, count].
+void check_fusion(const char* op, const Plan& plan, const TensorView& weights, int64_t fusion, int64_t weights_per,
+                  int64_t candidates, int64_t requests);
+
+// Weights packed by pack_towers for this very plan.
+void check_packed(const char* op, const Plan& plan, const TensorView& packed);
+
+void check_positive(const char* op, const char* argument, int64_t value);
+
+// Numbers of fusion weights of one candidate.
+int64_t fusion_weight_count(Fusion fusion, int64_t tasks);
+
+}  // namespace resflow

@@ -1,0 +1,65 @@
+// The names and codes all backends share, expanded from resflow_kernels/contract/*.def.
+#pragma once
+
+#include <cstdint>
+
+namespace resflow {
+
+enum class Activation : int32_t {
+#define RESFLOW_ACTIVATION(name) name,
+#define RESFLOW_HEAD(name)
+#define RESFLOW_FUSION(name)
+#define RESFLOW_WEIGHTS_PER(name)
+#include "contract/enums.def"
+#undef RESFLOW_ACTIVATION
+#define RESFLOW_ACTIVATION(name)
+  count
+};
+
+enum class Head : int32_t {
+#undef RESFLOW_HEAD
+#define RESFLOW_HEAD(name) name,
+#include "contract/enums.def"
+#undef RESFLOW_HEAD
+#define RESFLOW_HEAD(name)
+  count
+};
+
+enum class Fusion : int32_t {
+#undef RESFLOW_FUSION
+#define RESFLOW_FUSION(name) name,
+#include "contract/enums.def"
+#undef RESFLOW_FUSION
+#define RESFLOW_FUSION(name)
+  count
+};
+
+enum class WeightsPer : int32_t {
+#undef RESFLOW_WEIGHTS_PER
+#define RESFLOW_WEIGHTS_PER(name) name,
+#include "contract/enums.def"
+#undef RESFLOW_WEIGHTS_PER
+#undef RESFLOW_ACTIVATION
+#undef RESFLOW_HEAD
+#undef RESFLOW_FUSION
+  count
+};
+
+enum class PlanField : int32_t {
+#define RESFLOW_PLAN_FIELD(name) name,
+#define RESFLOW_PLAN_LIMIT(name, value)
+#include "contract/plan.def"
+#undef RESFLOW_PLAN_FIELD
+#undef RESFLOW_PLAN_LIMIT
+  count
+};
+
+namespace limit {
+#define RESFLOW_PLAN_FIELD(name)
+#define RESFLOW_PLAN_LIMIT(name, value) constexpr int64_t name = value;
+#include "contract/plan.def"
+#undef RESFLOW_PLAN_FIELD
+#undef RESFLOW_PLAN_LIMIT
+}  // namespace limit
+
+}  // namespace resflow

@@ -1,0 +1,24 @@
+// Bad input: one exception, one form of message, texts from contract/errors.def.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace resflow {
+
+// Thrown for every input an op does not take. A RuntimeError under torch, a ValueError under NumPy.
+struct InvalidInput : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+namespace expected {
+#define RESFLOW_EXPECT(name, text) constexpr const char* name = text;
+#include "contract/errors.def"
+#undef RESFLOW_EXPECT
+}  // namespace expected
+
+// Throws "<op>: <argument> must be <what>, got <got>"; {0} and {1} in `what` are replaced.
+[[noreturn]] void complain(const char* op, const std::string& argument, const char* what, const std::string& got,
+                           const std::string& detail0 = "", const std::string& detail1 = "");
+
+}  // namespace resflow

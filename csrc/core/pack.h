@@ -1,0 +1,20 @@
+// Packing: canonical weights (Plan.weight_shapes in resflow_kernels/plan.py) into the layout of core/plan.h.
+#pragma once
+
+#include "core/plan.h"
+#include "core/tensor_view.h"
+
+namespace resflow {
+
+// Number of canonical weight tensors of a plan.
+int64_t weight_count(const Plan& plan);
+
+// Checks the weights one by one (contiguous float32 of the canonical shapes); throws InvalidInput.
+void check_weights(const char* op, const Plan& plan, const TensorView* weights, int64_t count);
+
+// Writes plan.packed_bytes bytes. Padding is zero.
+void pack_towers(const Plan& plan, const TensorView* weights, void* packed);
+
+bool has_header_of(const Plan& plan, const void* packed);
+
+}  // namespace resflow

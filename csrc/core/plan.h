@@ -1,0 +1,70 @@
+// The plan: everything about a tower network except its numbers, and where each number lies once packed.
+//
+// Plain data of fixed size, so that decoding one a call allocates nothing and instruction-set-specific
+// translation units can read it without the STL.
+//
+// Packed weights are bytes: a header of one cache line, then for each task the same layout of floats:
+//   layer l: panels [panel][k over inputs][lanes of the panel], then bias, slope (PReLU), scale, shift
+//            (affine), each [padded width];
+//   head:    weight [padded H_L], bias [kLane].
+// A panel is kPanelWidth columns (the last one only as many multiples of kLane as it needs), so a kernel
+// streams it front to back. The layout is the same for every instruction set: a packed tensor, or an
+// exported program that carries one, moves between machines.
+#pragma once
+
+#include <cstdint>
+
+#include "core/contract.h"
+
+namespace resflow {
+
+constexpr int64_t kLane = 16;        // floats in a cache line: the unit all widths are padded to
+constexpr int64_t kPanelWidth = 64;  // 4 cache lines: 6 rows of it fill 24 of AVX-512's 32 registers
+constexpr int64_t kHeaderBytes = 64;
+
+constexpr int64_t pad_to_lane(int64_t width) { return (width + kLane - 1) / kLane * kLane; }
+
+// Offsets are in floats from the start of the task's block.
+struct LayerLayout {
+  int64_t inputs;
+  int64_t width;
+  int64_t padded;
+  int64_t panels;
+  int64_t bias;
+  int64_t slope;
+  int64_t scale;
+  int64_t shift;
+  Activation activation;
+};
+
+struct Plan {
+  int64_t in_features;
+  int32_t tasks;
+  int32_t layers;
+  Head head;
+  bool feature_residual;
+  bool logit_residual;
+  bool non_increasing;
+  bool affine;
+
+  int32_t parents[limit::max_tasks];
+  LayerLayout layer[limit::max_layers];
+  int64_t head_weight;
+  int64_t head_bias;
+  int64_t task_floats;
+  int64_t packed_bytes;
+  uint64_t fingerprint;  // of the encoded plan; the packed header repeats it
+
+  // Hidden outputs live in `slots` sets of buffers. A child that is the last to read its parent's
+  // outputs overwrites them in place, so a chain needs one set however long it is.
+  int32_t slot[limit::max_tasks];
+  int32_t slots;
+  int64_t hidden_floats;  // of one candidate in one slot: the sum of the padded widths
+
+  int64_t first_padded() const { return layer[0].padded; }
+};
+
+// Decodes and validates; throws InvalidInput in the name of `op`.
+Plan decode_plan(const char* op, const int64_t* encoded, int64_t count);
+
+}  // namespace resflow

@@ -1,0 +1,142 @@
+#include "cpu/thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+namespace resflow::cpu {
+namespace {
+
+constexpr int64_t kMaxWorkers = 255;
+
+// Polls before sleeping: about 20 us, a few times what waking a thread costs, so that back-to-back calls find
+// the workers awake and a pause costs nobody a core.
+constexpr int kPolls = 400;
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct Job {
+  int64_t count;
+  void (*work)(void*, int64_t);
+  void* context;
+  int64_t seats;  // helpers that may still join; guarded by the pool's mutex
+  std::atomic<int64_t> next{0};
+  std::atomic<int64_t> done{0};
+
+  // Takes tiles until none is left to start. A helper that comes too late touches neither work nor context.
+  void help() {
+    int64_t finished = 0;
+    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count; ++finished) {
+      work(context, index);
+    }
+    if (finished && done.fetch_add(finished, std::memory_order_acq_rel) + finished == count) done.notify_all();
+  }
+
+  void wait() {
+    for (int poll = 0; poll < kPolls && done.load(std::memory_order_acquire) < count; ++poll) relax();
+    for (int64_t seen; (seen = done.load(std::memory_order_acquire)) < count;) done.wait(seen);
+  }
+};
+
+class ThreadPool {
+ public:
+  void run(const std::shared_ptr<Job>& job) {
+    {
+      std::lock_guard lock(mutex_);
+      start_workers(job->seats);
+      jobs_.push_back(job);
+      posted_.fetch_add(1, std::memory_order_release);
+    }
+    for (int64_t seat = job->seats; seat > 0; --seat) wake_.notify_one();
+    job->help();
+    {
+      std::lock_guard lock(mutex_);
+      const auto at = std::find(jobs_.begin(), jobs_.end(), job);
+      if (at != jobs_.end()) jobs_.erase(at);
+    }
+    job->wait();
+  }
+
+ private:
+  void start_workers(int64_t wanted) {
+    for (; workers_ < std::min(wanted, kMaxWorkers); ++workers_) std::thread([this] { serve(); }).detach();
+  }
+
+  [[noreturn]] void serve() {
+    for (;;) {
+      const int64_t seen = posted_.load(std::memory_order_acquire);
+      if (const std::shared_ptr<Job> job = take_seat()) {
+        job->help();
+        continue;
+      }
+      for (int poll = 0; poll < kPolls && posted_.load(std::memory_order_acquire) == seen; ++poll) relax();
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [this] { return !jobs_.empty(); });
+    }
+  }
+
+  std::shared_ptr<Job> take_seat() {
+    std::lock_guard lock(mutex_);
+    if (jobs_.empty()) return nullptr;
+    const std::shared_ptr<Job> job = jobs_.front();
+    if (--job->seats == 0) jobs_.pop_front();
+    return job;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::shared_ptr<Job>> jobs_;
+  std::atomic<int64_t> posted_{0};
+  int64_t workers_ = 0;
+};
+
+// Never destroyed: workers may outlive main. A forked child has none of its parent's workers and perhaps a
+// locked mutex, so it begins with a pool of its own.
+std::atomic<ThreadPool*> shared_pool{nullptr};
+
+ThreadPool& pool() {
+  static const bool created = [] {
+    shared_pool = new ThreadPool;
+    pthread_atfork(nullptr, nullptr, [] { shared_pool = new ThreadPool; });
+    return true;
+  }();
+  (void)created;
+  return *shared_pool.load(std::memory_order_acquire);
+}
+
+}  // namespace
+
+void parallel_for(int64_t count, int64_t threads, void (*work)(void*, int64_t), void* context) {
+  const int64_t helpers = std::min(threads, count) - 1;
+  if (helpers <= 0) {
+    for (int64_t index = 0; index < count; ++index) work(context, index);
+    return;
+  }
+  const auto job = std::make_shared<Job>();
+  job->count = count;
+  job->work = work;
+  job->context = context;
+  job->seats = helpers;
+  pool().run(job);
+}
+
+int64_t usable_cores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(CPU_COUNT(&set), 1);
+  return std::max<int64_t>(std::thread::hardware_concurrency(), 1);
+}
+
+}  // namespace resflow::cpu

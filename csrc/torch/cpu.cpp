@@ -1,0 +1,106 @@
+// torch.ops.resflow on CPU tensors: checks, outputs, and the call into csrc/cpu.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <tuple>
+#include <vector>
+
+#include "core/check.h"
+#include "core/pack.h"
+#include "cpu/request.h"
+#include "cpu/score.h"
+#include "torch/tensor.h"
+
+namespace resflow::torch_ops {
+namespace {
+
+using Scores = std::tuple<Tensor, Tensor, Tensor>;
+using Best = std::tuple<Tensor, Tensor>;
+
+// What every scoring op takes after its inputs.
+struct Settings {
+  const Tensor& packed;
+  const Tensor& fusion_weights;
+  const std::vector<int64_t>& plan;
+  int64_t fusion;
+  int64_t weights_per;
+
+  cpu::Request request(const char* op) const {
+    return {op,
+            decode_plan(op, plan.data(), static_cast<int64_t>(plan.size())),
+            view_of(op, "packed", packed),
+            view_of(op, "fusion_weights", fusion_weights),
+            fusion,
+            weights_per,
+            torch::stable::get_num_threads()};
+  }
+};
+
+Scores scores_of(const cpu::Request& request, const cpu::Candidates& candidates) {
+  const int64_t count = candidates.count, tasks = request.plan.tasks;
+  Tensor logits = empty(ScalarType::Float, {count, tasks});
+  Tensor probs = empty(ScalarType::Float, {count, tasks});
+  Tensor score = empty(ScalarType::Float, {count});
+  cpu::score(request.model(), candidates, request.weights(), request.threads,
+             static_cast<float*>(logits.mutable_data_ptr()), static_cast<float*>(probs.mutable_data_ptr()),
+             static_cast<float*>(score.mutable_data_ptr()));
+  return {logits, probs, score};
+}
+
+Best best_of(const cpu::Request& request, const cpu::Candidates& candidates, int64_t k) {
+  Tensor scores = empty(ScalarType::Float, {candidates.requests, k});
+  Tensor positions = empty(ScalarType::Long, {candidates.requests, k});
+  cpu::score_topk(request.model(), candidates, request.weights(), request.threads, k,
+                  static_cast<float*>(scores.mutable_data_ptr()), static_cast<int64_t*>(positions.mutable_data_ptr()));
+  return {scores, positions};
+}
+
+Tensor pack_towers(std::vector<Tensor> weights, std::vector<int64_t> encoded) {
+  constexpr const char* kOp = "pack_towers";
+  const Plan plan = decode_plan(kOp, encoded.data(), static_cast<int64_t>(encoded.size()));
+  std::vector<TensorView> views;
+  for (const Tensor& weight : weights) views.push_back(view_of(kOp, "weights", weight));
+  check_weights(kOp, plan, views.data(), static_cast<int64_t>(views.size()));
+  Tensor packed = empty(ScalarType::Byte, {plan.packed_bytes});
+  resflow::pack_towers(plan, views.data(), packed.mutable_data_ptr());
+  return packed;
+}
+
+Scores dense_scores(Tensor x, Tensor packed, Tensor fusion_weights, std::vector<int64_t> plan, int64_t fusion,
+                    int64_t weights_per) {
+  const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("dense_scores");
+  return scores_of(request, request.dense(view_of(request.op, "x", x)));
+}
+
+Best dense_topk(Tensor x, Tensor offsets, Tensor packed, Tensor fusion_weights, std::vector<int64_t> plan,
+                int64_t fusion, int64_t weights_per, int64_t k) {
+  const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("dense_topk");
+  const auto candidates =
+      request.dense_requests(view_of(request.op, "x", x), view_of(request.op, "offsets", offsets), k);
+  return best_of(request, candidates, k);
+}
+
+Scores request_scores(Tensor user, Tensor item, Tensor offsets, Tensor packed, Tensor fusion_weights,
+                      std::vector<int64_t> plan, int64_t fusion, int64_t weights_per) {
+  const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("request_scores");
+  return scores_of(request, request.split(view_of(request.op, "user", user), view_of(request.op, "item", item),
+                                          view_of(request.op, "offsets", offsets)));
+}
+
+Best request_topk(Tensor user, Tensor item, Tensor offsets, Tensor packed, Tensor fusion_weights,
+                  std::vector<int64_t> plan, int64_t fusion, int64_t weights_per, int64_t k) {
+  const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("request_topk");
+  const auto candidates = request.split(view_of(request.op, "user", user), view_of(request.op, "item", item),
+                                        view_of(request.op, "offsets", offsets));
+  check_positive(request.op, "k", k);
+  return best_of(request, candidates, k);
+}
+
+}  // namespace
+}  // namespace resflow::torch_ops
+
+STABLE_TORCH_LIBRARY_IMPL(resflow, CPU, m) {
+#define RESFLOW_OP(name, schema) m.impl(#name, TORCH_BOX(&resflow::torch_ops::name));
+#include "contract/ops.def"
+#undef RESFLOW_OP
+}

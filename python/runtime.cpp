@@ -1,0 +1,168 @@
+// resflow_kernels._runtime: the CPU kernels on NumPy arrays, without torch. The public face is
+// resflow_kernels/runtime.py.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "core/check.h"
+#include "core/error.h"
+#include "core/pack.h"
+#include "cpu/isa.h"
+#include "cpu/request.h"
+#include "cpu/score.h"
+#include "cpu/thread_pool.h"
+
+namespace py = pybind11;
+
+namespace resflow::runtime {
+namespace {
+
+// A TensorView of a NumPy array: NumPy counts strides in bytes, a view in elements.
+class View {
+ public:
+  View(const char* op, const char* argument, const py::array& array) : dtype_(py::str(array.dtype())) {
+    const int64_t item = array.itemsize();
+    for (py::ssize_t d = 0; d < array.ndim(); ++d) {
+      sizes_.push_back(array.shape(d));
+      if (item == 0 || array.strides(d) % item != 0) {
+        complain(op, argument, expected::unit_stride, "a stride of " + std::to_string(array.strides(d)) + " bytes");
+      }
+      strides_.push_back(array.strides(d) / item);
+    }
+    data_ = array.data();
+  }
+  operator TensorView() const {
+    return {data_, static_cast<int64_t>(sizes_.size()), sizes_.data(), strides_.data(), dtype_.c_str()};
+  }
+
+ private:
+  std::string dtype_;
+  std::vector<int64_t> sizes_, strides_;
+  const void* data_;
+};
+
+using Encoded = std::vector<int64_t>;
+
+int64_t thread_count(int64_t threads) { return threads > 0 ? threads : cpu::usable_cores(); }
+
+// What every scoring function takes after its inputs.
+struct Settings {
+  View packed, fusion_weights;
+  cpu::Request request;
+
+  Settings(const char* op, const py::array& packed_array, const py::array& weights_array, const Encoded& plan,
+           int64_t fusion, int64_t weights_per, int64_t threads)
+      : packed(op, "packed", packed_array),
+        fusion_weights(op, "fusion_weights", weights_array),
+        request{op,
+                decode_plan(op, plan.data(), static_cast<int64_t>(plan.size())),
+                packed,
+                fusion_weights,
+                fusion,
+                weights_per,
+                thread_count(threads)} {}
+};
+
+py::tuple scores_of(const cpu::Request& request, const cpu::Candidates& candidates) {
+  const py::ssize_t count = candidates.count, tasks = request.plan.tasks;
+  py::array_t<float> logits({count, tasks}), probs({count, tasks}), score(count);
+  float *to_logits = logits.mutable_data(), *to_probs = probs.mutable_data(), *to_score = score.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    cpu::score(request.model(), candidates, request.weights(), request.threads, to_logits, to_probs, to_score);
+  }
+  return py::make_tuple(logits, probs, score);
+}
+
+py::tuple best_of(const cpu::Request& request, const cpu::Candidates& candidates, py::ssize_t k) {
+  const py::ssize_t requests = candidates.requests;
+  py::array_t<float> scores({requests, k});
+  py::array_t<int64_t> positions({requests, k});
+  float* to_scores = scores.mutable_data();
+  int64_t* to_positions = positions.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    cpu::score_topk(request.model(), candidates, request.weights(), request.threads, k, to_scores, to_positions);
+  }
+  return py::make_tuple(scores, positions);
+}
+
+py::array pack_towers(const std::vector<py::array>& weights, const Encoded& encoded) {
+  constexpr const char* kOp = "pack_towers";
+  const Plan plan = decode_plan(kOp, encoded.data(), static_cast<int64_t>(encoded.size()));
+  std::deque<View> views;
+  std::vector<TensorView> tensors;
+  for (const py::array& weight : weights) tensors.push_back(views.emplace_back(kOp, "weights", weight));
+  check_weights(kOp, plan, tensors.data(), static_cast<int64_t>(tensors.size()));
+  py::array_t<uint8_t> packed(plan.packed_bytes);
+  resflow::pack_towers(plan, tensors.data(), packed.mutable_data());
+  return packed;
+}
+
+py::tuple dense_scores(const py::array& x, const py::array& packed, const py::array& fusion_weights,
+                       const Encoded& plan, int64_t fusion, int64_t weights_per, int64_t threads) {
+  const Settings settings("dense_scores", packed, fusion_weights, plan, fusion, weights_per, threads);
+  const View x_view(settings.request.op, "x", x);
+  return scores_of(settings.request, settings.request.dense(x_view));
+}
+
+py::tuple dense_topk(const py::array& x, const py::array& offsets, const py::array& packed,
+                     const py::array& fusion_weights, const Encoded& plan, int64_t fusion, int64_t weights_per,
+                     int64_t k, int64_t threads) {
+  const Settings settings("dense_topk", packed, fusion_weights, plan, fusion, weights_per, threads);
+  const View x_view(settings.request.op, "x", x), offsets_view(settings.request.op, "offsets", offsets);
+  return best_of(settings.request, settings.request.dense_requests(x_view, offsets_view, k), k);
+}
+
+py::tuple request_scores(const py::array& user, const py::array& item, const py::array& offsets,
+                         const py::array& packed, const py::array& fusion_weights, const Encoded& plan, int64_t fusion,
+                         int64_t weights_per, int64_t threads) {
+  const Settings settings("request_scores", packed, fusion_weights, plan, fusion, weights_per, threads);
+  const char* const op = settings.request.op;
+  const View user_view(op, "user", user), item_view(op, "item", item), offsets_view(op, "offsets", offsets);
+  return scores_of(settings.request, settings.request.split(user_view, item_view, offsets_view));
+}
+
+py::tuple request_topk(const py::array& user, const py::array& item, const py::array& offsets, const py::array& packed,
+                       const py::array& fusion_weights, const Encoded& plan, int64_t fusion, int64_t weights_per,
+                       int64_t k, int64_t threads) {
+  const Settings settings("request_topk", packed, fusion_weights, plan, fusion, weights_per, threads);
+  const char* const op = settings.request.op;
+  const View user_view(op, "user", user), item_view(op, "item", item), offsets_view(op, "offsets", offsets);
+  const cpu::Candidates candidates = settings.request.split(user_view, item_view, offsets_view);
+  check_positive(op, "k", k);
+  return best_of(settings.request, candidates, k);
+}
+
+double measure_fma_gflops(int64_t threads, double seconds) {
+  py::gil_scoped_release unlocked;
+  return cpu::measure_fma_gflops(thread_count(threads), seconds);
+}
+
+}  // namespace
+}  // namespace resflow::runtime
+
+PYBIND11_MODULE(_runtime, m) {
+  using namespace resflow;
+  using namespace resflow::runtime;
+  m.doc() = "The CPU kernels on NumPy arrays; see resflow_kernels.runtime.";
+  m.def("pack_towers", &runtime::pack_towers, py::arg("weights"), py::arg("plan"));
+  m.def("dense_scores", &dense_scores, py::arg("x"), py::arg("packed"), py::arg("fusion_weights"), py::arg("plan"),
+        py::arg("fusion"), py::arg("weights_per"), py::arg("threads") = 0);
+  m.def("dense_topk", &dense_topk, py::arg("x"), py::arg("offsets"), py::arg("packed"), py::arg("fusion_weights"),
+        py::arg("plan"), py::arg("fusion"), py::arg("weights_per"), py::arg("k"), py::arg("threads") = 0);
+  m.def("request_scores", &request_scores, py::arg("user"), py::arg("item"), py::arg("offsets"), py::arg("packed"),
+        py::arg("fusion_weights"), py::arg("plan"), py::arg("fusion"), py::arg("weights_per"), py::arg("threads") = 0);
+  m.def("request_topk", &request_topk, py::arg("user"), py::arg("item"), py::arg("offsets"), py::arg("packed"),
+        py::arg("fusion_weights"), py::arg("plan"), py::arg("fusion"), py::arg("weights_per"), py::arg("k"),
+        py::arg("threads") = 0);
+  m.def("isa", [] { return std::string(cpu::kernels().name); }, "The instruction set in use.");
+  m.def("compiled_isas", &cpu::compiled_isas, "Instruction sets compiled in, best first.");
+  m.def("supported_isas", &cpu::supported_isas, "Those of them this machine can run.");
+  m.def("measure_fma_gflops", &measure_fma_gflops, py::arg("threads"), py::arg("seconds"),
+        "GFLOP/s of register-only fused multiply-adds: the peak benchmarks are held against.");
+}

@@ -1,0 +1,65 @@
+"""Fast inference of ResFlow residual multi-task rankers (KDD 2024, arXiv 2411.09705).
+
+Names are imported when first used (PEP 562): ``import resflow_kernels`` loads neither torch nor the
+compiled library, and ``resflow_kernels.Scorer`` never needs torch.
+
+>>> from resflow_kernels import Plan, chain
+>>> Plan(in_features=576, parents=chain(3)).tasks
+3
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .convert import fuse
+    from .fusion import Additive, ExpectedValue, Multiplicative
+    from .nn import ESMM, NSE, PackedResFlow, ResFlow
+    from .plan import Plan, chain
+    from .reference import Scores, TopK
+    from .runtime import Scorer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ESMM",
+    "NSE",
+    "Additive",
+    "ExpectedValue",
+    "Multiplicative",
+    "PackedResFlow",
+    "Plan",
+    "ResFlow",
+    "Scorer",
+    "Scores",
+    "TopK",
+    "chain",
+    "fuse",
+]
+
+_HOMES = {
+    "convert": ("fuse",),
+    "fusion": ("Additive", "ExpectedValue", "Multiplicative"),
+    "nn": ("ESMM", "NSE", "PackedResFlow", "ResFlow"),
+    "plan": ("Plan", "chain"),
+    "reference": ("Scores", "TopK"),
+    "runtime": ("Scorer",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_SUBMODULES = {*_HOMES, "bundle", "cli", "contract", "features", "fold", "metrics", "ops"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -1,0 +1,138 @@
+"""Arrow columns to numbers: what :mod:`resflow_kernels.features` needs of pyarrow.
+
+Columns are taken chunk by chunk, so no chunked column is joined into one array first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+def of_table(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """The column called ``name``.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    places = table.schema.get_all_field_indices(name)
+    if len(places) != 1:
+        got = f"columns {', '.join(table.column_names)}" if not places else f"{len(places)} of that name"
+        raise ValueError(f"column {name!r} must be in the table, got {got}")
+    return table.column(places[0])
+
+
+def looked_up(name: str, column: pa.ChunkedArray, vocabulary: Any, ragged: bool) -> Any:
+    """Row numbers of ids: place in the vocabulary + 1, or 0; for lists values and offsets."""
+    find = _find_string(name, vocabulary) if isinstance(vocabulary, tuple) else _find_integer(name, vocabulary)
+    element = _element_type(name, column.type, ragged)
+    _expect_ids(name, column.type, element, "string" if isinstance(vocabulary, tuple) else "integer")
+    if not ragged:
+        return _joined([find(chunk) for chunk in column.chunks])
+    lengths = [pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    values = _joined([find(chunk.flatten()) for chunk in column.chunks])
+    return values, np.concatenate((np.zeros(1, np.int64), np.cumsum(_joined(lengths))))
+
+
+def bucketed(name: str, column: pa.ChunkedArray, boundaries: NDArray[np.float64]) -> Indices:
+    """Row numbers of numbers: their bucket + 1, or 0 for null and NaN."""
+    values = _numbers(name, column)
+    rows = np.searchsorted(boundaries, values, side="right").astype(np.int64) + 1
+    rows[np.isnan(values)] = 0
+    return rows
+
+
+def distinct(name: str, column: pa.ChunkedArray, ragged: bool, min_count: int) -> Any:
+    """The ids seen at least ``min_count`` times, ascending: an int64 array or a tuple of strings."""
+    element = _element_type(name, column.type, ragged)
+    _expect_ids(name, column.type, element, "string or integer")
+    flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type) if ragged else column
+    counts = pc.value_counts(flat.cast(element)).flatten()
+    values, seen = counts
+    frequent = values.filter(pc.and_(pc.greater_equal(seen, min_count), pc.is_valid(values)))
+    if _is_string(element):
+        return tuple(sorted(frequent.to_pylist()))
+    return np.sort(frequent.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.int64))
+
+
+def quantiles(name: str, column: pa.ChunkedArray, buckets: int) -> NDArray[np.float64]:
+    """Cuts that split a column's finite numbers into at most ``buckets`` of about equal size."""
+    values = _numbers(name, column)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.zeros(0)
+    cuts = np.unique(np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1]))
+    return cuts[cuts > values.min()]  # a cut at the minimum would leave an empty first bucket
+
+
+def _find_integer(name: str, vocabulary: Indices) -> Callable[[pa.Array], Indices]:
+    def find(chunk: pa.Array) -> Indices:
+        try:
+            chunk = chunk.cast(pa.int64())
+        except pa.ArrowInvalid as error:  # uint64 beyond int64
+            raise ValueError(f"column {name!r} must be integers that fit int64, got {error}") from None
+        values = pc.fill_null(chunk, 0).to_numpy(zero_copy_only=False)
+        if not len(vocabulary):
+            return np.zeros(len(values), np.int64)
+        places = np.minimum(np.searchsorted(vocabulary, values), len(vocabulary) - 1)
+        known = vocabulary[places] == values
+        if chunk.null_count:
+            known &= chunk.is_valid().to_numpy(zero_copy_only=False)
+        return np.where(known, places + 1, 0)
+
+    return find
+
+
+def _find_string(name: str, vocabulary: tuple[str, ...]) -> Callable[[pa.Array], Indices]:
+    def find(chunk: pa.Array) -> Indices:
+        if pa.types.is_dictionary(chunk.type):
+            rows = np.append(find(chunk.dictionary), 0)  # the last entry serves null
+            return rows[pc.fill_null(chunk.indices.cast(pa.int64()), len(rows) - 1).to_numpy(zero_copy_only=False)]
+        places = pc.index_in(chunk, value_set=pa.array(vocabulary, chunk.type))
+        return pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+
+    return find
+
+
+def _numbers(name: str, column: pa.ChunkedArray) -> NDArray[np.float64]:
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise ValueError(f"column {name!r} must be numbers, got {kind}")
+    column = column.cast(pa.int8()) if pa.types.is_boolean(kind) else column
+    values = column.cast(pa.float64(), safe=False)
+    return _joined([pc.fill_null(chunk, np.nan).to_numpy(zero_copy_only=False) for chunk in values.chunks], np.float64)
+
+
+def _element_type(name: str, kind: pa.DataType, ragged: bool) -> pa.DataType:
+    """The type of a column's ids: its own, or its lists' elements'; a dictionary's is its values'."""
+    if ragged:
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            raise ValueError(f"column {name!r} must be lists, got {kind}")
+        kind = kind.value_type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _expect_ids(name: str, kind: pa.DataType, element: pa.DataType, expected: str) -> None:
+    is_integer = pa.types.is_integer(element) or pa.types.is_boolean(element)
+    matches = (_is_string(element) and "string" in expected) or (is_integer and "integer" in expected)
+    if not (matches or pa.types.is_null(element)):
+        lists = "lists of " if not pa.types.is_dictionary(kind) and pa.types.is_nested(kind) else ""
+        raise ValueError(f"column {name!r} must be {lists}{expected} ids, got {kind}")
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _joined(parts: list[NDArray[Any]], dtype: type = np.int64) -> NDArray[Any]:
+    """The chunks' results as one array; no chunks is no rows."""
+    if len(parts) == 1:
+        return parts[0].astype(dtype, copy=False)
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype)

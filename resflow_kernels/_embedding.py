@@ -1,0 +1,66 @@
+"""Encoded columns to embeddings: gather and sum pool, in NumPy.
+
+A column is encoded as int64 row numbers ``[n]`` of its table, or, where a row has a list, as values
+``[total]`` and offsets ``[n + 1]``: row ``r`` owns ``values[offsets[r] : offsets[r + 1]]``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+Ragged = tuple[Indices, Indices]
+Encoded = dict[str, Indices | Ragged]
+
+_POOLED_ROWS = 8192  # rows pooled at a time: bounds the gathered vectors of a long ragged column
+
+
+def row_count(encoded: Encoded) -> int:
+    """``n``, the rows that encoded columns have in common."""
+    lengths = {name: len(v[1]) - 1 if isinstance(v, tuple) else len(v) for name, v in encoded.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"embed: encoded must be columns of one length, got {lengths}")
+    return next(iter(lengths.values()))
+
+
+def rows_of(encoded: Encoded, start: int, stop: int) -> Encoded:
+    """Rows ``start`` to ``stop`` of encoded columns, without a copy of their values."""
+
+    def cut(column: Indices | Ragged) -> Indices | Ragged:
+        if not isinstance(column, tuple):
+            return column[start:stop]
+        values, offsets = column
+        first, last = offsets[start], offsets[stop]
+        return values[first:last], offsets[start : stop + 1] - first
+
+    return {name: cut(column) for name, column in encoded.items()}
+
+
+def gather(
+    name: str, column: Indices | Ragged, table: NDArray[np.float32], out: NDArray[np.float32], ragged: bool
+) -> None:
+    """Fill ``out [n, dim]`` with a column's rows of ``table [V, dim]``, lists summed."""
+    if isinstance(column, tuple) != ragged:
+        expected = "values and offsets" if ragged else "one index a row"
+        raise ValueError(f"embed: {name} must be encoded as {expected}, got {type(column).__name__}")
+    indices = column[0] if isinstance(column, tuple) else column
+    if len(indices):
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= len(table):
+            raise ValueError(f"embed: {name} must be indices of 0 to {len(table) - 1}, got {low} to {high}")
+    if not isinstance(column, tuple):
+        out[:] = table[column]
+        return
+    for start in range(0, len(out), _POOLED_ROWS):
+        stop = min(start + _POOLED_ROWS, len(out))
+        _pool(column[0], column[1][start : stop + 1], table, out[start:stop])
+
+
+def _pool(values: Indices, offsets: Indices, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Sum each row's vectors into ``out``; an empty row is zeros."""
+    out[:] = 0
+    filled = np.flatnonzero(np.diff(offsets))  # reduceat would give an empty row its successor's first vector
+    if len(filled):
+        vectors = table[values[offsets[0] : offsets[-1]]]
+        out[filled] = np.add.reduceat(vectors, offsets[filled] - offsets[0], axis=0)

@@ -1,0 +1,127 @@
+"""What the ops ask of their inputs, for the paths that do not reach C++ (fakes, reference).
+
+Mirrors ``csrc/core/check.h``: same order, same texts (both take them from ``contract/errors.def``;
+a test sends every bad input to both). Uses only sizes, strides and dtypes, so it works on SymInts;
+:func:`offset_values` is the exception and is left out where tensors have no data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .contract import FUSIONS, WEIGHTS_PER, complaint
+from .fusion import weight_count
+from .plan import Plan
+
+
+def _require(holds: bool, op: str, argument: str, expected: str, got: object, *details: object) -> None:
+    if not holds:
+        raise RuntimeError(complaint(op, argument, expected, got, *details))
+
+
+def _sizes(tensor: Tensor) -> str:
+    return "[" + ", ".join(str(size) for size in tensor.shape) + "]"
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype(op: str, argument: str, tensor: Tensor, expected: torch.dtype) -> None:
+    _require(tensor.dtype == expected, op, argument, "dtype", _dtype_name(tensor.dtype), _dtype_name(expected))
+
+
+def matrix(op: str, argument: str, tensor: Tensor, columns: int | None, floating: torch.dtype) -> None:
+    """A float matrix with contiguous rows; any row stride."""
+    if columns is None:
+        _require(tensor.dim() == 2, op, argument, "any_matrix", _sizes(tensor))
+    else:
+        _require(tensor.dim() == 2 and tensor.shape[1] == columns, op, argument, "matrix", _sizes(tensor), columns)
+    dtype(op, argument, tensor, floating)
+    strides = list(tensor.stride())
+    _require(tensor.shape[1] <= 1 or strides[1] == 1, op, argument, "unit_stride", f"strides {strides}")
+
+
+def offsets(op: str, tensor: Tensor, requests: int | None) -> None:
+    if requests is None:
+        _require(tensor.dim() == 1 and tensor.shape[0] >= 1, op, "offsets", "offsets_any", _sizes(tensor))
+    else:
+        holds = tensor.dim() == 1 and tensor.shape[0] == requests + 1
+        _require(holds, op, "offsets", "offsets", _sizes(tensor), requests + 1)
+    dtype(op, "offsets", tensor, torch.int64)
+    _require(
+        tensor.shape[0] <= 1 or tensor.stride(0) == 1, op, "offsets", "contiguous", f"strides {list(tensor.stride())}"
+    )
+
+
+def offset_values(op: str, tensor: Tensor, candidates: int) -> None:
+    """Offsets start at 0, do not decrease, and end at the number of candidates."""
+    values = tensor.tolist()
+    _require(values[0] == 0, op, "offsets[0]", "offsets_start", values[0])
+    for at in range(1, len(values)):
+        _require(
+            values[at] >= values[at - 1], op, f"offsets[{at}]", "offsets_grow", f"{values[at]} after {values[at - 1]}"
+        )
+    last = len(values) - 1
+    _require(values[last] == candidates, op, f"offsets[{last}]", "offsets_end", values[last], candidates)
+
+
+def fusion(
+    op: str,
+    weights: Tensor,
+    code: int,
+    weights_per: int,
+    plan: Plan,
+    candidates: int,
+    requests: int | None,
+    floating: torch.dtype,
+) -> None:
+    """The fusion's number, and its weights: ``[K]``, one row a request, or one a candidate."""
+    _require(0 <= code < len(FUSIONS), op, "fusion", "one_of", code, f"0 to {len(FUSIONS) - 1}")
+    allowed = [name for name in WEIGHTS_PER if name != "request" or requests is not None]
+    known = 0 <= weights_per < len(WEIGHTS_PER) and WEIGHTS_PER[weights_per] in allowed
+    _require(
+        known, op, "weights_per", "one_of", weights_per, ", ".join(f"{WEIGHTS_PER.index(n)} ({n})" for n in allowed)
+    )
+    count = weight_count(code, plan.tasks)
+    per = WEIGHTS_PER[weights_per]
+    if per == "call":
+        holds = weights.dim() == 1 and weights.shape[0] == count
+        _require(holds, op, "fusion_weights", "vector", _sizes(weights), count)
+    else:
+        rows = requests if per == "request" else candidates
+        holds = weights.dim() == 2 and weights.shape[0] == rows and weights.shape[1] == count
+        _require(holds, op, "fusion_weights", "rows", _sizes(weights), rows, count)
+    dtype(op, "fusion_weights", weights, floating)
+    _require(weights.is_contiguous(), op, "fusion_weights", "contiguous", f"strides {list(weights.stride())}")
+
+
+def positive(op: str, argument: str, value: int) -> None:
+    _require(value >= 1, op, argument, "positive", value)
+
+
+def columns_sum(op: str, user: Tensor, item: Tensor, plan: Plan) -> None:
+    """The user's and the item's columns together are the plan's input."""
+    got = f"{user.shape[1]} + {item.shape[1]}"
+    _require(
+        user.shape[1] + item.shape[1] == plan.in_features, op, "user and item", "columns_sum", got, plan.in_features
+    )
+
+
+def weights(op: str, tensors: list[Tensor], plan: Plan) -> None:
+    """The canonical weights of a plan, one by one."""
+    shapes = plan.weight_shapes
+    _require(len(tensors) == len(shapes), op, "weights", "weight_count", len(tensors), len(shapes))
+    for at, (tensor, (name, shape)) in enumerate(zip(tensors, shapes, strict=True)):
+        argument = f"weights[{at}] ({name})"
+        expected = "[" + ", ".join(map(str, shape)) + "]"
+        _require(tuple(tensor.shape) == shape, op, argument, "shape", _sizes(tensor), expected)
+        dtype(op, argument, tensor, torch.float32)
+
+
+def no_grad(op: str, **tensors: Tensor) -> None:
+    """Refuse a call whose gradient would be lost without a word."""
+    if torch.is_grad_enabled():
+        for argument, tensor in tensors.items():
+            _require(not tensor.requires_grad, op, argument, "no_grad", "requires_grad=True")

@@ -1,0 +1,324 @@
+"""The fused ops: ``torch.ops.resflow.*`` with their arguments spelled out, and what PyTorch needs to trace them.
+
+=================  ================================================================================
+``pack_towers``    canonical weights (``Plan.weight_shapes``) into the one tensor the others take
+``dense_scores``   ``x [B, D]`` to logits, probabilities and score
+``dense_topk``     the k best of each request of ``x``
+``request_scores`` one user row and many item rows a request; the user's part is computed once
+``request_topk``   the k best of each request of that form
+=================  ================================================================================
+
+Inference only: a call whose input asks for a gradient raises instead of losing it. The raw
+``torch.ops.resflow`` ops do not check that (an autograd kernel would tax every call), so prefer these
+functions or the modules of :mod:`resflow_kernels.nn` where gradients are about. Under autocast the ops run in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import _library, checks, reference
+from .contract import OP_SCHEMAS
+from .plan import Plan
+from .reference import Scores, TopK
+
+_compiled, _ = _library.load()
+_ops = torch.ops.resflow
+
+
+def library_status() -> tuple[bool, str]:
+    """Whether the compiled ops are loaded, and why (not)."""
+    return _library.status()
+
+
+def available(device: str) -> bool:
+    """Whether compiled ops serve tensors of this device type."""
+    return why_unavailable(device) is None
+
+
+def why_unavailable(device: str) -> str | None:
+    """Why compiled ops do not serve this device type; ``None`` if they do."""
+    loaded, reason = _library.status()
+    if not loaded:
+        return reason
+    if device in ("cpu", "meta"):
+        return None
+    return f"there are no compiled ops for {device} tensors in this build"
+
+
+def pack_towers(weights: Sequence[Tensor], plan: Plan) -> Tensor:
+    """Pack canonical weights for the scoring ops.
+
+    Args:
+        weights: contiguous float32 tensors as ``plan.weight_shapes`` lists them.
+        plan: the network they belong to.
+
+    Returns:
+        ``uint8 [n]``, the same for every instruction set; it fits this plan alone.
+
+    Raises:
+        RuntimeError: a weight of the wrong shape or dtype; the message names it.
+    """
+    return _ops.pack_towers(list(weights), plan.encoded)
+
+
+def dense_scores(
+    x: Tensor, packed: Tensor, plan: Plan, fusion_weights: Tensor, fusion: int = 0, weights_per: int = 0
+) -> Scores:
+    """Form 1: score candidates.
+
+    Args:
+        x: ``[B, D]`` float32, rows contiguous, any row stride.
+        packed: from :func:`pack_towers`.
+        plan: the plan it was packed for.
+        fusion_weights: ``[K]``, or ``[B, K]`` for ``weights_per=2`` (``K + 1`` for expected values), float32.
+        fusion: place in ``contract.FUSIONS`` (``Fusion.code``).
+        weights_per: place in ``contract.WEIGHTS_PER``: 0 one set for the call, 2 one a candidate.
+
+    Returns:
+        :class:`Scores` of logits ``[B, K]``, probs ``[B, K]`` and score ``[B]``.
+
+    Raises:
+        RuntimeError: bad input; the message names the argument, what was expected and what was got.
+    """
+    checks.no_grad("dense_scores", x=x, fusion_weights=fusion_weights)
+    return Scores(*_ops.dense_scores(x, packed, fusion_weights, plan.encoded, fusion, weights_per))
+
+
+def dense_topk(
+    x: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int = 0,
+    weights_per: int = 0,
+    k: int = 100,
+) -> TopK:
+    """The ``k`` best candidates of each request of ``x [B, D]``; ``offsets [R + 1]`` int64 cuts it into requests.
+
+    Returns:
+        :class:`TopK` of scores ``[R, k]`` and positions ``[R, k]``; see :meth:`resflow_kernels.ResFlow.top_k`.
+    """
+    checks.no_grad("dense_topk", x=x, fusion_weights=fusion_weights)
+    return TopK(*_ops.dense_topk(x, offsets, packed, fusion_weights, plan.encoded, fusion, weights_per, k))
+
+
+def request_scores(
+    user: Tensor,
+    item: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int = 0,
+    weights_per: int = 0,
+) -> Scores:
+    """Form 2: ``user [R, Du]``, ``item [N, Di]``, ``offsets [R + 1]``; ``weights_per=1`` is one set a request."""
+    checks.no_grad("request_scores", user=user, item=item, fusion_weights=fusion_weights)
+    return Scores(*_ops.request_scores(user, item, offsets, packed, fusion_weights, plan.encoded, fusion, weights_per))
+
+
+def request_topk(
+    user: Tensor,
+    item: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int = 0,
+    weights_per: int = 0,
+    k: int = 100,
+) -> TopK:
+    """The ``k`` best candidates of each request of form 2."""
+    checks.no_grad("request_topk", user=user, item=item, fusion_weights=fusion_weights)
+    best = _ops.request_topk(user, item, offsets, packed, fusion_weights, plan.encoded, fusion, weights_per, k)
+    return TopK(*best)
+
+
+# The reference behind the same checks, for training and for models the ops do not serve. `logits_of` maps
+# candidates' rows to logits, as a module's own layers do.
+
+LogitsOf = Callable[[Tensor], Tensor]
+
+
+def reference_scores(
+    logits_of: LogitsOf, x: Tensor, plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int
+) -> Scores:
+    """:func:`dense_scores` by the reference; differentiable, any floating dtype."""
+    _check_dense("dense_scores", x, None, fusion_weights, plan, fusion, weights_per, x.dtype)
+    weights = reference.spread_weights(fusion_weights, weights_per, None)
+    return reference.finish(logits_of(x), weights, fusion)
+
+
+def reference_request_scores(
+    logits_of: LogitsOf,
+    user: Tensor,
+    item: Tensor,
+    offsets: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int,
+    weights_per: int,
+    op: str = "request_scores",
+) -> Scores:
+    """:func:`request_scores` by the reference; differentiable, any floating dtype."""
+    _check_request(op, user, item, offsets, fusion_weights, plan, fusion, weights_per, item.dtype)
+    checks.offset_values(op, offsets, item.shape[0])
+    request = reference.request_of_candidates(offsets, item.shape[0])
+    weights = reference.spread_weights(fusion_weights, weights_per, request)
+    return reference.finish(logits_of(torch.cat((user[request], item), dim=1)), weights, fusion)
+
+
+def reference_topk(
+    logits_of: LogitsOf,
+    x: Tensor,
+    offsets: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int,
+    weights_per: int,
+    k: int,
+) -> TopK:
+    """:func:`dense_topk` by the reference."""
+    _check_dense("dense_topk", x, offsets, fusion_weights, plan, fusion, weights_per, x.dtype)
+    checks.offset_values("dense_topk", offsets, x.shape[0])
+    checks.positive("dense_topk", "k", k)
+    request = reference.request_of_candidates(offsets, x.shape[0])
+    weights = reference.spread_weights(fusion_weights, weights_per, request)
+    return reference.topk(reference.finish(logits_of(x), weights, fusion).score, offsets, k)
+
+
+def reference_request_topk(
+    logits_of: LogitsOf,
+    user: Tensor,
+    item: Tensor,
+    offsets: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int,
+    weights_per: int,
+    k: int,
+) -> TopK:
+    """:func:`request_topk` by the reference."""
+    op = "request_topk"
+    scores = reference_request_scores(logits_of, user, item, offsets, plan, fusion_weights, fusion, weights_per, op)
+    checks.positive(op, "k", k)
+    return reference.topk(scores.score, offsets, k)
+
+
+# Shapes for tracing, and the checks that need no data.
+
+
+def _check_dense(
+    op: str,
+    x: Tensor,
+    offsets: Tensor | None,
+    fusion_weights: Tensor,
+    plan: Plan,
+    fusion: int,
+    weights_per: int,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    checks.matrix(op, "x", x, plan.in_features, dtype)
+    if offsets is not None:
+        checks.offsets(op, offsets, None)
+    requests = None if offsets is None else offsets.shape[0] - 1
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan, x.shape[0], requests, dtype)
+
+
+def _check_request(
+    op: str,
+    user: Tensor,
+    item: Tensor,
+    offsets: Tensor,
+    fusion_weights: Tensor,
+    plan: Plan,
+    fusion: int,
+    weights_per: int,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    checks.matrix(op, "user", user, None, dtype)
+    checks.matrix(op, "item", item, None, dtype)
+    checks.columns_sum(op, user, item, plan)
+    checks.offsets(op, offsets, user.shape[0])
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan, item.shape[0], user.shape[0], dtype)
+
+
+def _empty_scores(like: Tensor, candidates: int, tasks: int) -> tuple[Tensor, Tensor, Tensor]:
+    both = (candidates, tasks)
+    return like.new_empty(both), like.new_empty(both), like.new_empty((candidates,))
+
+
+def _empty_topk(like: Tensor, requests: int, k: int) -> tuple[Tensor, Tensor]:
+    return like.new_empty((requests, k)), like.new_empty((requests, k), dtype=torch.int64)
+
+
+def _fake_pack_towers(weights: list[Tensor], plan: list[int]) -> Tensor:
+    decoded = Plan.decode(plan)
+    checks.weights("pack_towers", weights, decoded)
+    return weights[0].new_empty((decoded.packed_bytes,), dtype=torch.uint8)
+
+
+def _fake_dense_scores(
+    x: Tensor, packed: Tensor, fusion_weights: Tensor, plan: list[int], fusion: int, weights_per: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    decoded = Plan.decode(plan)
+    _check_dense("dense_scores", x, None, fusion_weights, decoded, fusion, weights_per)
+    return _empty_scores(x, x.shape[0], decoded.tasks)
+
+
+def _fake_dense_topk(
+    x: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    fusion_weights: Tensor,
+    plan: list[int],
+    fusion: int,
+    weights_per: int,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    _check_dense("dense_topk", x, offsets, fusion_weights, Plan.decode(plan), fusion, weights_per)
+    checks.positive("dense_topk", "k", k)
+    return _empty_topk(x, offsets.shape[0] - 1, k)
+
+
+def _fake_request_scores(
+    user: Tensor,
+    item: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    fusion_weights: Tensor,
+    plan: list[int],
+    fusion: int,
+    weights_per: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    decoded = Plan.decode(plan)
+    _check_request("request_scores", user, item, offsets, fusion_weights, decoded, fusion, weights_per)
+    return _empty_scores(item, item.shape[0], decoded.tasks)
+
+
+def _fake_request_topk(
+    user: Tensor,
+    item: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    fusion_weights: Tensor,
+    plan: list[int],
+    fusion: int,
+    weights_per: int,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    _check_request("request_topk", user, item, offsets, fusion_weights, Plan.decode(plan), fusion, weights_per)
+    checks.positive("request_topk", "k", k)
+    return _empty_topk(item, user.shape[0], k)
+
+
+for _name in OP_SCHEMAS:
+    torch.library.register_fake(f"resflow::{_name}", globals()[f"_fake_{_name}"])
+    if _compiled:
+        # Autocast would hand the op bfloat16 rows; it computes in float32.
+        torch.library.register_autocast(f"resflow::{_name}", "cpu", torch.float32)

@@ -1,0 +1,77 @@
+"""What tests and benchmarks share: the workloads, makers of weights, and the error budget. Needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..plan import Plan, chain
+from ..reference import Scores
+
+# Against the float64 reference, in float32.
+PROBABILITY_TOLERANCE = 2e-6
+LOGIT_TOLERANCE = 1e-5  # times 1 + |logit|
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A ranker everything is measured on; ``user + item`` features are its input."""
+
+    plan: Plan
+    user_features: int
+    about: str
+
+
+def _workload(
+    user: int, item: int, hidden: tuple[int, ...], tasks: int, about: str, feature_residual: bool = True
+) -> Workload:
+    plan = Plan(user + item, hidden, chain(tasks), "prelu", feature_residual, affine=True)
+    return Workload(plan, user, about)
+
+
+WORKLOADS = {
+    "ecomm2": _workload(320, 288, (128, 64), 2, "the authors' Ali-CCP model: 19 features of width 32"),
+    "prerank3": _workload(320, 256, (128, 64), 3, "click, cart, order: a deployed three-target pre-rank"),
+    "video5": _workload(400, 344, (128, 64), 5, "view, like, follow, comment, forward"),
+    "progressive9": _workload(400, 344, (128, 64), 9, "regression as nine tasks", feature_residual=False),
+    "wide3": _workload(512, 512, (512, 256, 128), 3, "a heavy ranker"),
+}
+
+
+def random_weights(plan: Plan, seed: int = 0) -> list[Tensor]:
+    """Canonical float32 weights on the scale of a trained network: activations of order 1 at every layer."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def weight(name: str, shape: tuple[int, ...]) -> Tensor:
+        values = torch.randn(shape, generator=generator)
+        kind = name.rsplit(", ", 1)[1]
+        if kind == "weight":
+            return values * shape[0] ** -0.5
+        if kind == "slope":
+            return 0.25 + 0.1 * values
+        if kind == "scale":
+            return 1 + 0.1 * values
+        return 0.1 * values
+
+    return [weight(name, shape) for name, shape in plan.weight_shapes]
+
+
+def assert_exact(got: Scores, exact: Scores, fusion_weights: Tensor | None = None) -> None:
+    """``got`` within the project's bounds of the float64 ``exact``, NaN where and only where it is NaN."""
+    for name, actual, expected in zip(Scores._fields, got, exact, strict=True):
+        assert actual.shape == expected.shape, f"{name}: {actual.shape} is not {expected.shape}"
+        assert torch.equal(actual.isnan(), expected.isnan()), f"{name}: NaN in other places than the reference"
+    logits = exact.logits.nan_to_num(0.0, 0.0, 0.0)
+    error = (got.logits.double().nan_to_num(0.0, 0.0, 0.0) - logits).abs() / (1 + logits.abs())
+    assert error.numel() == 0 or error.max() <= LOGIT_TOLERANCE, f"logits: error {error.max():.2e}"
+    for name in ("probs", "score"):
+        scale = 1.0
+        if name == "score" and fusion_weights is not None and fusion_weights.numel():
+            scale = max(1.0, float(fusion_weights.abs().max()) * fusion_weights.shape[-1])
+        difference = (getattr(got, name).double() - getattr(exact, name)).nan_to_num(0.0).abs()
+        bound = PROBABILITY_TOLERANCE * scale
+        assert difference.numel() == 0 or difference.max() <= bound, (
+            f"{name}: error {difference.max():.2e} > {bound:.2e}"
+        )

@@ -1,0 +1,36 @@
+"""Builds the native code with CMake; everything else about the package is in pyproject.toml."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+class CMakeExtension(Extension):
+    """The libraries that CMakeLists.txt makes, named by one of them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, sources=[])
+
+
+class CMakeBuild(build_ext):
+    """``cmake`` and ``cmake --build``, into the package's folder (the source's own for an editable install)."""
+
+    def build_extension(self, ext: Extension) -> None:
+        source = Path(__file__).parent.resolve()
+        output = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        # One build folder an interpreter and output, so that an editable install and a wheel do not mix.
+        build = source / "build" / f"{sys.implementation.cache_tag}-{'editable' if self.inplace else 'wheel'}"
+        settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-DRESFLOW_OUTPUT={output}"]
+        subprocess.run(["cmake", "-S", str(source), "-B", str(build), *settings], check=True)
+        targets = ["--target", "_ops", "_runtime"]
+        if self.inplace:
+            targets += ["cpp_tests"]
+        subprocess.run(["cmake", "--build", str(build), "--parallel", *targets], check=True)
+
+
+setup(ext_modules=[CMakeExtension("resflow_kernels._runtime")], cmdclass={"build_ext": CMakeBuild})

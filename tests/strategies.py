@@ -1,0 +1,47 @@
+"""Hypothesis strategies for plans and inputs, and the shared profile."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from resflow_kernels.contract import ACTIVATIONS, FUSIONS
+from resflow_kernels.fusion import weight_count
+from resflow_kernels.plan import Plan
+
+# Widths around the lane (16) and the panel (64), and some that divide by nothing.
+widths = st.one_of(st.integers(1, 20), st.sampled_from([31, 33, 47, 48, 63, 64, 65, 80, 97, 128, 130, 257, 520]))
+batches = st.one_of(st.integers(0, 20), st.sampled_from([47, 48, 49, 95, 97, 128, 300]))
+seeds = st.integers(0, 2**20)
+
+
+@st.composite
+def plans(draw: st.DrawFn, max_tasks: int = 16) -> Plan:
+    """Any forest, any switches, one to four layers with an activation each."""
+    tasks = draw(st.one_of(st.integers(1, 5), st.just(max_tasks)))
+    hidden = tuple(draw(st.lists(widths, min_size=1, max_size=4)))
+    parents = tuple(draw(st.integers(-1, task - 1)) for task in range(tasks))
+    conditional = draw(st.booleans())
+    logit_residual = not conditional and draw(st.booleans())
+    return Plan(
+        in_features=draw(widths),
+        hidden=hidden,
+        parents=parents,
+        activations=tuple(draw(st.sampled_from(ACTIVATIONS)) for _ in hidden),
+        feature_residual=draw(st.booleans()),
+        logit_residual=logit_residual,
+        non_increasing=logit_residual and draw(st.booleans()),
+        affine=draw(st.booleans()),
+        head="conditional" if conditional else "residual",
+    )
+
+
+def fusion_weights(plan: Plan, fusion: int, rows: int | None, generator: torch.Generator) -> Tensor:
+    """Weights of 0 to 2 for the call, or for each of ``rows``."""
+    count = weight_count(fusion, plan.tasks)
+    shape = (count,) if rows is None else (rows, count)
+    return 2 * torch.rand(shape, generator=generator)
+
+
+fusions = st.sampled_from(range(len(FUSIONS)))
