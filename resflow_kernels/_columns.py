@@ -33,7 +33,7 @@ def looked_up(name: str, column: pa.ChunkedArray, vocabulary: Any, ragged: bool)
     """Row numbers of ids: place in the vocabulary + 1, or 0; for lists values and offsets."""
     find = _find_string(name, vocabulary) if isinstance(vocabulary, tuple) else _find_integer(name, vocabulary)
     element = _element_type(name, column.type, ragged)
-    _expect_ids(name, column.type, element, "string" if isinstance(vocabulary, tuple) else "integer")
+    _expect_ids(name, column.type, element, "string" if isinstance(vocabulary, tuple) else "integer", ragged)
     if not ragged:
         return _joined([find(chunk) for chunk in column.chunks])
     lengths = [pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False) for chunk in column.chunks]
@@ -52,7 +52,7 @@ def bucketed(name: str, column: pa.ChunkedArray, boundaries: NDArray[np.float64]
 def distinct(name: str, column: pa.ChunkedArray, ragged: bool, min_count: int) -> Any:
     """The ids seen at least ``min_count`` times, ascending: an int64 array or a tuple of strings."""
     element = _element_type(name, column.type, ragged)
-    _expect_ids(name, column.type, element, "string or integer")
+    _expect_ids(name, column.type, element, "string or integer", ragged)
     flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type) if ragged else column
     counts = pc.value_counts(flat.cast(element)).flatten()
     values, seen = counts
@@ -75,6 +75,8 @@ def quantiles(name: str, column: pa.ChunkedArray, buckets: int) -> NDArray[np.fl
 def _find_integer(name: str, vocabulary: Indices) -> Callable[[pa.Array], Indices]:
     def find(chunk: pa.Array) -> Indices:
         try:
+            if pa.types.is_dictionary(chunk.type):
+                chunk = chunk.dictionary_decode()
             chunk = chunk.cast(pa.int64())
         except pa.ArrowInvalid as error:  # uint64 beyond int64
             raise ValueError(f"column {name!r} must be integers that fit int64, got {error}") from None
@@ -119,12 +121,11 @@ def _element_type(name: str, kind: pa.DataType, ragged: bool) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _expect_ids(name: str, kind: pa.DataType, element: pa.DataType, expected: str) -> None:
+def _expect_ids(name: str, kind: pa.DataType, element: pa.DataType, expected: str, ragged: bool) -> None:
     is_integer = pa.types.is_integer(element) or pa.types.is_boolean(element)
     matches = (_is_string(element) and "string" in expected) or (is_integer and "integer" in expected)
     if not (matches or pa.types.is_null(element)):
-        lists = "lists of " if not pa.types.is_dictionary(kind) and pa.types.is_nested(kind) else ""
-        raise ValueError(f"column {name!r} must be {lists}{expected} ids, got {kind}")
+        raise ValueError(f"column {name!r} must be {'lists of ' if ragged else ''}{expected} ids, got {kind}")
 
 
 def _is_string(kind: pa.DataType) -> bool:

@@ -18,7 +18,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,6 +40,7 @@ FORMAT = "resflow-bundle"
 VERSION = 1
 _MAX_METADATA_BYTES = 90_000_000  # safetensors refuses to read headers beyond 100 MB
 _JSON_KEYS = {"format", "version", "tasks", "plan", "fusion", "features"}
+_PLAN_FIELDS = tuple(entry.name for entry in fields(Plan) if entry.init)
 _PLAN_BOOLS = ("feature_residual", "logit_residual", "non_increasing", "affine")
 
 
@@ -171,14 +172,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
         temporary.unlink(missing_ok=True)
 
 
+def plan_fields(plan: Plan) -> dict[str, Any]:
+    """A plan's fields by name, as the JSON has them."""
+    return {name: getattr(plan, name) for name in _PLAN_FIELDS}
+
+
 def _to_json(bundle: Bundle) -> str:
     features = bundle.features
-    plan, fusion = asdict(bundle.plan), bundle.fusion
+    fusion = bundle.fusion
     content = {
         "format": FORMAT,
         "version": VERSION,
         "tasks": bundle.tasks,
-        "plan": plan,
+        "plan": plan_fields(bundle.plan),
         "fusion": {"kind": fusion.kind, "weights": fusion.weights},
         "features": None if features is None else features.to_json(),
     }
@@ -233,7 +239,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _plan(content: Any) -> Plan:
-    expected = {entry.name for entry in fields(Plan)}
+    expected = set(_PLAN_FIELDS)
     if not isinstance(content, dict) or set(content) != expected:
         raise ValueError(f"plan must be an object of {sorted(expected)}, got {content!r}")
 

@@ -17,7 +17,7 @@ from .plan import Plan
 
 def _require(holds: bool, op: str, argument: str, expected: str, got: object, *details: object) -> None:
     if not holds:
-        raise RuntimeError(complaint(op, argument, expected, got, *details))
+        raise ValueError(complaint(op, argument, expected, got, *details))
 
 
 def _sizes(tensor: Tensor) -> str:

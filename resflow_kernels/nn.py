@@ -319,7 +319,7 @@ class ResFlow(_Scorer):
             :class:`Scores`: logits ``[B, K]``, probs ``[B, K]``, score ``[B]``.
 
         Raises:
-            RuntimeError: an input of the wrong shape, dtype or device; the message names it.
+            ValueError: an input of the wrong shape, dtype or device; the message names it.
         """
         fusion = self._fusion(weights, weights_per)
         if self._use_fused(x):

@@ -60,7 +60,7 @@ def pack_towers(weights: Sequence[Tensor], plan: Plan) -> Tensor:
         ``uint8 [n]``, the same for every instruction set; it fits this plan alone.
 
     Raises:
-        RuntimeError: a weight of the wrong shape or dtype; the message names it.
+        ValueError: a weight of the wrong shape or dtype; the message names it.
     """
     return _ops.pack_towers(list(weights), plan.encoded)
 
@@ -82,7 +82,7 @@ def dense_scores(
         :class:`Scores` of logits ``[B, K]``, probs ``[B, K]`` and score ``[B]``.
 
     Raises:
-        RuntimeError: bad input; the message names the argument, what was expected and what was got.
+        ValueError: bad input; the message names the argument, what was expected and what was got.
     """
     checks.no_grad("dense_scores", x=x, fusion_weights=fusion_weights)
     return Scores(*_ops.dense_scores(x, packed, fusion_weights, plan.encoded, fusion, weights_per))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from .contract import ACTIVATIONS, HEADS, PLAN_FIELDS, PLAN_LIMITS
@@ -49,6 +48,17 @@ class Plan:
     affine: bool = False
     head: str = "residual"
 
+    # Derived. Plain attributes, because torch.compile cannot trace a cached property's lock.
+    encoded: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The plan as the ops take it: the fields of ``contract/plan.def``, then the three lists."""
+    weight_shapes: tuple[tuple[str, tuple[int, ...]], ...] = field(init=False, repr=False, compare=False)
+    """Names and shapes of the canonical weights, in the order ``pack_towers`` takes them.
+
+    A task: for each layer ``weight [H_{l-1}, H_l]``, ``bias [H_l]``, then ``slope [H_l]`` where the
+    activation is PReLU, then ``scale [H_l]`` and ``shift [H_l]`` if :attr:`affine`; last the head's
+    ``weight [H_L]`` and ``bias [1]``. BatchNorms elsewhere are folded in (:mod:`resflow_kernels.fold`).
+    """
+
     def __post_init__(self) -> None:
         activations = self.activations
         if isinstance(activations, str):
@@ -57,6 +67,8 @@ class Plan:
         object.__setattr__(self, "parents", tuple(int(parent) for parent in self.parents))
         object.__setattr__(self, "activations", tuple(activations))
         self._validate()
+        object.__setattr__(self, "encoded", self._encode())
+        object.__setattr__(self, "weight_shapes", self._weight_shapes())
 
     def _validate(self) -> None:
         width_limit = PLAN_LIMITS["max_width"]
@@ -90,9 +102,7 @@ class Plan:
         """``L``."""
         return len(self.hidden)
 
-    @cached_property
-    def encoded(self) -> list[int]:
-        """The plan as the ops take it: the fields of ``contract/plan.def``, then the three lists."""
+    def _encode(self) -> tuple[int, ...]:
         fields = {
             "version": PLAN_LIMITS["version"],
             "in_features": self.in_features,
@@ -105,7 +115,7 @@ class Plan:
             "affine": int(self.affine),
         }
         codes = [ACTIVATIONS.index(name) for name in self.activations]
-        return [fields[name] for name in PLAN_FIELDS] + [*self.hidden, *codes, *self.parents]
+        return (*(fields[name] for name in PLAN_FIELDS), *self.hidden, *codes, *self.parents)
 
     @classmethod
     def decode(cls, encoded: Sequence[int]) -> Plan:
@@ -128,14 +138,7 @@ class Plan:
             **{n: bool(fields[n]) for n in ("feature_residual", "logit_residual", "non_increasing", "affine")},
         )
 
-    @cached_property
-    def weight_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names and shapes of the canonical weights, in the order ``pack_towers`` takes them.
-
-        A task: for each layer ``weight [H_{l-1}, H_l]``, ``bias [H_l]``, then ``slope [H_l]`` where the
-        activation is PReLU, then ``scale [H_l]`` and ``shift [H_l]`` if :attr:`affine`; last the head's
-        ``weight [H_L]`` and ``bias [1]``. BatchNorms elsewhere are folded in (:mod:`resflow_kernels.fold`).
-        """
+    def _weight_shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         shapes: list[tuple[str, tuple[int, ...]]] = []
         for task in range(self.tasks):
             inputs = self.in_features
@@ -148,7 +151,7 @@ class Plan:
                     shapes += [(prefix + "scale", (width,)), (prefix + "shift", (width,))]
                 inputs = width
             shapes += [(f"task {task}, head, weight", (inputs,)), (f"task {task}, head, bias", (1,))]
-        return shapes
+        return tuple(shapes)
 
     @property
     def packed_bytes(self) -> int:

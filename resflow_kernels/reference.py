@@ -34,6 +34,11 @@ class TopK(NamedTuple):
     positions: Tensor  # [R, k] int64, place in the request, -1 where there is none
 
 
+# So that an exported program can say what it returns.
+for _result in (Scores, TopK):
+    torch.utils._pytree._register_namedtuple(_result, serialized_type_name=f"resflow_kernels.{_result.__name__}")
+
+
 def activate(name: str, value: Tensor, slope: Tensor | None = None) -> Tensor:
     """One activation of the contract's list; ``slope [H]`` is PReLU's."""
     match name:

@@ -114,7 +114,7 @@ def test_bad_input_is_named_alike_by_all_paths(name: str) -> None:
     """The compiled op, the reference and the NumPy runtime refuse it in the same words."""
     op, changes = _bad_inputs()[name]
     arguments = _good(op) | changes
-    with pytest.raises(RuntimeError) as fused:
+    with pytest.raises(ValueError) as fused:
         _fused(op, arguments)
     text = str(fused.value)
     assert text.startswith(f"{op}: ") and " must be " in text and ", got " in text
@@ -123,7 +123,7 @@ def test_bad_input_is_named_alike_by_all_paths(name: str) -> None:
 
     floating = next((a.dtype for n, a in changes.items() if n in ("x", "item") and isinstance(a, torch.Tensor)), None)
     if floating in (None, torch.float32):  # the reference takes any floating dtype
-        with pytest.raises(RuntimeError) as by_reference:
+        with pytest.raises(ValueError) as by_reference:
             _reference(op, arguments)
         assert str(by_reference.value) == text
     if "bfloat16" not in name:  # NumPy has none
@@ -139,7 +139,7 @@ def test_messages_word_by_word() -> None:
         ("x", torch.zeros(6, 3).T): "dense_scores: x must be contiguous in its last dimension, got strides [1, 3]",
         ("fusion_weights", torch.zeros(1)): "dense_scores: fusion_weights must be a vector of 2, got [1]",
     }.items():
-        with pytest.raises(RuntimeError) as raised:
+        with pytest.raises(ValueError) as raised:
             _fused("dense_scores", _good("dense_scores") | dict([changes]))
         assert str(raised.value) == text
 
@@ -152,13 +152,13 @@ def test_weights_that_do_not_fit_the_plan_are_named() -> None:
         tuple(short): "weights[1] (task 0, layer 0, bias) must be of shape [5], got [3]",
         tuple([weights[0].double(), *weights[1:]]): "weights[0] (task 0, layer 0, weight) must be float32, got float64",
     }.items():
-        with pytest.raises(RuntimeError) as raised:
+        with pytest.raises(ValueError) as raised:
             ops.pack_towers(bad, PLAN)
         assert str(raised.value) == "pack_towers: " + text.replace("24", str(len(PLAN.weight_shapes))).replace(
             "23", str(len(PLAN.weight_shapes) - 1)
         )
         if "float64" not in text:
-            with pytest.raises(RuntimeError) as by_checks:
+            with pytest.raises(ValueError) as by_checks:
                 checks.weights("pack_towers", list(bad), PLAN)
             assert str(by_checks.value) == str(raised.value)
 
@@ -176,7 +176,7 @@ def test_packed_weights_that_do_not_fit_are_refused(damage: str) -> None:
         packed[3] ^= 1
     else:
         packed = packed.view(torch.float32)
-    with pytest.raises(RuntimeError, match="dense_scores: packed must be "):
+    with pytest.raises(ValueError, match="dense_scores: packed must be "):
         ops.dense_scores(torch.zeros(3, 6), packed, plan, torch.zeros(2))
 
 
@@ -189,9 +189,9 @@ def test_a_damaged_plan_is_refused_by_the_op(at: int, value: int) -> None:
     assert encoded[at] != value
     encoded[at] = value
     packed = ops.pack_towers(random_weights(PLAN), PLAN)
-    with pytest.raises(RuntimeError, match="dense_scores: p(lan|acked) must be "):
+    with pytest.raises(ValueError, match="dense_scores: p(lan|acked) must be "):
         torch.ops.resflow.dense_scores(torch.zeros(3, 6), packed, torch.zeros(2), encoded, 0, 0)
-    with pytest.raises(RuntimeError, match="must be a valid plan"):
+    with pytest.raises(ValueError, match="must be a valid plan"):
         torch.ops.resflow.dense_scores(torch.zeros(3, 6), packed, torch.zeros(2), encoded[:4], 0, 0)
 
 

@@ -6,7 +6,7 @@
 
 namespace resflow {
 
-// Thrown for every input an op does not take. A RuntimeError under torch, a ValueError under NumPy.
+// Thrown for every input an op does not take: a ValueError in Python, under torch and NumPy alike.
 struct InvalidInput : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };

@@ -1,11 +1,16 @@
 // All kernels of one instruction set. A translation unit defines RESFLOW_TARGET (the namespace) and
 // RESFLOW_KERNELS (the table's name), includes its simd_*.h and then this file.
 
-#include "cpu/activations-inl.h"
-#include "cpu/fusion-inl.h"
+// One block each: they stand in the order they need.
 #include "cpu/kernels.h"
+
 #include "cpu/math-inl.h"
+
+#include "cpu/activations-inl.h"
+
 #include "cpu/tower-inl.h"
+
+#include "cpu/fusion-inl.h"
 
 namespace resflow::cpu {
 namespace RESFLOW_TARGET {

@@ -1,5 +1,6 @@
 #define RESFLOW_TARGET avx2
 #define RESFLOW_KERNELS kAvx2Kernels
 
-#include "cpu/kernels-inl.h"
 #include "cpu/simd_avx2.h"
+
+#include "cpu/kernels-inl.h"

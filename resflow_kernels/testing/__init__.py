@@ -41,14 +41,22 @@ WORKLOADS = {
 
 
 def random_weights(plan: Plan, seed: int = 0) -> list[Tensor]:
-    """Canonical float32 weights on the scale of a trained network: activations of order 1 at every layer."""
+    """Canonical float32 weights on the scale of a trained network: logits of order 1 to 10 in every task.
+
+    Feature residuals add up along a chain, so what reads them shrinks with the task's depth. (Without that a
+    chain of 16 has logits of 60, whose last bit alone moves a probability by more than the bound, in any float32.)
+    """
     generator = torch.Generator().manual_seed(seed)
+    depths: list[int] = []
+    for parent in plan.parents:
+        depths.append(1 + (depths[parent] if parent >= 0 and plan.feature_residual else 0))
 
     def weight(name: str, shape: tuple[int, ...]) -> Tensor:
         values = torch.randn(shape, generator=generator)
-        kind = name.rsplit(", ", 1)[1]
+        task, place, kind = name.removeprefix("task ").split(", ")
         if kind == "weight":
-            return values * shape[0] ** -0.5
+            depth = 1 if place == "layer 0" else depths[int(task)]
+            return values * shape[0] ** -0.5 / depth
         if kind == "slope":
             return 0.25 + 0.1 * values
         if kind == "scale":

@@ -1,0 +1,59 @@
+"""``resflow info``: the facts of this machine, with and without the compiled library."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import resflow_kernels
+
+
+def run(*arguments: str, **environment: str) -> str:
+    command = [sys.executable, "-m", "resflow_kernels.cli", "info", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200", **environment}
+    )
+    return done.stdout
+
+
+def test_json_agrees_with_the_library() -> None:
+    library = pytest.importorskip("resflow_kernels._runtime", reason="the compiled library is not built")
+    facts = json.loads(run("--json"))
+    assert facts["version"] == resflow_kernels.__version__
+    assert facts["runtime"]["isa"] == library.isa()
+    assert facts["runtime"]["compiled"] == library.compiled_isas()
+    assert facts["threads"] == len(os.sched_getaffinity(0))
+
+
+def test_isa_override_is_shown() -> None:
+    pytest.importorskip("resflow_kernels._runtime", reason="the compiled library is not built")
+    runtime = json.loads(run("--json", RESFLOW_ISA="portable"))["runtime"]
+    assert runtime["isa"] == "portable" and runtime["RESFLOW_ISA"] == "portable"
+    assert "portable (RESFLOW_ISA=portable)" in run(RESFLOW_ISA="portable")
+
+
+def test_unknown_isa_is_reported_not_raised() -> None:
+    pytest.importorskip("resflow_kernels._runtime", reason="the compiled library is not built")
+    runtime = json.loads(run("--json", RESFLOW_ISA="sse9"))["runtime"]
+    assert runtime["built"] is False and "sse9" in runtime["error"]
+
+
+def test_torch_and_backends() -> None:
+    torch = pytest.importorskip("torch")
+    from resflow_kernels import ops
+
+    facts = json.loads(run("--json"))["torch"]
+    assert facts["version"] == torch.__version__
+    assert facts["ops_loaded"] == ops.library_status()[0]
+    assert facts["backends"]["cpu"] == ("compiled" if ops.available("cpu") else "reference")
+    without = json.loads(run("--json", RESFLOW_NO_LIBRARY="1"))["torch"]
+    assert without["ops_loaded"] is False and without["backends"]["cpu"] == "reference"
+
+
+def test_text() -> None:
+    text = run()
+    assert f"resflow-kernels  {resflow_kernels.__version__}" in text and "usable of" in text

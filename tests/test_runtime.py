@@ -1,0 +1,234 @@
+"""Scorer against the float64 reference, its guarantees, its error texts, and that torch stays out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from resflow_kernels import bundle, runtime
+from resflow_kernels.features import Feature, FeatureSet
+from resflow_kernels.fusion import Additive, ExpectedValue, Fusion, Multiplicative
+from resflow_kernels.plan import Plan
+
+pytest.importorskip("resflow_kernels._runtime", reason="the compiled library is not built")
+Scorer = runtime.Scorer
+
+PLANS = {
+    "chain": Plan(37, (24, 10), (-1, 0, 1)),
+    "tree, affine, silu": Plan(20, (17, 5, 3), (-1, 0, 0, 1), "silu", affine=True, non_increasing=True),
+    "roots, no residuals": Plan(6, (4,), (-1, -1), "gelu", feature_residual=False, logit_residual=False),
+    "esmm": Plan(16, (16,), (-1, 0), "relu", feature_residual=False, logit_residual=False, head="conditional"),
+}
+FUSIONS = (Additive(), Multiplicative(), ExpectedValue())
+
+
+def rows(count: int, width: int, seed: int = 1) -> Any:
+    return np.random.default_rng(seed).standard_normal((count, width), dtype=np.float32)
+
+
+def make(plan: Plan, fusion: Fusion | None = None, threads: int | None = None) -> tuple[Any, list[Any]]:
+    rng = np.random.default_rng(0)
+    weights = [
+        (rng.standard_normal(shape) / np.sqrt(shape[0] if len(shape) > 1 else 4)).astype(np.float32)
+        for _, shape in plan.weight_shapes
+    ]
+    return Scorer(plan, Scorer.pack(plan, weights), fusion, threads=threads), weights
+
+
+def reference_scores(scorer: Any, weights: list[Any], x: Any, fusion_weights: Any = None, per: int = 0) -> Any:
+    """Form 1 in float64."""
+    torch = pytest.importorskip("torch")
+    from resflow_kernels import reference
+
+    given = scorer.fusion.weights_for(scorer.plan.tasks) if fusion_weights is None else fusion_weights
+    doubles = [torch.from_numpy(weight).double() for weight in weights]
+    numbers = torch.as_tensor(np.asarray(given), dtype=torch.float64)
+    return reference.dense_scores(
+        torch.from_numpy(x).double(), doubles, scorer.plan, numbers, scorer.fusion.code, 2 if per else 0
+    )
+
+
+def assert_close(got: Any, expected: Any) -> None:
+    logits, probs, score = (part.numpy() for part in expected)
+    assert (np.abs(got.logits - logits) <= 1e-5 * (1 + np.abs(logits))).all()
+    assert np.abs(got.probs - probs).max(initial=0) <= 2e-6
+    assert (np.abs(got.score - score) <= 1e-5 * (1 + np.abs(score))).all()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS, ids=lambda fusion: fusion.kind)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+@pytest.mark.parametrize("count", [0, 1, 131])
+def test_scores_are_those_of_the_reference(plan: Plan, fusion: Fusion, count: int) -> None:
+    scorer, weights = make(plan, fusion)
+    x = rows(count, plan.in_features)
+    assert_close(scorer.scores(x), reference_scores(scorer, weights, x))
+
+
+def test_request_scores_are_those_of_joined_rows() -> None:
+    scorer, weights = make(PLANS["chain"], Additive((1, 20, 3)))
+    offsets = np.array([0, 5, 5, 40, 41])
+    user, item = rows(4, 12), rows(41, 25)
+    joined = np.concatenate((user[np.repeat(np.arange(4), np.diff(offsets))], item), axis=1)
+    assert_close(scorer.request_scores(user, item, offsets), reference_scores(scorer, weights, joined))
+    per_request = np.random.default_rng(3).random((4, 3)).astype(np.float32)
+    got = scorer.request_scores(user, item, offsets, per_request, "request")
+    spread = per_request[np.repeat(np.arange(4), np.diff(offsets))]
+    assert_close(got, reference_scores(scorer, weights, joined, spread, per=1))
+
+
+def test_weights_of_the_call() -> None:
+    scorer, weights = make(PLANS["chain"])
+    x = rows(30, 37)
+    assert_close(scorer.scores(x, [1, 20, 5]), reference_scores(scorer, weights, x, [1, 20, 5]))
+    prices = np.random.default_rng(3).random((30, 3))
+    assert_close(scorer.scores(x, prices, "candidate"), reference_scores(scorer, weights, x, prices, per=1))
+
+
+def test_top_k_is_the_ranking_of_the_scores() -> None:
+    scorer, _ = make(PLANS["chain"])
+    offsets = np.array([0, 2, 2, 60, 100])
+    user, item = rows(4, 12), rows(100, 25)
+    item[[10, 11, 12]] = item[9]  # ties
+    item[20] = np.nan
+    joined = np.concatenate((user[np.repeat(np.arange(4), np.diff(offsets))], item), axis=1)
+    for k in (1, 5, 70):
+        for best, score in (
+            (scorer.top_k(joined, k, offsets), scorer.scores(joined).score),
+            (scorer.top_k_requests(user, item, offsets, k), scorer.request_scores(user, item, offsets).score),
+        ):
+            for request in range(4):
+                own = score[offsets[request] : offsets[request + 1]]
+                order = np.argsort(-own, kind="stable")[:k]
+                assert best.positions[request].tolist() == order.tolist() + [-1] * (k - len(order))
+                padded = np.append(own[order], np.full(k - len(order), np.nan, np.float32))
+                np.testing.assert_array_equal(best.scores[request], padded)
+    assert scorer.top_k(joined, 3).positions.shape == (1, 3)
+
+
+def test_bits_do_not_depend_on_batch_threads_or_strides() -> None:
+    scorer, weights = make(PLANS["chain"])
+    single = Scorer(scorer.plan, scorer.packed, threads=1)
+    x = rows(500, 37)
+    whole = scorer.scores(x)
+    assert single.scores(x).score.tobytes() == whole.score.tobytes()
+    assert scorer.scores(x[100:107]).logits.tobytes() == whole.logits[100:107].tobytes()
+    assert scorer.scores(x[::3]).logits.tobytes() == whole.logits[::3].tobytes()
+    wide = rows(500, 74)
+    wide[:, ::2] = x
+    assert scorer.scores(wide[:, ::2]).logits.tobytes() == whole.logits.tobytes()
+    assert scorer.scores(np.asfortranarray(x)).logits.tobytes() == whole.logits.tobytes()
+
+
+def test_many_threads_share_one_scorer() -> None:
+    scorer, _ = make(PLANS["chain"])
+    batches = [rows(64, 37, seed) for seed in range(24)]
+    expected = [scorer.scores(x).score.tobytes() for x in batches]
+    with ThreadPoolExecutor(8) as pool:
+        assert [got.score.tobytes() for got in pool.map(scorer.scores, batches)] == expected
+
+
+def test_bundle_with_features(tmp_path: Path) -> None:
+    features = FeatureSet(
+        (Feature("user", 12, "id", vocabulary=np.array([3, 5])),),
+        (Feature("tags", 25, "ids", vocabulary=("a", "b")),),
+        "user",
+        "item",
+    )
+    rng = np.random.default_rng(0)
+    tables = {f.name: rng.standard_normal((f.rows, f.dim), dtype=np.float32) for f in features.all}
+    made, weights = make(PLANS["chain"])
+    bundle.save(tmp_path / "m", made.plan, ("a", "b", "c"), weights, Additive((3, 2, 1)), features, tables)
+    scorer = Scorer.load(tmp_path / "m", threads=1)
+    users = scorer.embed_users(pa.table({"user": [5, 4]}))
+    items = scorer.embed_items(pa.table({"tags": [["a", "b"], [], ["x"]]}))
+    np.testing.assert_array_equal(users, tables["user"][[2, 0]])
+    np.testing.assert_allclose(items[0], tables["tags"][1] + tables["tags"][2], rtol=1e-6)
+    assert not items[1].any() and np.array_equal(items[2], tables["tags"][0])
+    got = scorer.request_scores(users, items, [0, 2, 3])
+    joined = np.concatenate((users[[0, 0, 1]], items), axis=1)
+    assert_close(got, reference_scores(scorer, weights, joined))
+    assert scorer.tasks == ("a", "b", "c") and scorer.threads == 1
+
+
+X = rows(4, 37)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda s: s.scores(X.astype(np.float64)), "dense_scores: x must be float32, got float64"),
+        (lambda s: s.scores(X[:, :5]), r"dense_scores: x must be a matrix with 37 columns, got \[4, 5\]"),
+        (lambda s: s.scores(X[0]), r"dense_scores: x must be a matrix with 37 columns, got \[37\]"),
+        (lambda s: s.scores(X, [1, 2]), r"fusion_weights must be a vector of 3, got \[2\]"),
+        (lambda s: s.scores(X, np.ones((4, 3)), "request"), "weights_per must be one of"),
+        (lambda s: s.scores(X, [1, 2, 3], "item"), "weights_per must be one of call, request, candidate, got 'item'"),
+        (lambda s: s.scores(X, None, "item"), "weights_per must be one of"),
+        (lambda s: s.top_k(X, 0), "dense_topk: k must be at least 1, got 0"),
+        (lambda s: s.top_k(X, 1.5), "k must be an integer, got 1.5"),
+        (lambda s: s.top_k(X, 1, [0, 2]), r"offsets\[1\] must be offsets that end at the number of candidates, 4"),
+        (lambda s: s.top_k(X, 1, [0, 3, 2, 4]), r"offsets\[2\] must be offsets that do not decrease, got 2 after 3"),
+        (lambda s: s.top_k(X, 1, [1, 4]), r"offsets\[0\] must be offsets that start at 0"),
+        (lambda s: s.top_k(X, 1, np.array([0, 4], np.int32)), "offsets must be int64, got int32"),
+        (lambda s: s.request_scores(X[:1], X, [0, 4]), "user and item must be matrices of 37 columns in all"),
+        (lambda s: s.request_scores(X[:1, :7], X[:, 7:], [0, 2, 4]), r"offsets must be a vector of 2 offsets"),
+        (lambda s: s.embed_users(None), "features must be in the bundle"),
+        (lambda s: s.embed_items(None), "features must be in the bundle"),
+        (lambda s: Scorer(PLANS["esmm"], s.packed), "dense_scores: packed must be"),
+        (lambda s: Scorer(s.plan, s.packed[:-64].copy()), "dense_scores: packed must be the .* bytes of weights"),
+        (lambda s: Scorer(s.plan, np.zeros_like(s.packed)), "packed must be packed for this plan by pack_towers"),
+        (lambda s: Scorer(s.plan, s.packed, Additive((1, 2))), "Additive: weights must be 3 numbers"),
+        (lambda s: Scorer(s.plan, s.packed, tasks=("a",)), "Scorer: tasks must be 3 names, got 1"),
+        (lambda s: Scorer(s.plan, s.packed, threads=0), "Scorer: threads must be at least 1"),
+        (lambda s: Scorer.pack(s.plan, [X]), "pack_towers: weights must be the 24 tensors of this plan, got 1"),
+    ],
+)
+def test_bad_input(call: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        call(make(PLANS["chain"])[0])
+
+
+def run(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_scoring_imports_no_torch(tmp_path: Path) -> None:
+    made, weights = make(PLANS["chain"])
+    bundle.save(tmp_path / "m", made.plan, ("a", "b", "c"), weights, Additive())
+    run(
+        "import sys, numpy as np, resflow_kernels\n"
+        "assert not {'torch', 'numpy.testing', 'resflow_kernels._runtime'} & set(sys.modules)\n"
+        f"scorer = resflow_kernels.Scorer.load({str(tmp_path / 'm')!r})\n"
+        "scorer.top_k(np.zeros((3, 37), np.float32), 2)\n"
+        "assert 'torch' not in sys.modules"
+    )
+
+
+def test_without_the_library_import_works_and_use_says_how_to_build(tmp_path: Path) -> None:
+    run(
+        "import sys\n"
+        "sys.modules['resflow_kernels._runtime'] = None\n"
+        "import resflow_kernels\n"
+        "from resflow_kernels import Plan, Scorer\n"
+        "try:\n"
+        "    Scorer(Plan(4), None)\n"
+        "except ImportError as error:\n"
+        "    assert 'make build' in str(error) and 'pip install --no-build-isolation .' in str(error)\n"
+        "else:\n"
+        "    raise SystemExit('no ImportError')"
+    )
+
+
+def test_package_names() -> None:
+    import resflow_kernels as package
+
+    assert package.Plan is Plan and package.runtime is runtime and package.bundle is bundle
+    assert {"ResFlow", "Scorer", "metrics", "fuse"} <= set(dir(package))
+    with pytest.raises(AttributeError, match="has no attribute 'Resflow'"):
+        _ = package.Resflow

@@ -1,0 +1,193 @@
+"""What PyTorch asks of an op: opcheck, compile, export, AOTInductor, autocast, no lost gradients."""
+
+from __future__ import annotations
+
+import copy
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from resflow_kernels import Additive, PackedResFlow, ResFlow, ops, reference
+from resflow_kernels.plan import Plan
+from resflow_kernels.testing import random_weights
+
+PLAN = Plan(12, (20, 8), (-1, 0, 1), affine=True)
+PACKED = ops.pack_towers(random_weights(PLAN), PLAN)
+
+
+def op_arguments(candidates: int = 9) -> dict[str, tuple[object, ...]]:
+    """Good arguments of every op."""
+    x = torch.randn(candidates, 12)
+    user, item, offsets = torch.randn(2, 5), torch.randn(candidates, 7), torch.tensor([0, candidates // 3, candidates])
+    rest = (PACKED, torch.rand(3), PLAN.encoded, 0, 0)
+    return {
+        "pack_towers": (random_weights(PLAN), PLAN.encoded),
+        "dense_scores": (x, *rest),
+        "dense_topk": (x, offsets, *rest, 3),
+        "request_scores": (user, item, offsets, *rest),
+        "request_topk": (user, item, offsets, *rest, 3),
+    }
+
+
+@pytest.mark.parametrize("name", op_arguments())
+def test_opcheck(name: str) -> None:
+    op = getattr(torch.ops.resflow, name).default
+    results = torch.library.opcheck(op, op_arguments()[name])
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", [name for name in op_arguments() if name != "pack_towers"])
+def test_ops_compile_without_a_graph_break(name: str) -> None:
+    op = getattr(torch.ops.resflow, name)
+
+    def scored(*arguments: object) -> tuple[Tensor, ...]:
+        return tuple(part * 2 for part in op(*arguments))
+
+    compiled = torch.compile(scored, fullgraph=True, dynamic=True)
+    for candidates in (9, 30):
+        arguments = op_arguments(candidates)[name]
+        for got, expected in zip(compiled(*arguments), scored(*arguments), strict=True):
+            assert torch.equal(got.nan_to_num(-7), expected.nan_to_num(-7))
+
+
+@pytest.mark.parametrize("name", [name for name in op_arguments() if name != "pack_towers"])
+def test_fakes_refuse_what_the_ops_refuse(name: str) -> None:
+    arguments = list(op_arguments()[name])
+    arguments[0] = torch.zeros(2, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="must be") as real:
+        getattr(torch.ops.resflow, name)(*arguments)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        faked = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments]
+        with pytest.raises(ValueError) as fake:
+            getattr(torch.ops.resflow, name)(*faked)
+    assert str(fake.value) == str(real.value)
+
+
+def model() -> ResFlow:
+    torch.manual_seed(0)
+    return ResFlow(12, (20, 8), ("a", "b", "c"), norm="batch", fusion=Additive((1, 2, 3))).eval()
+
+
+@pytest.mark.parametrize("form", ["module", "packed"])
+def test_modules_compile_without_a_graph_break(form: str) -> None:
+    scorer = model() if form == "module" else model().packed()
+    compiled = torch.compile(scorer, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for rows in (7, 33):
+            x = torch.randn(rows, 12)
+            for got, expected in zip(compiled(x), scorer(x), strict=True):
+                torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_compiled_module_sees_parameters_change() -> None:
+    scorer = model()
+    compiled = torch.compile(scorer, fullgraph=True)
+    x = torch.randn(5, 12)
+    with torch.no_grad():
+        before = compiled(x).logits.clone()
+        scorer.heads[0].bias += 1
+        torch.testing.assert_close(compiled(x).logits, before + 1)
+
+
+def test_export_and_aot_inductor(tmp_path: Path) -> None:
+    """A packed model is exported with any batch, packaged, and runs in a process that never saw the model."""
+    scorer = model().packed()
+    x = torch.randn(6, 12)
+    with torch.no_grad():
+        exported = torch.export.export(scorer, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        other = torch.randn(41, 12)
+        for got, expected in zip(exported.module()(other), scorer(other), strict=True):
+            assert torch.equal(got, expected)
+        package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
+        expected = scorer(other)
+    torch.save((other, tuple(expected)), tmp_path / "expected.pt")
+    script = (
+        "import sys, torch, resflow_kernels.ops\n"
+        "x, expected = torch.load(sys.argv[2], weights_only=True)\n"
+        "scores = torch._inductor.aoti_load_package(sys.argv[1])(x)\n"
+        "assert all(torch.equal(a, b) for a, b in zip(scores, expected, strict=True))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, package, str(tmp_path / "expected.pt")], check=True)
+
+
+def test_autocast_computes_in_float32() -> None:
+    scorer = model()
+    x = torch.randn(11, 12)
+    with torch.no_grad():
+        expected = scorer(x.bfloat16().float())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = ops.dense_scores(x.bfloat16(), scorer._packed_weights(), scorer.plan, scorer.fusion_weights)
+            whole = scorer(x)
+    assert got.logits.dtype == torch.float32
+    assert torch.equal(got.logits, expected.logits)
+    assert torch.equal(whole.logits, scorer.packed()(x).logits)
+
+
+CALLS: dict[str, Callable[[Tensor], object]] = {
+    "dense_scores": lambda x: ops.dense_scores(x, PACKED, PLAN, torch.ones(3)),
+    "dense_topk": lambda x: ops.dense_topk(x, torch.tensor([0, len(x)]), PACKED, PLAN, torch.ones(3), k=2),
+    "request_scores": lambda x: ops.request_scores(
+        x[:1, :5], x[:, 5:], torch.tensor([0, len(x)]), PACKED, PLAN, torch.ones(3)
+    ),
+    "request_topk": lambda x: ops.request_topk(
+        x[:1, :5], x[:, 5:], torch.tensor([0, len(x)]), PACKED, PLAN, torch.ones(3), k=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_gradient_that_would_be_lost_raises(name: str) -> None:
+    x = torch.randn(4, 12, requires_grad=True)
+    with pytest.raises(ValueError, match=f"{name}: .* must be without gradient"):
+        CALLS[name](x)
+    with torch.no_grad():
+        CALLS[name](x)
+    with torch.inference_mode():
+        CALLS[name](x)
+
+
+def test_the_reference_has_true_gradients() -> None:
+    plan = Plan(3, (4, 2), (-1, 0, 0), ("tanh", "silu"), affine=True)
+    weights = [weight.double().requires_grad_() for weight in random_weights(plan)]
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+
+    def scores(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(reference.dense_scores(x, weights, plan, torch.ones(3).double(), 1, 0))
+
+    assert torch.autograd.gradcheck(scores, (x, *weights))
+
+
+def test_copies_and_pickles_of_modules() -> None:
+    scorer = model()
+    x = torch.randn(8, 12)
+    with torch.no_grad():
+        expected = scorer(x).score
+        twin = copy.deepcopy(scorer)
+        twin.heads[0].bias += 1
+        assert torch.equal(scorer(x).score, expected) and not torch.equal(twin(x).score, expected)
+        packed_twin = copy.deepcopy(scorer.packed())
+        assert torch.equal(packed_twin(x).score, expected)
+
+        file = io.BytesIO()
+        torch.save(scorer.state_dict(), file)
+        file.seek(0)
+        other = ResFlow(12, (20, 8), ("a", "b", "c"), norm="batch", fusion=Additive((1, 2, 3))).eval()
+        assert not torch.equal(other(x).score, expected)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        assert torch.equal(other(x).score, expected)
+
+        file = io.BytesIO()
+        torch.save(scorer, file)
+        file.seek(0)
+        assert torch.equal(torch.load(file, weights_only=False)(x).score, expected)
+
+        packed = scorer.packed()
+        fresh = PackedResFlow(packed.plan, packed.tasks, packed.fusion, torch.zeros_like(packed.packed_weights))
+        fresh.load_state_dict(packed.state_dict())
+        assert torch.equal(fresh(x).score, expected)
