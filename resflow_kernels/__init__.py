@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .convert import fuse
+    from .convert.fuse import fuse
     from .fusion import Additive, ExpectedValue, Multiplicative
     from .nn import ESMM, NSE, PackedResFlow, ResFlow
     from .plan import Plan, chain
@@ -48,7 +48,7 @@ _HOMES = {
     "runtime": ("Scorer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = {*_HOMES, "bundle", "cli", "contract", "features", "fold", "metrics", "ops"}
+_SUBMODULES = {*_HOMES, "bundle", "cli", "contract", "features", "fold", "metrics", "ops", "testing"}
 
 
 def __getattr__(name: str) -> Any:

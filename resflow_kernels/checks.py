@@ -40,7 +40,8 @@ def matrix(op: str, argument: str, tensor: Tensor, columns: int | None, floating
         _require(tensor.dim() == 2 and tensor.shape[1] == columns, op, argument, "matrix", _sizes(tensor), columns)
     dtype(op, argument, tensor, floating)
     strides = list(tensor.stride())
-    _require(tensor.shape[1] <= 1 or strides[1] == 1, op, argument, "unit_stride", f"strides {strides}")
+    side_by_side = tensor.shape[0] == 0 or tensor.shape[1] <= 1 or strides[1] == 1
+    _require(side_by_side, op, argument, "unit_stride", f"strides {strides}")
 
 
 def offsets(op: str, tensor: Tensor, requests: int | None) -> None:

@@ -240,7 +240,7 @@ class Scorer:
     def _threads(self) -> int:
         return 0 if self.threads is None else self.threads  # 0: the library takes all usable cores
 
-    def _fusion(self, weights: ArrayLike | None, weights_per: str) -> tuple[Floats, list[int], int, int]:
+    def _fusion(self, weights: ArrayLike | None, weights_per: str) -> tuple[Floats, Sequence[int], int, int]:
         """Fusion weights, plan, fusion and weights_per, as the library takes them one after another."""
         if weights_per not in WEIGHTS_PER:
             raise ValueError(f"weights_per must be one of {', '.join(WEIGHTS_PER)}, got {weights_per!r}")

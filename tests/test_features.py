@@ -202,5 +202,5 @@ def test_bad_tables() -> None:
     features = fitted()
     encoded, tables = features.encode_user(sample(2)), random_tables(features)
     for bad in ({}, {**tables, "tab": tables["tab"][:-1]}, {**tables, "tab": tables["tab"].astype(float)}):
-        with pytest.raises(ValueError, match="table of feature '(user|tab)' must be a float32 array of shape"):
+        with pytest.raises(ValueError, match=r"table of feature '(user|tab)' must be a float32 array of shape"):
             features.embed(encoded, bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from resflow_kernels.metrics import weighted_recall_at_k, weighted_recall_of_ran
 
 def brute_force(scores: list[float], weights: list[float], offsets: list[int], k: int) -> float:
     recalls = []
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets):
         places = sorted(range(start, stop), key=lambda i: (math.isnan(scores[i]), -scores[i], i))
         total = sum(weights[start:stop])
         if total > 0:

@@ -113,7 +113,7 @@ def test_top_k_is_the_ranking_of_the_scores() -> None:
 
 
 def test_bits_do_not_depend_on_batch_threads_or_strides() -> None:
-    scorer, weights = make(PLANS["chain"])
+    scorer, _ = make(PLANS["chain"])
     single = Scorer(scorer.plan, scorer.packed, threads=1)
     x = rows(500, 37)
     whole = scorer.scores(x)

@@ -43,7 +43,7 @@ void check_matrix(const char* op, const char* argument, const TensorView& tensor
     complain(op, argument, expected::matrix, sizes_text(tensor), std::to_string(columns));
   }
   check_dtype(op, argument, tensor, "float32");
-  if (tensor.sizes[1] > 1 && tensor.strides[1] != 1) {
+  if (tensor.sizes[0] > 0 && tensor.sizes[1] > 1 && tensor.strides[1] != 1) {
     complain(op, argument, expected::unit_stride, strides_text(tensor));
   }
 }

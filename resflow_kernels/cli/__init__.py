@@ -1,0 +1,39 @@
+"""The ``resflow`` command: score Parquet files with a model bundle, look into one, look at the installation."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+_NEEDED = ("typer", "rich", "pyarrow")
+
+
+def build_app() -> typer.Typer:
+    """The typer application."""
+    import typer
+
+    from . import info, inspect, score
+
+    app = typer.Typer(
+        help="Fast inference of ResFlow residual multi-task rankers.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.command("score")(score.score)
+    app.command("inspect")(inspect.inspect)
+    app.command("info")(info.info)
+    return app
+
+
+def main() -> None:
+    """Entry point of the console script ``resflow``."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        print(f"resflow: needs {', '.join(missing)}: pip install 'resflow-kernels[cli]'", file=sys.stderr)
+        raise SystemExit(2)
+    build_app()(prog_name="resflow")

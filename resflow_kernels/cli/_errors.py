@@ -1,0 +1,21 @@
+"""Bad input ends a command with one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import typer
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what bad files and arguments raise into ``resflow: <message>`` and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, MemoryError, pa.ArrowException) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"resflow: {text}", file=sys.stderr)
+        raise typer.Exit(2) from None

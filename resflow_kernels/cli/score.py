@@ -1,0 +1,235 @@
+"""``resflow score``: rank the candidates of a Parquet file with a model bundle."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from .. import fusion as fusions
+from ..bundle import Bundle, atomic_path, load
+from ..features import FeatureSet
+from ..fusion import Fusion
+from ..runtime import Floats, Scorer
+from . import _report
+from ._errors import one_line_errors
+from ._feedback import Feedback
+from ._requests import Embedded, Requests, embedded_requests, read_catalogue_requests, read_requests
+from .info import usable_cores
+
+_WRITE_ROWS = 1 << 16  # rows of the output kept before they are written
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One request's best candidates, best first."""
+
+    request: int
+    positions: NDArray[np.int64]  # [k], place in the request
+    scores: Floats  # [k]
+    probs: Floats  # [k, K]
+
+
+@dataclass
+class Timing:
+    """Seconds a request: of the scoring call alone, and with gathering and pooling the embeddings."""
+
+    scoring: list[float] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)
+
+
+def score(
+    model: Annotated[Path, typer.Argument(help="A model bundle with features.", show_default=False)],
+    candidates: Annotated[
+        Path,
+        typer.Argument(
+            help="Parquet: request id, user and item feature columns, one row a candidate; with --catalogue "
+            "request id and user columns, one row a request. The file is read whole.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The Parquet file to write.", show_default=False)],
+    top_k: Annotated[int, typer.Option("--top-k", help="How many candidates to keep a request.")] = 10,
+    threads: Annotated[int | None, typer.Option(help="Threads; by default all usable cores.")] = None,
+    fusion: Annotated[str | None, typer.Option(help=f"Instead of the model's: {', '.join(fusions.FORMS)}.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Fusion weights instead of the model's, as 1,20,20.")] = None,
+    catalogue: Annotated[Path | None, typer.Option(help="Parquet of items: every request ranks them all.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Parquet of request id, item id, weight: print Weighted Recall@K.")
+    ] = None,
+    compare_eager: Annotated[bool, typer.Option("--compare-eager", help="Time PyTorch eager beside it.")] = False,
+    compare_requests: Annotated[int, typer.Option(help="Requests to compare on, at most.")] = 64,
+) -> None:
+    """Rank each request's candidates and write the best to a Parquet file."""
+    with one_line_errors():
+        _at_least_one("--top-k", top_k)
+        _at_least_one("--compare-requests", compare_requests)
+        if compare_eager and not find_spec("torch"):
+            raise ValueError("--compare-eager must find PyTorch installed, got none")
+        bundle = load(model)
+        scorer = Scorer.from_bundle(bundle, threads, _chosen_fusion(bundle, fusion, weights))
+        requests = _read(bundle, model, candidates, catalogue)
+        feedback = Feedback(labels, _features(bundle, model), requests) if labels else None
+        _refuse_overwriting(output, [model, candidates, catalogue, labels])
+        console, timing = Console(), Timing()
+        first = _write_ranking(output, requests, scorer, top_k, timing, feedback)
+        _report.ranking(console, requests, first, scorer)
+        _report.throughput(console, requests, timing)
+        if feedback is not None:
+            _report.recall(console, top_k, feedback)
+        if compare_eager:
+            _compare(console, requests, scorer, bundle, top_k, compare_requests)
+
+
+def _read(bundle: Bundle, model: Path, candidates: Path, catalogue: Path | None) -> Requests:
+    features = _features(bundle, model)
+    if catalogue is None:
+        return read_requests(candidates, features)
+    return read_catalogue_requests(candidates, catalogue, features)
+
+
+def _features(bundle: Bundle, model: Path) -> FeatureSet:
+    if bundle.features is None:
+        raise ValueError(f"{model}: must be a model with features to score a table, got one without")
+    return bundle.features
+
+
+def _chosen_fusion(bundle: Bundle, kind: str | None, weights: str | None) -> Fusion:
+    """The bundle's fusion with what the command line says instead."""
+    if kind is None and weights is None:
+        return bundle.fusion
+    same = kind is None or kind == bundle.fusion.kind
+    given = bundle.fusion.weights if weights is None and same else _numbers(weights)
+    fusion = fusions.by_name(bundle.fusion.kind if kind is None else kind, given)
+    fusion.weights_for(bundle.plan.tasks)  # says how many it needs
+    return fusion
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--weights must be numbers with commas between, got {text!r}") from None
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"--weights must be finite, got {text!r}")
+    return numbers
+
+
+def _write_ranking(
+    output: Path, requests: Requests, scorer: Scorer, k: int, timing: Timing, feedback: Feedback | None
+) -> Ranked | None:
+    """Rank every request into ``output``, complete or not at all; returns the first request's ranking."""
+    schema = _schema(requests, scorer)
+    first: Ranked | None = None
+    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, schema) as writer, _progress(requests) as bar:
+        waiting: list[Ranked] = []
+        rows = 0
+        for ranked in _rank(requests, scorer, k, timing):
+            first = ranked if first is None else first
+            if feedback is not None:
+                feedback.add(ranked.request, ranked.positions)
+            waiting.append(ranked)
+            rows += len(ranked.positions)
+            if rows >= _WRITE_ROWS:
+                writer.write_table(_rows(waiting, requests, scorer, schema))
+                waiting, rows = [], 0
+            bar[0].advance(bar[1])
+        if waiting:
+            writer.write_table(_rows(waiting, requests, scorer, schema))
+    return first
+
+
+def _rank(requests: Requests, scorer: Scorer, k: int, timing: Timing) -> Iterator[Ranked]:
+    for embedded in embedded_requests(requests, scorer):
+        began = time.perf_counter()
+        best = scorer.top_k_requests(*_inputs(embedded), max(1, min(k, len(embedded.item))))
+        seconds = time.perf_counter() - began
+        timing.scoring.append(seconds)
+        timing.total.append(seconds + embedded.seconds)
+        positions = best.positions[0][best.positions[0] >= 0]
+        # Scoring the winners again gives the bits that ranked them: a score does not depend on its batch.
+        winners = Embedded(embedded.request, embedded.user, embedded.item[positions], 0.0)
+        probs = scorer.request_scores(*_inputs(winners)).probs
+        yield Ranked(embedded.request, positions, best.scores[0][: len(positions)], probs)
+
+
+def _inputs(embedded: Embedded) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    return embedded.user, embedded.item, np.array([0, len(embedded.item)], np.int64)
+
+
+def _schema(requests: Requests, scorer: Scorer) -> pa.Schema:
+    features = scorer.features
+    assert features is not None
+    fields = [
+        (features.request_id, requests.ids.type),
+        ("rank", pa.int32()),
+        (features.item_id, requests.items.schema.field(features.item_id).type),
+        ("position", pa.int64()),
+        ("score", pa.float32()),
+        *((f"p_{task}", pa.float32()) for task in scorer.tasks),
+    ]
+    names = [name for name, _ in fields]
+    if len(set(names)) != len(names):
+        raise ValueError(f"the output's columns must have different names, got {', '.join(names)}")
+    return pa.schema(fields)
+
+
+def _rows(ranked: list[Ranked], requests: Requests, scorer: Scorer, schema: pa.Schema) -> pa.Table:
+    """The output's rows of some requests."""
+    assert scorer.features is not None
+    counts = [len(entry.positions) for entry in ranked]
+    owners = np.repeat([entry.request for entry in ranked], counts)
+    places = np.concatenate([entry.positions + requests.span(entry.request)[0] for entry in ranked])
+    probs = np.concatenate([entry.probs for entry in ranked])
+    columns = [
+        requests.ids.take(pa.array(owners.astype(np.int64))),
+        np.concatenate([np.arange(1, count + 1, dtype=np.int32) for count in counts]),
+        requests.items.column(scorer.features.item_id).take(pa.array(places)),
+        np.concatenate([entry.positions for entry in ranked]),
+        np.concatenate([entry.scores for entry in ranked]),
+        *(np.ascontiguousarray(probs[:, task]) for task in range(len(scorer.tasks))),
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _compare(console: Console, requests: Requests, scorer: Scorer, bundle: Bundle, k: int, most: int) -> None:
+    from ._eager import compare
+
+    threads = scorer.threads or usable_cores()
+    result = compare(scorer, bundle, islice(embedded_requests(requests, scorer), most), k, threads)
+    _report.comparison(console, result, threads)
+
+
+@contextmanager
+def _progress(requests: Requests) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar on stderr, shown only on a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
+        yield progress, progress.add_task("scoring", total=len(requests))
+
+
+def _refuse_overwriting(output: Path, inputs: list[Path | None]) -> None:
+    for path in inputs:
+        if path is not None and output.exists() and path.exists() and output.samefile(path):
+            raise ValueError(f"--output must be another file than the inputs, got {output}")
+
+
+def _at_least_one(option: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{option} must be at least 1, got {value}")

@@ -1,0 +1,88 @@
+"""A ranker from canonical weights, the form bundles hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..fusion import Fusion
+from ..nn import ACTIVATION_MODULES, ResFlow, TowerLayer
+from ..plan import Plan
+
+
+def from_canonical(
+    plan: Plan,
+    weights: Sequence[np.ndarray | Tensor],
+    tasks: Sequence[str] | None = None,
+    fusion: Fusion | None = None,
+) -> ResFlow:
+    """An ordinary :class:`ResFlow`, in eval mode, whose ``canonical_weights()`` are ``weights`` to the bit.
+
+    Args:
+        plan: the network.
+        weights: float32 arrays or tensors as ``plan.weight_shapes`` lists them. Scales and shifts become a
+            BatchNorm with mean 0, variance 1 and eps 0.
+        tasks: names, by default ``task0``, ``task1``, ...
+        fusion: by default :class:`Additive`.
+
+    Raises:
+        ValueError: a weight is missing or of the wrong shape or dtype; the message names it.
+
+    Example:
+        >>> from resflow_kernels.testing import random_weights
+        >>> plan = Plan(6, (4,), (-1, 0))
+        >>> from_canonical(plan, random_weights(plan)).tasks
+        ('task0', 'task1')
+    """
+    tensors = iter(_checked(plan, weights))
+    towers, heads = [], []
+    for _ in range(plan.tasks):
+        inputs, tower = plan.in_features, []
+        for width, activation in zip(plan.hidden, plan.activations, strict=True):
+            tower.append(_layer(tensors, inputs, width, activation, plan.affine))
+            inputs = width
+        towers.append(tower)
+        heads.append(_linear(next(tensors)[:, None], next(tensors)))
+    names = tuple(f"task{task}" for task in range(plan.tasks)) if tasks is None else tuple(tasks)
+    if len(names) != plan.tasks:
+        raise ValueError(f"tasks must be {plan.tasks} names, got {len(names)}")
+    return ResFlow.from_layers(plan, names, towers, heads, fusion=fusion).eval()
+
+
+def _checked(plan: Plan, weights: Sequence[np.ndarray | Tensor]) -> list[Tensor]:
+    if len(weights) != len(plan.weight_shapes):
+        raise ValueError(f"weights must be the {len(plan.weight_shapes)} tensors of this plan, got {len(weights)}")
+    tensors = []
+    for at, (weight, (name, shape)) in enumerate(zip(weights, plan.weight_shapes, strict=True)):
+        tensor = weight if isinstance(weight, Tensor) else torch.from_numpy(np.array(weight))
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"weights[{at}] ({name}) must be of shape {list(shape)}, got {list(tensor.shape)}")
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"weights[{at}] ({name}) must be float32, got {str(tensor.dtype).removeprefix('torch.')}")
+        tensors.append(tensor)
+    return tensors
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A Linear from ``weight [in, out]``."""
+    linear = nn.Linear(*weight.shape)
+    linear.weight.data = weight.detach().T.contiguous().clone()
+    linear.bias.data = bias.detach().clone()
+    return linear
+
+
+def _layer(tensors: Iterator[Tensor], inputs: int, width: int, activation: str, affine: bool) -> TowerLayer:
+    linear = _linear(next(tensors), next(tensors))
+    if activation == "prelu":
+        act: nn.Module = nn.PReLU(width)
+        act.weight.data = next(tensors).detach().clone()
+    else:
+        act = ACTIVATION_MODULES[activation]()
+    norm = None
+    if affine:
+        norm = nn.BatchNorm1d(width, eps=0.0)
+        norm.weight.data, norm.bias.data = next(tensors).detach().clone(), next(tensors).detach().clone()
+    return TowerLayer(linear, act, norm)
