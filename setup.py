@@ -20,16 +20,15 @@ class CMakeExtension(Extension):
 class CMakeBuild(build_ext):
     """``cmake`` and ``cmake --build``, into the package's folder (the source's own for an editable install)."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def run(self) -> None:
         source = Path(__file__).parent.resolve()
-        output = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        editable = bool(self.inplace or self.editable_mode)
+        output = (source if editable else Path(self.build_lib).resolve()) / "resflow_kernels"
         # One build folder an interpreter and output, so that an editable install and a wheel do not mix.
-        build = source / "build" / f"{sys.implementation.cache_tag}-{'editable' if self.inplace else 'wheel'}"
+        build = source / "build" / f"{sys.implementation.cache_tag}-{'editable' if editable else 'wheel'}"
         settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-DRESFLOW_OUTPUT={output}"]
         subprocess.run(["cmake", "-S", str(source), "-B", str(build), *settings], check=True)
-        targets = ["--target", "_ops", "_runtime"]
-        if self.inplace:
-            targets += ["cpp_tests"]
+        targets = ["--target", "_ops", "_runtime", *(["cpp_tests"] if editable else [])]
         subprocess.run(["cmake", "--build", str(build), "--parallel", *targets], check=True)
 
 

@@ -150,7 +150,7 @@ def test_weights_that_do_not_fit_the_plan_are_named() -> None:
     for bad, text in {
         tuple(weights[:-1]): "weights must be the 24 tensors of this plan, got 23",
         tuple(short): "weights[1] (task 0, layer 0, bias) must be of shape [5], got [3]",
-        tuple([weights[0].double(), *weights[1:]]): "weights[0] (task 0, layer 0, weight) must be float32, got float64",
+        (weights[0].double(), *weights[1:]): "weights[0] (task 0, layer 0, weight) must be float32, got float64",
     }.items():
         with pytest.raises(ValueError) as raised:
             ops.pack_towers(bad, PLAN)
@@ -189,7 +189,7 @@ def test_a_damaged_plan_is_refused_by_the_op(at: int, value: int) -> None:
     assert encoded[at] != value
     encoded[at] = value
     packed = ops.pack_towers(random_weights(PLAN), PLAN)
-    with pytest.raises(ValueError, match="dense_scores: p(lan|acked) must be "):
+    with pytest.raises(ValueError, match=r"dense_scores: p(lan|acked) must be "):
         torch.ops.resflow.dense_scores(torch.zeros(3, 6), packed, torch.zeros(2), encoded, 0, 0)
     with pytest.raises(ValueError, match="must be a valid plan"):
         torch.ops.resflow.dense_scores(torch.zeros(3, 6), packed, torch.zeros(2), encoded[:4], 0, 0)

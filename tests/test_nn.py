@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resflow_kernels import ESMM, NSE, Additive, ExpectedValue, Multiplicative, ResFlow, nn as resflow_nn
+from resflow_kernels import ESMM, NSE, Additive, ExpectedValue, Multiplicative, ResFlow
+from resflow_kernels import nn as resflow_nn
 from resflow_kernels.testing import assert_exact
 
 SETTINGS: dict[str, dict[str, object]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ D = 12
 
 def mlp(*widths: int, norm: bool = True, dropout: float = 0.0) -> nn.Sequential:
     parts: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in pairwise(widths):
         parts += [nn.Linear(a, b), nn.PReLU(b), *([nn.BatchNorm1d(b, eps=1e-4)] if norm else []), nn.Dropout(dropout)]
     return nn.Sequential(*parts)
 
