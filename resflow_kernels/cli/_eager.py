@@ -32,6 +32,7 @@ class Comparison:
     resflow: list[float] = field(default_factory=list)
     dense: list[float] = field(default_factory=list)
     split: list[float] = field(default_factory=list)
+    candidates: int = 0  # of all requests timed
     difference: float = 0.0  # the greatest between ours and eager's k-th best scores, relative above 1
 
 
@@ -124,6 +125,7 @@ def _take_turns(scorer: Scorer, eager: EagerRanker, embedded: Embedded, k: int, 
     ours = _timed(lambda: scorer.top_k_requests(embedded.user, embedded.item, offsets, k).scores[0], result.resflow)
     dense = _timed(lambda: eager.dense(rows, k)[0], result.dense)
     split = _timed(lambda: eager.split(user, item, k)[0], result.split)
+    result.candidates += len(item)
     for theirs in (dense, split):
         gap = np.abs(ours - theirs.numpy()) / np.maximum(1.0, np.abs(ours))
         result.difference = max(result.difference, float(np.nanmax(gap, initial=0.0)))

@@ -39,16 +39,13 @@ def ranking(console: Console, requests: Requests, ranked: Ranked | None, scorer:
 
 
 def throughput(console: Console, requests: Requests, timing: Timing) -> None:
-    """Candidates a second and latency a request."""
+    """Candidates a second, and how long a request took."""
     if not timing.scoring:
         return
-    table = Table("", title=f"{requests.candidates:,} candidates of {len(requests):,} requests")
-    for name in ("candidates a second", "median a request", "P99 a request"):
-        table.add_column(name, justify="right")
+    table = _latency_table(f"{requests.candidates:,} candidates of {len(requests):,} requests, time a request")
     embedding = "user's embedding and scoring" if requests.is_catalogue else "embedding and scoring"
     for name, seconds in (("scoring", timing.scoring), (embedding, timing.total)):
-        median, tail = np.percentile(seconds, [50, 99])
-        table.add_row(name, f"{requests.candidates / sum(seconds):,.0f}", _milliseconds(median), _milliseconds(tail))
+        table.add_row(name, *_latency(requests.candidates, seconds))
     console.print(table)
 
 
@@ -64,15 +61,13 @@ def comparison(console: Console, result: Comparison, threads: int) -> None:
     if not result.resflow:
         console.print("no candidates to compare on")
         return
-    title = f"{len(result.resflow)} requests in turns, threads: {threads}, scoring and top-k"
-    table = Table("", title=title)
-    table.add_column("median a request", justify="right")
+    counted = f"{len(result.resflow)} requests in turns, {threads} thread{'s' * (threads > 1)}"
+    table = _latency_table(f"{counted}, time a request (scoring and top-k)")
     table.add_column("time / resflow's", justify="right")
     ours = float(np.median(result.resflow))
     rows = (("resflow", result.resflow), ("eager, joined rows", result.dense), ("eager, split by hand", result.split))
     for name, seconds in rows:
-        median = float(np.median(seconds))
-        table.add_row(name, _milliseconds(median), f"{median / ours:.2f}")
+        table.add_row(name, *_latency(result.candidates, seconds), f"{np.median(seconds) / ours:.2f}")
     console.print(table)
     if threads > 1:
         # Measured on two cores with 1000 candidates: resflow 1.3 ms call after call, 2.4 ms in these turns; with one
@@ -81,5 +76,14 @@ def comparison(console: Console, result: Comparison, threads: int) -> None:
     console.print(f"greatest difference of the best scores: {result.difference:.1e}")
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3f} ms"
+def _latency_table(title: str) -> Table:
+    table = Table("", title=title)
+    for name in ("candidates/s", "median", "P99"):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _latency(candidates: int, seconds: list[float]) -> tuple[str, str, str]:
+    """The columns of :func:`_latency_table`."""
+    median, tail = np.percentile(seconds, [50, 99])
+    return f"{candidates / sum(seconds):,.0f}", f"{median * 1e3:.3f} ms", f"{tail * 1e3:.3f} ms"
