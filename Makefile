@@ -60,7 +60,7 @@ format: build
 	$(BIN)/clang-format -i $(CPP)
 
 bench: build
-	$(BIN)/python -m pytest bench -q --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m pytest bench -q -s --benchmark-columns=median,iqr,rounds
 
 clean:
 	rm -rf build $(OUT) resflow_kernels/*.so $(VENV)/built

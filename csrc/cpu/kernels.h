@@ -19,6 +19,9 @@ struct Tile {
   int64_t rows;
   int64_t first_input;  // 0, or the user's width: those inputs are already in `start`
 
+  const float* next_x;  // rows to fetch from memory meanwhile: `next_rows` of the same width and stride
+  int64_t next_rows;
+
   // Where each candidate's first-layer sums start: [tasks * first_padded()], the task's biases in the dense
   // form, the user's projection in the request form.
   const float* const* start;

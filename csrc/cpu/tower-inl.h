@@ -144,8 +144,44 @@ inline void multiply(const Product& p, Done done) {
   }
 }
 
+// Asks for the next tile's rows, a few cache lines after each block of this one: read when they are needed, their
+// latency is 5 % of a tile's time (prerank3 with x in memory).
+class Fetcher {
+ public:
+  explicit Fetcher(const Tile& tile)
+      : row_(tile.next_x),
+        stride_(tile.x_stride),
+        width_(tile.plan->in_features - tile.first_input),
+        rows_left_(tile.next_rows) {
+    const Plan& plan = *tile.plan;
+    int64_t blocks = 0;
+    for (int32_t l = 0; l < plan.layers; ++l) blocks += (plan.layer[l].padded + kPanelWidth - 1) / kPanelWidth;
+    blocks *= plan.tasks * ((tile.rows + kBlockRows - 1) / kBlockRows);
+    lines_a_block_ = (rows_left_ * ((width_ + kLane - 1) / kLane) + blocks - 1) / blocks;
+  }
+
+  void fetch_some() {
+    for (int64_t line = 0; line < lines_a_block_ && rows_left_ > 0; ++line) {
+      __builtin_prefetch(row_ + at_, 0, 2);
+      at_ += kLane;
+      if (at_ < width_) continue;
+      at_ = 0;
+      row_ += stride_;
+      --rows_left_;
+    }
+  }
+
+ private:
+  const float* row_;
+  int64_t stride_;
+  int64_t width_;
+  int64_t rows_left_;
+  int64_t lines_a_block_;
+  int64_t at_ = 0;
+};
+
 // One task's layers. `hidden` is the task's slot; a parent in the same slot is overwritten as it is read.
-inline void run_tower(const Tile& tile, int32_t task, const float* parent_hidden, float* hidden) {
+inline void run_tower(const Tile& tile, int32_t task, const float* parent_hidden, float* hidden, Fetcher& fetcher) {
   const Plan& plan = *tile.plan;
   const float* const weights = tile.weights + task * plan.task_floats;
   const float* x = tile.x;
@@ -160,6 +196,7 @@ inline void run_tower(const Tile& tile, int32_t task, const float* parent_hidden
         &layer,    weights + layer.panels,      first_input,   layer.inputs - first_input,     x, x_stride,
         tile.rows, first ? tile.start : biases, first ? 1 : 0, first ? task * layer.padded : 0};
     multiply(product, [&](const float* sums, int64_t row, int64_t rows, int64_t column, int64_t width) {
+      fetcher.fetch_some();
       const Epilogue epilogue{layer.activation == Activation::prelu ? weights + layer.slope : nullptr,
                               plan.affine ? weights + layer.scale : nullptr,
                               plan.affine ? weights + layer.shift : nullptr,
@@ -196,13 +233,14 @@ inline void run_head(const Plan& plan, const float* weights, const float* hidden
 // Own logits r_k of all tasks.
 inline void run_towers(const Tile& tile) {
   const Plan& plan = *tile.plan;
+  Fetcher fetcher(tile);
   const int64_t slot_floats = tile.rows * plan.hidden_floats;
   const int64_t last_offset = slot_floats - tile.rows * plan.layer[plan.layers - 1].padded;
   for (int32_t k = 0; k < plan.tasks; ++k) {
     float* const hidden = tile.hidden + plan.slot[k] * slot_floats;
     const bool residual = plan.feature_residual && plan.parents[k] >= 0;
     const float* const parent = residual ? tile.hidden + plan.slot[plan.parents[k]] * slot_floats : nullptr;
-    run_tower(tile, k, parent, hidden);
+    run_tower(tile, k, parent, hidden, fetcher);
     run_head(plan, tile.weights + k * plan.task_floats, hidden + last_offset, tile.rows, tile.logits + k * tile.stride);
   }
 }
