@@ -1,0 +1,28 @@
+"""The README's examples run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from resflow_kernels import ResFlow
+from resflow_kernels.bundle import save_model
+
+README = Path(__file__).parents[1] / "README.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+BUNDLE = "out/kuairand.safetensors"
+
+
+def test_there_is_an_example_of_module_ops_and_runtime() -> None:
+    for name in ("ResFlow(", "torch.ops.resflow.", "Scorer.load("):
+        assert any(name in example for example in EXAMPLES)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    save_model(BUNDLE, ResFlow(12).eval())
+    exec(compile(example, str(README), "exec"), {})
