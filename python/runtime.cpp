@@ -138,9 +138,71 @@ py::tuple request_topk(const py::array& user, const py::array& item, const py::a
   return best_of(settings.request, candidates, k);
 }
 
-double measure_fma_gflops(int64_t threads, double seconds) {
+py::tuple catalog_rows(const py::array& item, const py::array& packed, const Encoded& encoded, int64_t element,
+                       int64_t threads) {
+  constexpr const char* kOp = "catalog_rows";
+  const Plan plan = decode_plan(kOp, encoded.data(), static_cast<int64_t>(encoded.size()));
+  const View item_view(kOp, "item", item), packed_view(kOp, "packed", packed);
+  const TensorView items = item_view, packed_bytes = packed_view;
+  check_side(kOp, "item", plan, items);
+  check_element(kOp, element);
+  check_packed(kOp, plan, packed_bytes);
+  const auto precision = static_cast<Precision>(element);
+  const py::ssize_t count = items.sizes[0], width = plan.tasks * plan.first_padded();
+  // NumPy has no bfloat16: its bits come as uint16.
+  constexpr const char* kTypes[] = {"float32", "uint16", "int8"};
+  py::array rows(py::dtype(kTypes[element]), {count, width});
+  py::array_t<float> row_scales(precision == Precision::int8 ? count : 0);
+  void* const to_rows = rows.mutable_data();
+  float* const to_scales = row_scales.mutable_data();
+  {
+    py::gil_scoped_release unlocked;
+    cpu::project_items({plan, packed_bytes.data}, cpu::Request::rows_of(items), count, items.sizes[1],
+                       thread_count(threads), precision, to_rows, to_scales);
+  }
+  return py::make_tuple(rows, row_scales);
+}
+
+struct CatalogArguments {
+  View user, ids, offsets, table, scales;
+
+  CatalogArguments(const char* op, const py::array& user_array, const py::array& ids_array,
+                   const py::array& offsets_array, const py::array& table_array, const py::array& scales_array)
+      : user(op, "user", user_array),
+        ids(op, "ids", ids_array),
+        offsets(op, "offsets", offsets_array),
+        table(op, "table", table_array),
+        scales(op, "scales", scales_array) {}
+
+  cpu::Candidates candidates(const cpu::Request& request) const {
+    TensorView rows = table;
+    if (std::string(rows.dtype) == "uint16") rows.dtype = "bfloat16";  // see catalog_rows
+    return request.catalog(user, ids, offsets, rows, scales);
+  }
+};
+
+py::tuple catalog_scores(const py::array& user, const py::array& ids, const py::array& offsets, const py::array& table,
+                         const py::array& scales, const py::array& packed, const py::array& fusion_weights,
+                         const Encoded& plan, int64_t fusion, int64_t weights_per, int64_t threads) {
+  const Settings settings("catalog_scores", packed, fusion_weights, plan, fusion, weights_per, threads);
+  const CatalogArguments arguments(settings.request.op, user, ids, offsets, table, scales);
+  return scores_of(settings.request, arguments.candidates(settings.request));
+}
+
+py::tuple catalog_topk(const py::array& user, const py::array& ids, const py::array& offsets, const py::array& table,
+                       const py::array& scales, const py::array& packed, const py::array& fusion_weights,
+                       const Encoded& plan, int64_t fusion, int64_t weights_per, int64_t k, int64_t threads) {
+  const Settings settings("catalog_topk", packed, fusion_weights, plan, fusion, weights_per, threads);
+  const CatalogArguments arguments(settings.request.op, user, ids, offsets, table, scales);
+  const cpu::Candidates candidates = arguments.candidates(settings.request);
+  check_positive(settings.request.op, "k", k);
+  return best_of(settings.request, candidates, k);
+}
+
+double measure_peak(int64_t precision, int64_t threads, double seconds) {
+  check_element("measure_peak", precision);
   py::gil_scoped_release unlocked;
-  return cpu::measure_fma_gflops(thread_count(threads), seconds);
+  return cpu::measure_peak(static_cast<Precision>(precision), thread_count(threads), seconds);
 }
 
 }  // namespace
@@ -163,6 +225,15 @@ PYBIND11_MODULE(_runtime, m) {
   m.def("isa", [] { return std::string(cpu::kernels().name); }, "The instruction set in use.");
   m.def("compiled_isas", &cpu::compiled_isas, "Instruction sets compiled in, best first.");
   m.def("supported_isas", &cpu::supported_isas, "Those of them this machine can run.");
-  m.def("measure_fma_gflops", &measure_fma_gflops, py::arg("threads"), py::arg("seconds"),
-        "GFLOP/s of register-only fused multiply-adds: the peak benchmarks are held against.");
+  m.def("catalog_rows", &catalog_rows, py::arg("item"), py::arg("packed"), py::arg("plan"), py::arg("element"),
+        py::arg("threads") = 0);
+  m.def("catalog_scores", &catalog_scores, py::arg("user"), py::arg("ids"), py::arg("offsets"), py::arg("table"),
+        py::arg("scales"), py::arg("packed"), py::arg("fusion_weights"), py::arg("plan"), py::arg("fusion"),
+        py::arg("weights_per"), py::arg("threads") = 0);
+  m.def("catalog_topk", &catalog_topk, py::arg("user"), py::arg("ids"), py::arg("offsets"), py::arg("table"),
+        py::arg("scales"), py::arg("packed"), py::arg("fusion_weights"), py::arg("plan"), py::arg("fusion"),
+        py::arg("weights_per"), py::arg("k"), py::arg("threads") = 0);
+  m.def("measure_peak", &measure_peak, py::arg("precision"), py::arg("threads"), py::arg("seconds"),
+        "10^9 operations a second of register-only products in a precision (its place in contract.PRECISIONS): the "
+        "peak benchmarks are held against.");
 }

@@ -10,9 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .contract import FUSIONS, WEIGHTS_PER, complaint
+from .contract import FUSIONS, PRECISIONS, WEIGHTS_PER, complaint
 from .fusion import weight_count
 from .plan import Plan
+
+
+ROW_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def _require(holds: bool, op: str, argument: str, expected: str, got: object, *details: object) -> None:
@@ -28,17 +31,19 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def dtype(op: str, argument: str, tensor: Tensor, expected: torch.dtype) -> None:
-    _require(tensor.dtype == expected, op, argument, "dtype", _dtype_name(tensor.dtype), _dtype_name(expected))
+def dtype(op: str, argument: str, tensor: Tensor, *expected: torch.dtype) -> None:
+    names = [_dtype_name(one) for one in expected]
+    listed = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    _require(tensor.dtype in expected, op, argument, "dtype", _dtype_name(tensor.dtype), listed)
 
 
-def matrix(op: str, argument: str, tensor: Tensor, columns: int | None, floating: torch.dtype) -> None:
-    """A float matrix with contiguous rows; any row stride."""
+def matrix(op: str, argument: str, tensor: Tensor, columns: int | None, *floating: torch.dtype) -> None:
+    """A float matrix with contiguous rows; any row stride. No ``floating`` named: what the ops take."""
     if columns is None:
         _require(tensor.dim() == 2, op, argument, "any_matrix", _sizes(tensor))
     else:
         _require(tensor.dim() == 2 and tensor.shape[1] == columns, op, argument, "matrix", _sizes(tensor), columns)
-    dtype(op, argument, tensor, floating)
+    dtype(op, argument, tensor, *(floating or ROW_DTYPES))
     strides = list(tensor.stride())
     side_by_side = tensor.shape[0] == 0 or tensor.shape[1] <= 1 or strides[1] == 1
     _require(side_by_side, op, argument, "unit_stride", f"strides {strides}")
@@ -51,9 +56,7 @@ def offsets(op: str, tensor: Tensor, requests: int | None) -> None:
         holds = tensor.dim() == 1 and tensor.shape[0] == requests + 1
         _require(holds, op, "offsets", "offsets", _sizes(tensor), requests + 1)
     dtype(op, "offsets", tensor, torch.int64)
-    _require(
-        tensor.shape[0] <= 1 or tensor.stride(0) == 1, op, "offsets", "contiguous", f"strides {list(tensor.stride())}"
-    )
+    vector(op, "offsets", tensor)
 
 
 def offset_values(op: str, tensor: Tensor, candidates: int) -> None:
@@ -96,6 +99,48 @@ def fusion(
         _require(holds, op, "fusion_weights", "rows", _sizes(weights), rows, count)
     dtype(op, "fusion_weights", weights, floating)
     _require(weights.is_contiguous(), op, "fusion_weights", "contiguous", f"strides {list(weights.stride())}")
+
+
+def side(op: str, argument: str, tensor: Tensor, plan: Plan) -> None:
+    """The user's or the item's part of the plan's input: at most as wide."""
+    matrix(op, argument, tensor, None)
+    fits = tensor.shape[1] <= plan.in_features
+    _require(fits, op, argument, "at_most_columns", _sizes(tensor), plan.in_features)
+
+
+def element(op: str, code: int) -> None:
+    _require(0 <= code < len(PRECISIONS), op, "element", "one_of", code, f"0 to {len(PRECISIONS) - 1}")
+
+
+def table(op: str, rows: Tensor, scales: Tensor, plan: Plan) -> None:
+    """A catalogue's table ``[M, K * H_1]`` and its scales."""
+    width = plan.table_width
+    _require(rows.dim() == 2 and rows.shape[1] == width, op, "table", "matrix", _sizes(rows), width)
+    dtype(op, "table", rows, torch.float32, torch.bfloat16, torch.int8)
+    strides = list(rows.stride())
+    _require(rows.shape[0] == 0 or strides[1] == 1, op, "table", "unit_stride", f"strides {strides}")
+    count = rows.shape[0] if rows.dtype == torch.int8 else 0
+    _require(scales.dim() == 1 and scales.shape[0] == count, op, "scales", "table_scales", _sizes(scales), count)
+    dtype(op, "scales", scales, torch.float32)
+    vector(op, "scales", scales)
+
+
+def vector(op: str, argument: str, tensor: Tensor) -> None:
+    together = tensor.shape[0] <= 1 or tensor.stride(0) == 1
+    _require(together, op, argument, "contiguous", f"strides {list(tensor.stride())}")
+
+
+def ids(op: str, tensor: Tensor) -> None:
+    """A vector of ids, their values aside (:func:`id_values`)."""
+    _require(tensor.dim() == 1, op, "ids", "vector", _sizes(tensor), "ids")
+    dtype(op, "ids", tensor, torch.int64)
+    vector(op, "ids", tensor)
+
+
+def id_values(op: str, tensor: Tensor, items: int) -> None:
+    bad = ((tensor < 0) | (tensor >= items)).nonzero().flatten().tolist()
+    if bad:
+        _require(False, op, f"ids[{bad[0]}]", "ids", int(tensor[bad[0]]), items - 1)
 
 
 def positive(op: str, argument: str, value: int) -> None:

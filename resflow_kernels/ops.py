@@ -6,11 +6,15 @@
 ``dense_topk``     the k best of each request of ``x``
 ``request_scores`` one user row and many item rows a request; the user's part is computed once
 ``request_topk``   the k best of each request of that form
+``catalog_rows``   items' side of the first layers, for the table of the next two
+``catalog_scores`` one user row and many ids of table rows a request
+``catalog_topk``   the k best of each request of that form
 =================  ================================================================================
 
 Inference only: a call whose input asks for a gradient raises instead of losing it. The raw
 ``torch.ops.resflow`` ops do not check that (an autograd kernel would tax every call), so prefer these
-functions or the modules of :mod:`resflow_kernels.nn` where gradients are about. Under autocast the ops run in float32.
+functions or the modules of :mod:`resflow_kernels.nn` where gradients are about. Under autocast the ops take rows
+in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import _library, checks, reference
-from .contract import OP_SCHEMAS
+from .contract import OP_SCHEMAS, PRECISIONS
 from .plan import Plan
 from .reference import Scores, TopK
 
@@ -71,7 +75,7 @@ def dense_scores(
     """Form 1: score candidates.
 
     Args:
-        x: ``[B, D]`` float32, rows contiguous, any row stride.
+        x: ``[B, D]`` float32 or bfloat16, rows contiguous, any row stride.
         packed: from :func:`pack_towers`.
         plan: the plan it was packed for.
         fusion_weights: ``[K]``, or ``[B, K]`` for ``weights_per=2`` (``K + 1`` for expected values), float32.
@@ -137,6 +141,83 @@ def request_topk(
     checks.no_grad("request_topk", user=user, item=item, fusion_weights=fusion_weights)
     best = _ops.request_topk(user, item, offsets, packed, fusion_weights, plan.encoded, fusion, weights_per, k)
     return TopK(*best)
+
+
+def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: str = "bfloat16") -> tuple[Tensor, Tensor]:
+    """The items' side of the first layer of all tasks, computed once for the catalogue form.
+
+    Args:
+        item: ``[M, Di]`` float32 or bfloat16, the last ``Di`` columns of the input row.
+        packed: from :func:`pack_towers`.
+        plan: the plan it was packed for.
+        element: what the rows are rounded to: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (a scale a row).
+
+    Returns:
+        table ``[M, plan.table_width]`` of that dtype, and scales: float32 ``[M]`` for int8, else ``[0]``.
+
+    Raises:
+        ValueError: bad input; the message names the argument, what was expected and what was got.
+    """
+    checks.no_grad("catalog_rows", item=item)
+    if element not in PRECISIONS:
+        raise ValueError(f"catalog_rows: element must be one of {', '.join(PRECISIONS)}, got {element!r}")
+    return _ops.catalog_rows(item, packed, plan.encoded, PRECISIONS.index(element))
+
+
+def catalog_scores(
+    user: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    scales: Tensor,
+    packed: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int = 0,
+    weights_per: int = 0,
+) -> Scores:
+    """Form 3: score items of a catalogue by id.
+
+    Args:
+        user: ``[R, Du]`` float32 or bfloat16, the first ``Du`` columns of the input row.
+        ids: ``[N]`` int64, rows of ``table``, the candidates of all requests one after another.
+        offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
+        table: ``[M, plan.table_width]`` from :func:`catalog_rows`, made with the same weights.
+        scales: from :func:`catalog_rows` as well.
+        packed: from :func:`pack_towers`.
+        plan: the plan it was packed for.
+        fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32 as ``weights_per`` says.
+        fusion: place in ``contract.FUSIONS``.
+        weights_per: place in ``contract.WEIGHTS_PER``.
+
+    Returns:
+        :class:`Scores` of the ``N`` candidates.
+
+    Raises:
+        ValueError: bad input, an id out of range among it; the message names it.
+    """
+    checks.no_grad("catalog_scores", user=user, fusion_weights=fusion_weights)
+    catalogue = (user, ids, offsets, table, scales)
+    return Scores(*_ops.catalog_scores(*catalogue, packed, fusion_weights, plan.encoded, fusion, weights_per))
+
+
+def catalog_topk(
+    user: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    scales: Tensor,
+    packed: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int = 0,
+    weights_per: int = 0,
+    k: int = 100,
+) -> TopK:
+    """The ``k`` best candidates of each request of form 3; positions are places in the request, not ids."""
+    checks.no_grad("catalog_topk", user=user, fusion_weights=fusion_weights)
+    catalogue = (user, ids, offsets, table, scales)
+    return TopK(*_ops.catalog_topk(*catalogue, packed, fusion_weights, plan.encoded, fusion, weights_per, k))
 
 
 # The reference behind the same checks, for training and for models the ops do not serve. `logits_of` maps
@@ -221,13 +302,13 @@ def _check_dense(
     plan: Plan,
     fusion: int,
     weights_per: int,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    checks.matrix(op, "x", x, plan.in_features, dtype)
+    checks.matrix(op, "x", x, plan.in_features, *_only(dtype))
     if offsets is not None:
         checks.offsets(op, offsets, None)
     requests = None if offsets is None else offsets.shape[0] - 1
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan, x.shape[0], requests, dtype)
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan, x.shape[0], requests, dtype or torch.float32)
 
 
 def _check_request(
@@ -239,22 +320,48 @@ def _check_request(
     plan: Plan,
     fusion: int,
     weights_per: int,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    checks.matrix(op, "user", user, None, dtype)
-    checks.matrix(op, "item", item, None, dtype)
+    checks.matrix(op, "user", user, None, *_only(dtype))
+    checks.matrix(op, "item", item, None, *_only(dtype))
     checks.columns_sum(op, user, item, plan)
     checks.offsets(op, offsets, user.shape[0])
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan, item.shape[0], user.shape[0], dtype)
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan, item.shape[0], user.shape[0], dtype or torch.float32)
+
+
+def _check_catalog(
+    op: str,
+    user: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    scales: Tensor,
+    fusion_weights: Tensor,
+    plan: Plan,
+    fusion: int,
+    weights_per: int,
+) -> None:
+    checks.side(op, "user", user, plan)
+    checks.table(op, table, scales, plan)
+    checks.ids(op, ids)
+    checks.offsets(op, offsets, user.shape[0])
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan, ids.shape[0], user.shape[0], torch.float32)
+
+
+def _only(dtype: torch.dtype | None) -> tuple[torch.dtype, ...]:
+    return () if dtype is None else (dtype,)
 
 
 def _empty_scores(like: Tensor, candidates: int, tasks: int) -> tuple[Tensor, Tensor, Tensor]:
     both = (candidates, tasks)
-    return like.new_empty(both), like.new_empty(both), like.new_empty((candidates,))
+    shapes = (both, both, (candidates,))
+    logits, probs, score = (like.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return logits, probs, score
 
 
 def _empty_topk(like: Tensor, requests: int, k: int) -> tuple[Tensor, Tensor]:
-    return like.new_empty((requests, k)), like.new_empty((requests, k), dtype=torch.int64)
+    shape = (requests, k)
+    return like.new_empty(shape, dtype=torch.float32), like.new_empty(shape, dtype=torch.int64)
 
 
 def _fake_pack_towers(weights: list[Tensor], plan: list[int]) -> Tensor:
@@ -315,6 +422,51 @@ def _fake_request_topk(
     _check_request("request_topk", user, item, offsets, fusion_weights, Plan.decode(plan), fusion, weights_per)
     checks.positive("request_topk", "k", k)
     return _empty_topk(item, user.shape[0], k)
+
+
+def _fake_catalog_rows(item: Tensor, packed: Tensor, plan: list[int], element: int) -> tuple[Tensor, Tensor]:
+    decoded = Plan.decode(plan)
+    checks.side("catalog_rows", "item", item, decoded)
+    checks.element("catalog_rows", element)
+    dtype = (torch.float32, torch.bfloat16, torch.int8)[element]
+    table = item.new_empty((item.shape[0], decoded.table_width), dtype=dtype)
+    return table, item.new_empty((item.shape[0] if dtype == torch.int8 else 0,), dtype=torch.float32)
+
+
+def _fake_catalog_scores(
+    user: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    scales: Tensor,
+    packed: Tensor,
+    fusion_weights: Tensor,
+    plan: list[int],
+    fusion: int,
+    weights_per: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    decoded, inputs = Plan.decode(plan), (user, ids, offsets, table, scales)
+    _check_catalog("catalog_scores", *inputs, fusion_weights, decoded, fusion, weights_per)
+    return _empty_scores(user, ids.shape[0], decoded.tasks)
+
+
+def _fake_catalog_topk(
+    user: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    scales: Tensor,
+    packed: Tensor,
+    fusion_weights: Tensor,
+    plan: list[int],
+    fusion: int,
+    weights_per: int,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    inputs = (user, ids, offsets, table, scales)
+    _check_catalog("catalog_topk", *inputs, fusion_weights, Plan.decode(plan), fusion, weights_per)
+    checks.positive("catalog_topk", "k", k)
+    return _empty_topk(user, user.shape[0], k)
 
 
 for _name in OP_SCHEMAS:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from .contract import ACTIVATIONS, HEADS, PLAN_FIELDS, PLAN_LIMITS
+from .contract import ACTIVATIONS, HEADS, PLAN_FIELDS, PLAN_LIMITS, PRECISIONS
 
 # Of the packed layout (csrc/core/plan.h): widths are padded to a cache line of floats.
 PACKED_LANE = 16
 PACKED_HEADER_BYTES = 64
+PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Plan:
         logit_residual: add the parent's logit to the task's own.
         non_increasing: pass a child's own logit through ``min(., 0)`` so that ``p_k <= p_parent(k)``.
         affine: each layer ends in a scale and shift a channel (a BatchNorm after the activation).
+        precision: what weights and the rows they are multiplied with are rounded to in the fused kernels:
+            ``"float32"``, ``"bfloat16"``, or ``"int8"`` (a scale a column and a candidate). Sums, activations,
+            residuals and heads are float32 in all of them.
         head: ``"residual"``, or ``"conditional"`` for ESMM's ``p_k = p_parent(k) * sigmoid(r_k)``.
 
     Raises:
@@ -47,6 +51,7 @@ class Plan:
     non_increasing: bool = False
     affine: bool = False
     head: str = "residual"
+    precision: str = "float32"
 
     # Derived. Plain attributes, because torch.compile cannot trace a cached property's lock.
     encoded: tuple[int, ...] = field(init=False, repr=False, compare=False)
@@ -86,6 +91,10 @@ class Plan:
         for name in self.activations:
             _require(name in ACTIVATIONS, "activations", f"one of {', '.join(ACTIVATIONS)}", repr(name))
         _require(self.head in HEADS, "head", f"one of {', '.join(HEADS)}", repr(self.head))
+        _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", repr(self.precision))
+        most = PLAN_LIMITS["max_int8_inputs"]
+        inputs = max(self.in_features, *self.hidden[:-1], 0)
+        _require(self.precision != "int8" or inputs <= most, "precision", f"another for over {most} inputs", "int8")
         conditional = self.head == "conditional"
         _require(not (conditional and self.logit_residual), "logit_residual", "False with a conditional head", True)
         _require(
@@ -113,6 +122,7 @@ class Plan:
             "logit_residual": int(self.logit_residual),
             "non_increasing": int(self.non_increasing),
             "affine": int(self.affine),
+            "precision": PRECISIONS.index(self.precision),
         }
         codes = [ACTIVATIONS.index(name) for name in self.activations]
         return (*(fields[name] for name in PLAN_FIELDS), *self.hidden, *codes, *self.parents)
@@ -129,12 +139,14 @@ class Plan:
         codes = rest[layers : 2 * layers]
         _require(all(0 <= code < len(ACTIVATIONS) for code in codes), "plan activations", "known codes", codes)
         _require(0 <= fields["head"] < len(HEADS), "plan head", "a known code", fields["head"])
+        _require(0 <= fields["precision"] < len(PRECISIONS), "plan precision", "a known code", fields["precision"])
         return cls(
             in_features=fields["in_features"],
             hidden=tuple(rest[:layers]),
             parents=tuple(rest[2 * layers :]),
             activations=tuple(ACTIVATIONS[code] for code in codes),
             head=HEADS[fields["head"]],
+            precision=PRECISIONS[fields["precision"]],
             **{n: bool(fields[n]) for n in ("feature_residual", "logit_residual", "non_increasing", "affine")},
         )
 
@@ -159,11 +171,17 @@ class Plan:
         floats = 0
         inputs = self.in_features
         for width, activation in zip(self.hidden, self.activations, strict=True):
-            vectors = 1 + (activation == "prelu") + 2 * self.affine
-            floats += (inputs + vectors) * _padded(width)
+            vectors = 1 + (activation == "prelu") + 2 * self.affine + (self.precision == "int8")
+            words = -(-inputs * PRECISION_BYTES[self.precision] // 4)
+            floats += (words + vectors) * _padded(width)
             inputs = width
         floats += _padded(inputs) + PACKED_LANE
         return PACKED_HEADER_BYTES + 4 * self.tasks * floats
+
+    @property
+    def table_width(self) -> int:
+        """Columns of a catalogue's table: the first layers of all tasks, each padded to a cache line of floats."""
+        return self.tasks * _padded(self.hidden[0])
 
     @property
     def flops_per_candidate(self) -> int:

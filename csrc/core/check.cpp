@@ -1,5 +1,6 @@
 #include "core/check.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.h"
@@ -9,15 +10,13 @@ namespace resflow {
 namespace {
 
 constexpr const char* kPerNames[] = {
-#define RESFLOW_ACTIVATION(name)
-#define RESFLOW_HEAD(name)
-#define RESFLOW_FUSION(name)
 #define RESFLOW_WEIGHTS_PER(name) #name,
 #include "contract/enums.def"
-#undef RESFLOW_ACTIVATION
-#undef RESFLOW_HEAD
-#undef RESFLOW_FUSION
-#undef RESFLOW_WEIGHTS_PER
+};
+
+constexpr const char* kPrecisionNames[] = {
+#define RESFLOW_PRECISION(name) #name,
+#include "contract/enums.def"
 };
 
 std::string sizes_text(const TensorView& tensor) { return list_text(tensor.sizes, tensor.dim); }
@@ -32,8 +31,69 @@ std::string list_text(const int64_t* values, int64_t count) {
   return text + "]";
 }
 
-void check_dtype(const char* op, const std::string& argument, const TensorView& tensor, const char* dtype) {
-  if (std::strcmp(tensor.dtype, dtype) != 0) complain(op, argument, expected::dtype, tensor.dtype, dtype);
+void check_dtype(const char* op, const std::string& argument, const TensorView& tensor, const char* dtype,
+                 const char* choice = nullptr) {
+  if (std::strcmp(tensor.dtype, dtype) == 0) return;
+  complain(op, argument, expected::dtype, tensor.dtype, choice ? choice : dtype);
+}
+
+void check_vector(const char* op, const char* argument, const TensorView& tensor) {
+  if (tensor.sizes[0] > 1 && tensor.strides[0] != 1) {
+    complain(op, argument, expected::contiguous, strides_text(tensor));
+  }
+}
+
+Precision element_of(const TensorView& tensor) {
+  for (int64_t at = 0; at < static_cast<int64_t>(Precision::count); ++at) {
+    if (std::strcmp(tensor.dtype, kPrecisionNames[at]) == 0) return static_cast<Precision>(at);
+  }
+  return Precision::count;
+}
+
+void check_side(const char* op, const char* argument, const Plan& plan, const TensorView& side) {
+  check_matrix(op, argument, side, kAnyColumns);
+  if (side.sizes[1] > plan.in_features) {
+    complain(op, argument, expected::at_most_columns, sizes_text(side), std::to_string(plan.in_features));
+  }
+}
+
+void check_element(const char* op, int64_t element) {
+  constexpr auto kPrecisions = static_cast<int64_t>(Precision::count);
+  if (element >= 0 && element < kPrecisions) return;
+  complain(op, "element", expected::one_of, std::to_string(element), "0 to " + std::to_string(kPrecisions - 1));
+}
+
+void check_table(const char* op, const Plan& plan, const TensorView& table, const TensorView& scales) {
+  const int64_t width = plan.tasks * plan.first_padded();
+  if (table.dim != 2 || table.sizes[1] != width) {
+    complain(op, "table", expected::matrix, sizes_text(table), std::to_string(width));
+  }
+  if (element_of(table) == Precision::count) {
+    complain(op, "table", expected::dtype, table.dtype, "float32, bfloat16 or int8");
+  }
+  if (table.sizes[0] > 0 && table.strides[1] != 1) {
+    complain(op, "table", expected::unit_stride, strides_text(table));
+  }
+  const int64_t count = element_of(table) == Precision::int8 ? table.sizes[0] : 0;
+  if (scales.dim != 1 || scales.sizes[0] != count) {
+    complain(op, "scales", expected::table_scales, sizes_text(scales), std::to_string(count));
+  }
+  check_dtype(op, "scales", scales, "float32");
+  check_vector(op, "scales", scales);
+}
+
+void check_ids(const char* op, const TensorView& ids, int64_t items) {
+  if (ids.dim != 1) complain(op, "ids", expected::vector, sizes_text(ids), "ids");
+  check_dtype(op, "ids", ids, "int64");
+  check_vector(op, "ids", ids);
+  const auto* const values = ids.as<int64_t>();
+  // One comparison an id: a negative one is larger than any as an unsigned number.
+  uint64_t largest = 0;
+  for (int64_t at = 0; at < ids.sizes[0]; ++at) largest = std::max(largest, static_cast<uint64_t>(values[at]));
+  if (ids.sizes[0] == 0 || largest < static_cast<uint64_t>(items)) return;
+  int64_t at = 0;
+  while (static_cast<uint64_t>(values[at]) < static_cast<uint64_t>(items)) ++at;
+  complain(op, "ids[" + std::to_string(at) + "]", expected::ids, std::to_string(values[at]), std::to_string(items - 1));
 }
 
 void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns) {
@@ -42,7 +102,7 @@ void check_matrix(const char* op, const char* argument, const TensorView& tensor
   } else if (tensor.dim != 2 || tensor.sizes[1] != columns) {
     complain(op, argument, expected::matrix, sizes_text(tensor), std::to_string(columns));
   }
-  check_dtype(op, argument, tensor, "float32");
+  if (std::strcmp(tensor.dtype, "bfloat16") != 0) check_dtype(op, argument, tensor, "float32", "float32 or bfloat16");
   if (tensor.sizes[0] > 0 && tensor.sizes[1] > 1 && tensor.strides[1] != 1) {
     complain(op, argument, expected::unit_stride, strides_text(tensor));
   }
@@ -55,9 +115,7 @@ void check_offsets(const char* op, const TensorView& tensor, int64_t requests) {
     complain(op, "offsets", expected::offsets, sizes_text(tensor), std::to_string(requests + 1));
   }
   check_dtype(op, "offsets", tensor, "int64");
-  if (tensor.sizes[0] > 1 && tensor.strides[0] != 1) {
-    complain(op, "offsets", expected::contiguous, strides_text(tensor));
-  }
+  check_vector(op, "offsets", tensor);
 }
 
 void check_offset_values(const char* op, const TensorView& tensor, int64_t candidates) {

@@ -10,8 +10,21 @@ namespace resflow {
 constexpr int64_t kAnyColumns = -1;
 constexpr int64_t kNoRequests = -1;
 
-// A float32 matrix [rows, columns] with contiguous rows; any row stride.
+// A float32 or bfloat16 matrix [rows, columns] with contiguous rows; any row stride.
 void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns);
+
+// The precision a tensor's dtype is named after (a checked one's).
+Precision element_of(const TensorView& tensor);
+
+// The user's or the item's part of the plan's input: at most as wide.
+void check_side(const char* op, const char* argument, const Plan& plan, const TensorView& side);
+
+// A table [items, tasks * first_padded()] of any precision, its scales, and ids [candidates] of its rows.
+void check_table(const char* op, const Plan& plan, const TensorView& table, const TensorView& scales);
+void check_ids(const char* op, const TensorView& ids, int64_t items);
+
+// The code of what a table's rows are stored as.
+void check_element(const char* op, int64_t element);
 
 // An int64 vector of `requests + 1` offsets, or of any positive number if requests is kNoRequests; its
 // values start at 0, do not decrease and end at `candidates`.

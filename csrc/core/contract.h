@@ -7,41 +7,31 @@ namespace resflow {
 
 enum class Activation : int32_t {
 #define RESFLOW_ACTIVATION(name) name,
-#define RESFLOW_HEAD(name)
-#define RESFLOW_FUSION(name)
-#define RESFLOW_WEIGHTS_PER(name)
 #include "contract/enums.def"
-#undef RESFLOW_ACTIVATION
-#define RESFLOW_ACTIVATION(name)
   count
 };
 
 enum class Head : int32_t {
-#undef RESFLOW_HEAD
 #define RESFLOW_HEAD(name) name,
 #include "contract/enums.def"
-#undef RESFLOW_HEAD
-#define RESFLOW_HEAD(name)
   count
 };
 
 enum class Fusion : int32_t {
-#undef RESFLOW_FUSION
 #define RESFLOW_FUSION(name) name,
 #include "contract/enums.def"
-#undef RESFLOW_FUSION
-#define RESFLOW_FUSION(name)
   count
 };
 
 enum class WeightsPer : int32_t {
-#undef RESFLOW_WEIGHTS_PER
 #define RESFLOW_WEIGHTS_PER(name) name,
 #include "contract/enums.def"
-#undef RESFLOW_WEIGHTS_PER
-#undef RESFLOW_ACTIVATION
-#undef RESFLOW_HEAD
-#undef RESFLOW_FUSION
+  count
+};
+
+enum class Precision : int32_t {
+#define RESFLOW_PRECISION(name) name,
+#include "contract/enums.def"
   count
 };
 

@@ -1,8 +1,10 @@
 #include "core/pack.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
+#include "core/bfloat16.h"
 #include "core/error.h"
 
 namespace resflow {
@@ -22,13 +24,14 @@ Header header_of(const Plan& plan) {
   return header;
 }
 
-// Visits the canonical weights in order: visit(task, layer or -1 for the head, name, rows or 0, columns, offset).
+// Visits the canonical weights in order: visit(task, layer or -1 for the head, name, rows or 0, columns, offset of a
+// vector).
 template <class Visit>
 void for_each_weight(const Plan& plan, Visit visit) {
   for (int32_t k = 0; k < plan.tasks; ++k) {
     for (int32_t l = 0; l < plan.layers; ++l) {
       const LayerLayout& layer = plan.layer[l];
-      visit(k, l, "weight", layer.inputs, layer.width, layer.panels);
+      visit(k, l, "weight", layer.inputs, layer.width, int64_t{0});
       visit(k, l, "bias", int64_t{0}, layer.width, layer.bias);
       if (layer.activation == Activation::prelu) visit(k, l, "slope", int64_t{0}, layer.width, layer.slope);
       if (plan.affine) {
@@ -41,15 +44,49 @@ void for_each_weight(const Plan& plan, Visit visit) {
   }
 }
 
-void pack_matrix(const float* weight, int64_t inputs, int64_t width, float* panels) {
-  const int64_t padded = pad_to_lane(width);
-  for (int64_t first = 0; first < padded; first += kPanelWidth) {
-    const int64_t lanes = std::min(kPanelWidth, padded - first);
-    const int64_t real = std::min(lanes, width - first);
-    for (int64_t k = 0; k < inputs; ++k) {
-      std::memcpy(panels, weight + k * width + first, real * sizeof(float));
-      panels += lanes;
+// A column's largest magnitude over 127; NaN if a weight is NaN or infinite.
+float column_scale(const float* column, int64_t inputs, int64_t width) {
+  float largest = 0.0f, not_finite = 0.0f;
+  for (int64_t k = 0; k < inputs; ++k) {
+    largest = std::max(largest, std::abs(column[k * width]));
+    not_finite += 0.0f * column[k * width];
+  }
+  return largest / 127.0f + not_finite;
+}
+
+// weight [inputs, width] into panels of words: element(input, column) makes each of a word's elements.
+template <class Element, class Make>
+void pack_matrix(const LayerLayout& layer, float* panels, Make element) {
+  constexpr int64_t kPerWord = sizeof(float) / sizeof(Element);
+  auto* out = reinterpret_cast<Element*>(panels);
+  for (int64_t first = 0; first < layer.padded; first += kPanelWidth) {
+    const int64_t end = std::min(first + kPanelWidth, layer.padded);
+    for (int64_t word = 0; word < layer.words; ++word) {
+      for (int64_t column = first; column < end; ++column) {
+        for (int64_t i = 0; i < kPerWord; ++i) *out++ = element(word * kPerWord + i, column);
+      }
     }
+  }
+}
+
+void pack_layer(const Plan& plan, const LayerLayout& layer, const float* weight, float* task) {
+  const auto value = [&](int64_t input, int64_t column) {
+    return input < layer.inputs && column < layer.width ? weight[input * layer.width + column] : 0.0f;
+  };
+  float* const panels = task + layer.panels;
+  switch (plan.precision) {
+    case Precision::bfloat16:
+      return pack_matrix<uint16_t>(layer, panels, [&](int64_t k, int64_t c) { return to_bfloat16(value(k, c)); });
+    case Precision::int8: {
+      float* const scales = task + layer.column_scale;
+      for (int64_t c = 0; c < layer.width; ++c) scales[c] = column_scale(weight + c, layer.inputs, layer.width);
+      return pack_matrix<uint8_t>(layer, panels, [&](int64_t k, int64_t c) {
+        const float steps = scales[c] > 0 ? std::nearbyint(value(k, c) / scales[c]) : 0.0f;
+        return static_cast<uint8_t>(128 + static_cast<int>(steps));
+      });
+    }
+    default:
+      return pack_matrix<float>(layer, panels, value);
   }
 }
 
@@ -91,13 +128,13 @@ void pack_towers(const Plan& plan, const TensorView* weights, void* packed) {
   std::memcpy(packed, &header, sizeof(header));
   auto* floats = reinterpret_cast<float*>(static_cast<char*>(packed) + kHeaderBytes);
   int64_t at = 0;
-  for_each_weight(plan, [&](int32_t task, int32_t, const char*, int64_t rows, int64_t columns, int64_t offset) {
-    const float* from = weights[at++].as<float>();
-    float* to = floats + task * plan.task_floats + offset;
+  for_each_weight(plan, [&](int32_t task, int32_t l, const char*, int64_t rows, int64_t columns, int64_t offset) {
+    const float* const from = weights[at++].as<float>();
+    float* const block = floats + task * plan.task_floats;
     if (rows) {
-      pack_matrix(from, rows, columns, to);
+      pack_layer(plan, plan.layer[l], from, block);
     } else {
-      std::memcpy(to, from, columns * sizeof(float));
+      std::memcpy(block + offset, from, columns * sizeof(float));
     }
   });
 }

@@ -26,6 +26,7 @@ void lay_out(const char* op, Plan& plan) {
   for (int32_t l = 0; l < plan.layers; ++l) {
     LayerLayout& layer = plan.layer[l];
     layer.inputs = inputs;
+    layer.words = (inputs + inputs_per_word(plan.precision) - 1) / inputs_per_word(plan.precision);
     layer.padded = pad_to_lane(layer.width);
     const auto take = [&](unsigned __int128 count) {
       const auto at = static_cast<int64_t>(floats);
@@ -33,11 +34,12 @@ void lay_out(const char* op, Plan& plan) {
       return at;
     };
     const bool prelu = layer.activation == Activation::prelu;
-    layer.panels = take(static_cast<unsigned __int128>(inputs) * layer.padded);
+    layer.panels = take(static_cast<unsigned __int128>(layer.words) * layer.padded);
     layer.bias = take(layer.padded);
     layer.slope = take(prelu ? layer.padded : 0);
     layer.scale = take(plan.affine ? layer.padded : 0);
     layer.shift = take(plan.affine ? layer.padded : 0);
+    layer.column_scale = take(plan.precision == Precision::int8 ? layer.padded : 0);
     plan.hidden_floats += layer.padded;
     inputs = layer.width;
   }
@@ -106,6 +108,9 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
   plan.logit_residual = flag(PlanField::logit_residual, "logit_residual");
   plan.non_increasing = flag(PlanField::non_increasing, "non_increasing");
   plan.affine = flag(PlanField::affine, "affine");
+  const int64_t precision = field(PlanField::precision);
+  require(precision >= 0 && precision < static_cast<int64_t>(Precision::count), op, "a known precision", precision);
+  plan.precision = static_cast<Precision>(precision);
   require(plan.head != Head::conditional || !plan.logit_residual, op, "no logit_residual with a conditional head", 1);
   require(!plan.non_increasing || plan.logit_residual, op, "non_increasing only with logit_residual", 1);
 
@@ -118,6 +123,11 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
             activations[l]);
     plan.layer[l].width = widths[l];
     plan.layer[l].activation = static_cast<Activation>(activations[l]);
+  }
+  for (int64_t l = 0; l < layers && plan.precision == Precision::int8; ++l) {
+    const int64_t inputs = l == 0 ? plan.in_features : widths[l - 1];
+    require(inputs <= limit::max_int8_inputs, op, "at most " + std::to_string(limit::max_int8_inputs) + " inputs in int8",
+            inputs);
   }
   for (int64_t k = 0; k < tasks; ++k) {
     require(parents[k] >= -1 && parents[k] < k, op, "each parent -1 or an earlier task", parents[k]);

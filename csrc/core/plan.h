@@ -4,10 +4,11 @@
 // translation units can read it without the STL.
 //
 // Packed weights are bytes: a header of one cache line, then for each task the same layout of floats:
-//   layer l: panels [panel][k over inputs][lanes of the panel], then bias, slope (PReLU), scale, shift
-//            (affine), each [padded width];
+//   layer l: panels [panel][k over words][lanes of the panel], then bias, slope (PReLU), scale, shift (affine),
+//            column scale (int8), each [padded width];
 //   head:    weight [padded H_L], bias [kLane].
-// A panel is kPanelWidth columns (the last one only as many multiples of kLane as it needs), so a kernel
+// A word is 32 bits of one column: a float, 2 bfloat16, or 4 int8 (plus 128, so that they are unsigned) of
+// consecutive inputs, zeros past the last. A panel is kPanelWidth columns (the last one only as many multiples of kLane as it needs), so a kernel
 // streams it front to back. The layout is the same for every instruction set: a packed tensor, or an
 // exported program that carries one, moves between machines.
 #pragma once
@@ -22,11 +23,18 @@ constexpr int64_t kLane = 16;        // floats in a cache line: the unit all wid
 constexpr int64_t kPanelWidth = 64;  // 4 cache lines: 6 rows of it fill 24 of AVX-512's 32 registers
 constexpr int64_t kHeaderBytes = 64;
 
+constexpr int64_t bytes_of(Precision element) {
+  return element == Precision::float32 ? 4 : element == Precision::bfloat16 ? 2 : 1;
+}
+
+constexpr int64_t inputs_per_word(Precision precision) { return 4 / bytes_of(precision); }
+
 constexpr int64_t pad_to_lane(int64_t width) { return (width + kLane - 1) / kLane * kLane; }
 
 // Offsets are in floats from the start of the task's block.
 struct LayerLayout {
   int64_t inputs;
+  int64_t words;  // of a column's inputs
   int64_t width;
   int64_t padded;
   int64_t panels;
@@ -34,6 +42,7 @@ struct LayerLayout {
   int64_t slope;
   int64_t scale;
   int64_t shift;
+  int64_t column_scale;
   Activation activation;
 };
 
@@ -46,6 +55,7 @@ struct Plan {
   bool logit_residual;
   bool non_increasing;
   bool affine;
+  Precision precision;
 
   int32_t parents[limit::max_tasks];
   LayerLayout layer[limit::max_layers];

@@ -13,9 +13,17 @@ struct Target {
 };
 
 // __builtin_cpu_supports asks CPUID, and XGETBV whether the system saves the registers.
+#if defined(RESFLOW_HAVE_X86)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
+#endif
+
 constexpr Target kTargets[] = {
 #if defined(RESFLOW_HAVE_X86)
-    {&kAvx512Kernels, [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"); }},
+    {&kAvx512Bf16Kernels, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+                                      __builtin_cpu_supports("avx512vnni"); }},
+    {&kAvx512Kernels, has_avx512},
     {&kAvx2Kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
     {&kPortableKernels, [] { return true; }},

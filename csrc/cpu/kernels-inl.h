@@ -8,6 +8,8 @@
 
 #include "cpu/activations-inl.h"
 
+#include "cpu/precision-inl.h"
+
 #include "cpu/tower-inl.h"
 
 #include "cpu/fusion-inl.h"
@@ -24,39 +26,57 @@ void score_tile(const Tile& tile) {
   fuse(tile);
 }
 
-void project(const Plan& plan, const float* weights, const float* user, int64_t user_stride, int64_t rows,
-             int64_t columns, float* out) {
+template <Precision kPrecision>
+void project_in(const Plan& plan, const float* weights, const Projection& projection) {
   const LayerLayout& layer = plan.layer[0];
   const int64_t stride = plan.tasks * layer.padded;
+  const FirstLayerRows rows =
+      first_layer_rows<kPrecision>(projection.x, projection.rows, projection.first_input, projection.columns,
+                                   projection.operand);
+  const float zeros[kPanelWidth] = {};
   for (int32_t k = 0; k < plan.tasks; ++k) {
     const float* const task = weights + k * plan.task_floats;
-    const float* biases[kBlockRows];
-    for (int r = 0; r < kBlockRows; ++r) biases[r] = task + layer.bias;
-    const Product product{&layer, task + layer.panels, 0, columns, user, user_stride, rows, biases, 0, 0};
-    float* const task_out = out + k * layer.padded;
-    multiply(product, [&](const float* sums, int64_t row, int64_t block_rows, int64_t column, int64_t width) {
+    const StartRows start = projection.with_bias ? StartRows{task + layer.bias} : StartRows::zeros(zeros);
+    float* const task_out = projection.out + k * layer.padded;
+    const auto keep = [&](const float* sums, int64_t row, int64_t block_rows, int64_t column, int64_t width) {
       for (int64_t r = 0; r < block_rows; ++r) {
         for (int64_t at = 0; at < width; at += kLane) {
           store(task_out + (row + r) * stride + column + at, load(sums + r * kPanelWidth + at));
         }
       }
-    });
+    };
+    multiply<kPrecision>({&layer, task, rows.first_word, rows.words, rows.operand, projection.rows}, start, keep);
   }
 }
 
-double multiply_add_flops(int64_t count, float* sink) {
+void project(const Plan& plan, const float* weights, const Projection& projection) {
+  in_precision(plan.precision, [&](auto precision) { project_in<precision.value>(plan, weights, projection); });
+}
+
+template <Precision kPrecision>
+double peak_operations_in(int64_t count, float* sink) {
+  using P = Product<kPrecision>;
   constexpr int kSums = kBlockRows * kBlockLanes;
-  Lanes sum[kSums];
-  for (int i = 0; i < kSums; ++i) sum[i] = broadcast(static_cast<float>(i));
-  const Lanes a = broadcast(sink[0]), b = broadcast(sink[1]);
+  const int32_t zero = 0;
+  const Operand row{sink, 1, sink, &zero};
+  typename P::Sum sum[kSums];
+  for (int i = 0; i < kSums; ++i) sum[i] = P::begin(row, broadcast(static_cast<float>(i)));
   for (int64_t n = 0; n < count; ++n) {
+    for (int part = 0; part < P::kParts; ++part) {
+      const auto value = P::value(sink[0], part);
+      const auto weight = P::weights(sink, part);
 #pragma GCC unroll 32
-    for (int i = 0; i < kSums; ++i) sum[i] = multiply_add(sum[i], a, b);
+      for (int i = 0; i < kSums; ++i) sum[i] = P::add(value, weight, sum[i]);
+    }
   }
-  Lanes total = sum[0];
-  for (int i = 1; i < kSums; ++i) total = total + sum[i];
+  Lanes total = broadcast(0.0f);
+  for (int i = 0; i < kSums; ++i) total = total + P::end(sum[i], row, sink, sink);
   store(sink, total);
-  return 2.0 * kLane * kSums * static_cast<double>(count);
+  return 2.0 * kLane * inputs_per_word(kPrecision) * kSums * static_cast<double>(count);
+}
+
+double peak_operations(Precision precision, int64_t count, float* sink) {
+  return in_precision(precision, [&](auto p) { return peak_operations_in<p.value>(count, sink); });
 }
 
 }  // namespace RESFLOW_TARGET
@@ -64,6 +84,6 @@ double multiply_add_flops(int64_t count, float* sink) {
 #define RESFLOW_TEXT_(name) #name
 #define RESFLOW_TEXT(name) RESFLOW_TEXT_(name)
 const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET), RESFLOW_TARGET::kBlockRows, RESFLOW_TARGET::score_tile,
-                                 RESFLOW_TARGET::project, RESFLOW_TARGET::multiply_add_flops};
+                                 RESFLOW_TARGET::project, RESFLOW_TARGET::peak_operations};
 
 }  // namespace resflow::cpu

@@ -9,24 +9,49 @@
 
 namespace resflow::cpu {
 
+// Rows [rows][columns] of one kind.
+struct Rows {
+  const void* data;
+  Precision element;
+  int64_t stride;  // in elements
+
+  Rows from(int64_t row) const {
+    return {static_cast<const char*>(data) + row * stride * bytes_of(element), element, stride};
+  }
+};
+
+// Scratch for rows rounded to a plan's precision, `words` a row (see OperandBuffer).
+constexpr int64_t operand_floats(int64_t rows, int64_t words) {
+  return pad_to_lane(rows * words + kLane) + 2 * pad_to_lane(rows);
+}
+
 // One tile of consecutive candidates. All per-candidate outputs are laid out [task][stride].
 struct Tile {
   const Plan* plan;
   const float* weights;  // packed, past the header
 
-  const float* x;  // [rows, depth of the first layer from first_input on]
-  int64_t x_stride;
+  Rows x;  // [rows, depth of the first layer from first_input on]; not read in the catalogue form
   int64_t rows;
   int64_t first_input;  // 0, or the user's width: those inputs are already in `start`
 
-  const float* next_x;  // rows to fetch from memory meanwhile: `next_rows` of the same width and stride
+  // The catalogue form: each candidate's row of first-layer products [tasks * first_padded()] and, in int8, what its
+  // bytes are multiplied with. Null in the other forms.
+  const void* const* table_rows;
+  const float* table_scales;
+  Precision table_element;
+
+  // Rows to fetch from memory meanwhile, as x or as table_rows.
+  Rows next_x;
+  const void* const* next_table_rows;
   int64_t next_rows;
 
   // Where each candidate's first-layer sums start: [tasks * first_padded()], the task's biases in the dense
-  // form, the user's projection in the request form.
+  // form, the user's projection in the others.
   const float* const* start;
 
-  float* hidden;   // scratch [slot][layer][rows][padded width]
+  float* hidden;          // scratch [slot][layer][rows][padded width]
+  float* x_operand;       // scratch: operand_floats of the first layer's words
+  float* hidden_operand;  // scratch: operand_floats of the most words of any other layer
   float* logits;   // [tasks][stride]
   float* probs;    // [tasks][stride]
   float* score;    // [stride]
@@ -36,6 +61,17 @@ struct Tile {
   const float* const* fusion_weights;  // per candidate, fusion_weight_count() each
 };
 
+// out[r] = (biases +) row r @ the rows of the first layer's weights from first_input on.
+struct Projection {
+  Rows x;
+  int64_t rows;
+  int64_t first_input;
+  int64_t columns;
+  bool with_bias;
+  float* operand;  // scratch: operand_floats of the first layer's words
+  float* out;
+};
+
 struct Kernels {
   const char* name;
   int64_t block_rows;  // rows a register block holds: tiles of a multiple waste nothing
@@ -43,19 +79,19 @@ struct Kernels {
   // Towers, heads, probabilities and score of one tile.
   void (*score_tile)(const Tile& tile);
 
-  // start[r] = first-layer biases + user row r @ the first `columns` rows of the first layer's weights;
-  // out is [rows][tasks * first_padded()]. With columns = 0 these are the biases.
-  void (*project)(const Plan& plan, const float* weights, const float* user, int64_t user_stride, int64_t rows,
-                  int64_t columns, float* out);
+  // Rows times consecutive inputs of all tasks' first layers, out [rows][tasks * first_padded()].
+  void (*project)(const Plan& plan, const float* weights, const Projection& projection);
 
-  // Runs fused multiply-adds on registers alone, `count` times 2 * kLane * accumulators; the benchmark's peak.
-  double (*multiply_add_flops)(int64_t count, float* sink);
+  // Runs products on registers alone, `count` times; returns their floating-point or integer operations. What a
+  // benchmark's peak is.
+  double (*peak_operations)(Precision precision, int64_t count, float* sink);
 };
 
 extern const Kernels kPortableKernels;
 #if defined(RESFLOW_HAVE_X86)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512Bf16Kernels;
 #endif
 
 }  // namespace resflow::cpu

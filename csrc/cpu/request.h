@@ -26,7 +26,10 @@ struct Request {
   Candidates dense(const TensorView& x) const {
     check_matrix(op, "x", x, plan.in_features);
     check_rest(x.sizes[0], kNoRequests);
-    return {x.as<float>(), x.row_stride(), x.sizes[0], nullptr, 0, 0, nullptr, 0};
+    Candidates candidates{};
+    candidates.x = rows_of(x);
+    candidates.count = x.sizes[0];
+    return candidates;
   }
 
   // x [B, D], offsets [R + 1]
@@ -37,7 +40,12 @@ struct Request {
     const int64_t requests = offsets.sizes[0] - 1;
     check_rest(x.sizes[0], requests);
     check_positive(op, "k", k);
-    return {x.as<float>(), x.row_stride(), x.sizes[0], nullptr, 0, 0, offsets.as<int64_t>(), requests};
+    Candidates candidates{};
+    candidates.x = rows_of(x);
+    candidates.count = x.sizes[0];
+    candidates.offsets = offsets.as<int64_t>();
+    candidates.requests = requests;
+    return candidates;
   }
 
   // user [R, Du], item [N, Di], offsets [R + 1]
@@ -45,15 +53,43 @@ struct Request {
     check_matrix(op, "user", user, kAnyColumns);
     check_matrix(op, "item", item, kAnyColumns);
     check_columns_sum(op, plan, user, item);
-    const int64_t requests = user.sizes[0];
-    check_offsets(op, offsets, requests);
-    check_offset_values(op, offsets, item.sizes[0]);
-    check_rest(item.sizes[0], requests);
-    return {item.as<float>(),  item.row_stride(), item.sizes[0],         user.as<float>(),
-            user.row_stride(), user.sizes[1],     offsets.as<int64_t>(), requests};
+    Candidates candidates = of_users(user, offsets, item.sizes[0]);
+    candidates.x = rows_of(item);
+    return candidates;
   }
 
+  // user [R, Du], ids [N] of rows of table [M, tasks * first_padded()], offsets [R + 1]
+  Candidates catalog(const TensorView& user, const TensorView& ids, const TensorView& offsets, const TensorView& table,
+                     const TensorView& scales) const {
+    check_side(op, "user", plan, user);
+    check_table(op, plan, table, scales);
+    check_ids(op, ids, table.sizes[0]);
+    Candidates candidates = of_users(user, offsets, ids.sizes[0]);
+    candidates.ids = ids.as<int64_t>();
+    candidates.table = {rows_of(table), scales.sizes[0] > 0 ? scales.as<float>() : nullptr, table.sizes[0]};
+    return candidates;
+  }
+
+  static Rows rows_of(const TensorView& matrix) { return {matrix.data, element_of(matrix), matrix.row_stride()}; }
+
  private:
+  Candidates of_users(const TensorView& user, const TensorView& offsets, int64_t count) const {
+    const int64_t requests = user.sizes[0];
+    check_offsets(op, offsets, requests);
+    check_offset_values(op, offsets, count);
+    check_rest(count, requests);
+    Candidates candidates{};
+    candidates.count = count;
+    // Null would mean the dense form: an empty tensor has no address.
+    static const float no_user = 0.0f;
+    candidates.user = rows_of(user);
+    if (!candidates.user.data) candidates.user.data = &no_user;
+    candidates.user_columns = user.sizes[1];
+    candidates.offsets = offsets.as<int64_t>();
+    candidates.requests = requests;
+    return candidates;
+  }
+
   void check_rest(int64_t candidates, int64_t requests) const {
     check_fusion(op, plan, fusion_weights, fusion, weights_per, candidates, requests);
     check_packed(op, plan, packed);

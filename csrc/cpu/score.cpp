@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <new>
 #include <thread>
 #include <vector>
 
+#include "core/bfloat16.h"
 #include "core/check.h"
 #include "core/topk.h"
 #include "cpu/isa.h"
@@ -120,55 +122,101 @@ int64_t request_at(const Candidates& candidates, int64_t at) {
   return std::upper_bound(candidates.offsets, end, at) - candidates.offsets - 1;
 }
 
-// Per-candidate pointers: where first-layer sums start, and the fusion weights.
-void point_rows(const Call& call, int64_t first, int64_t rows, const float** start, const float** weights) {
+const float* weights_of(const Model& model) {
+  return reinterpret_cast<const float*>(static_cast<const char*>(model.packed) + kHeaderBytes);
+}
+
+// A tile's per-candidate pointers and what the kernels write, kept by each thread from tile to tile.
+struct Workspace {
+  Scratch floats;
+  std::vector<const float*> start, fusion_weights;
+  std::vector<const void*> table_rows, next_table_rows;
+  std::vector<float> table_scales;
+};
+
+// Where first-layer sums start, and the fusion weights.
+void point_rows(const Call& call, Tiling::Rows tile, Workspace& workspace) {
   const Candidates& candidates = call.candidates;
   const int64_t weight_count = fusion_weight_count(call.weights.fusion, call.model.plan.tasks);
-  int64_t request = candidates.offsets ? request_at(candidates, first) : 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    while (candidates.offsets && candidates.offsets[request + 1] <= first + r) ++request;
-    start[r] = call.starts + (candidates.user ? request : 0) * call.start_floats();
+  workspace.start.resize(tile.count);
+  workspace.fusion_weights.resize(tile.count);
+  int64_t request = candidates.offsets ? request_at(candidates, tile.first) : 0;
+  for (int64_t r = 0; r < tile.count; ++r) {
+    const int64_t at = tile.first + r;
+    while (candidates.offsets && candidates.offsets[request + 1] <= at) ++request;
+    workspace.start[r] = call.starts + (candidates.user.data ? request : 0) * call.start_floats();
     const int64_t row = call.weights.per == WeightsPer::call      ? 0
                         : call.weights.per == WeightsPer::request ? request
-                                                                  : first + r;
-    weights[r] = call.weights.values + row * weight_count;
+                                                                  : at;
+    workspace.fusion_weights[r] = call.weights.values + row * weight_count;
   }
+}
+
+void point_table_rows(const Candidates& candidates, Tiling::Rows tile, std::vector<const void*>& rows) {
+  rows.resize(tile.count);
+  for (int64_t r = 0; r < tile.count; ++r) rows[r] = candidates.table.rows.from(candidates.ids[tile.first + r]).data;
+}
+
+// The catalogue's part of a tile.
+void look_up(const Candidates& candidates, Tiling::Rows own, Tiling::Rows next, Workspace& workspace, Tile& tile) {
+  point_table_rows(candidates, own, workspace.table_rows);
+  point_table_rows(candidates, next, workspace.next_table_rows);
+  tile.table_rows = workspace.table_rows.data();
+  tile.next_table_rows = workspace.next_table_rows.data();
+  tile.table_element = candidates.table.rows.element;
+  if (!candidates.table.scales) return;
+  workspace.table_scales.resize(own.count);
+  for (int64_t r = 0; r < own.count; ++r) {
+    workspace.table_scales[r] = candidates.table.scales[candidates.ids[own.first + r]];
+  }
+  tile.table_scales = workspace.table_scales.data();
+}
+
+int64_t most_hidden_words(const Plan& plan) {
+  int64_t most = 0;
+  for (int32_t l = 1; l < plan.layers; ++l) most = std::max(most, plan.layer[l].words);
+  return most;
 }
 
 // `next` are the rows this thread is likely to score next.
 TileScores score_tile(const Call& call, Tiling::Rows own, Tiling::Rows next) {
-  const auto [first, rows] = own;
-  thread_local Scratch scratch;
-  thread_local std::vector<const float*> pointers;
+  thread_local Workspace workspace;
   const Plan& plan = call.model.plan;
-  const int64_t stride = pad_to_lane(rows);
-  const int64_t hidden_floats = plan.slots * rows * plan.hidden_floats;
-  float* const hidden = scratch.floats(hidden_floats + (2 * plan.tasks + 1) * stride);
-  float* const logits = hidden + hidden_floats;
-  float* const probs = logits + plan.tasks * stride;
-  float* const score = probs + plan.tasks * stride;
-  pointers.resize(2 * rows);
-  point_rows(call, first, rows, pointers.data(), pointers.data() + rows);
+  const Candidates& candidates = call.candidates;
+  const int64_t rows = own.count, stride = pad_to_lane(rows);
+  // Each part begins on a cache line.
+  const int64_t hidden_floats = pad_to_lane(plan.slots * rows * plan.hidden_floats);
+  const bool rounds_x = plan.precision != Precision::float32 || candidates.x.element != Precision::float32;
+  const int64_t x_floats = rounds_x && !candidates.ids ? operand_floats(rows, plan.layer[0].words) : 0;
+  const int64_t operand = operand_floats(rows, most_hidden_words(plan));
+  float* const hidden =
+      workspace.floats.floats(hidden_floats + x_floats + operand + (2 * plan.tasks + 1) * stride);
 
+  point_rows(call, own, workspace);
   Tile tile{};
   tile.plan = &plan;
-  tile.weights = reinterpret_cast<const float*>(static_cast<const char*>(call.model.packed) + kHeaderBytes);
-  tile.x = call.candidates.x + first * call.candidates.stride;
-  tile.x_stride = call.candidates.stride;
+  tile.weights = weights_of(call.model);
   tile.rows = rows;
-  tile.next_x = call.candidates.x + next.first * call.candidates.stride;
   tile.next_rows = next.count;
-  tile.first_input = call.candidates.user ? call.candidates.user_columns : 0;
-  tile.start = pointers.data();
+  if (candidates.ids) {
+    look_up(candidates, own, next, workspace, tile);
+  } else {
+    tile.x = candidates.x.from(own.first);
+    tile.next_x = candidates.x.from(next.first);
+  }
+  tile.first_input = candidates.user.data ? candidates.user_columns : 0;
+  tile.start = workspace.start.data();
   tile.hidden = hidden;
-  tile.logits = logits;
-  tile.probs = probs;
-  tile.score = score;
+  tile.x_operand = hidden + hidden_floats;
+  tile.hidden_operand = tile.x_operand + x_floats;
+  tile.logits = tile.hidden_operand + operand;
+  tile.probs = tile.logits + plan.tasks * stride;
+  tile.score = tile.probs + plan.tasks * stride;
   tile.stride = stride;
   tile.fusion = call.weights.fusion;
-  tile.fusion_weights = pointers.data() + rows;
+  tile.fusion_weights = workspace.fusion_weights.data();
   call.kernels.score_tile(tile);
-  return {logits, probs, score, stride};
+  return {tile.logits, tile.probs, tile.score, stride};
 }
 
 template <class Work>
@@ -176,21 +224,32 @@ void run_parallel(int64_t count, int64_t threads, Work work) {
   parallel_for(count, threads, [](void* context, int64_t index) { (*static_cast<Work*>(context))(index); }, &work);
 }
 
-// Where first-layer sums start: the biases, or each request's user row multiplied out once.
-const float* make_starts(const Model& model, const Candidates& candidates, const Kernels& kernels, int64_t threads,
-                         Scratch& scratch) {
-  const Plan& plan = model.plan;
-  const auto* const weights = reinterpret_cast<const float*>(static_cast<const char*>(model.packed) + kHeaderBytes);
-  const int64_t row_floats = plan.tasks * plan.first_padded();
-  const int64_t requests = candidates.user ? candidates.requests : 1;
-  float* const starts = scratch.floats(requests * row_floats);
-  const int64_t columns = candidates.user ? candidates.user_columns : 0;
-  const Tiling tiling(requests, threads, kernels.block_rows);
+// Multiplies rows [count, columns] with the first layers' weights from first_input on: done(products, rows) has each
+// tile's products, [rows][tasks * first_padded()], in to(first row).
+template <class To, class Done>
+void project_rows(const Model& model, const Rows& x, int64_t count, int64_t first_input, int64_t columns,
+                  bool with_bias, int64_t threads, To to, Done done) {
+  const Kernels& kernels = cpu::kernels();
+  const Tiling tiling(count, threads, kernels.block_rows);
   run_parallel(tiling.tiles, tiling.threads, [&](int64_t tile) {
-    const auto [first, rows] = tiling.rows(tile);
-    kernels.project(plan, weights, candidates.user ? candidates.user + first * candidates.user_stride : nullptr,
-                    candidates.user_stride, rows, columns, starts + first * row_floats);
+    thread_local Scratch scratch;
+    const Tiling::Rows rows = tiling.rows(tile);
+    float* const operand = scratch.floats(operand_floats(rows.count, model.plan.layer[0].words));
+    float* const out = to(rows);
+    kernels.project(model.plan, weights_of(model),
+                    {x.data ? x.from(rows.first) : x, rows.count, first_input, columns, with_bias, operand, out});
+    done(out, rows);
   });
+}
+
+// Where first-layer sums start: the biases, or each request's user row multiplied out once.
+const float* make_starts(const Model& model, const Candidates& candidates, int64_t threads, Scratch& scratch) {
+  const int64_t row_floats = model.plan.tasks * model.plan.first_padded();
+  const int64_t requests = candidates.user.data ? candidates.requests : 1;
+  const int64_t columns = candidates.user.data ? candidates.user_columns : 0;
+  float* const starts = scratch.floats(requests * row_floats);
+  const auto to = [&](Tiling::Rows rows) { return starts + rows.first * row_floats; };
+  project_rows(model, candidates.user, requests, 0, columns, true, threads, to, [](float*, Tiling::Rows) {});
   return starts;
 }
 
@@ -198,6 +257,24 @@ void copy_tasks(const float* from, int64_t stride, int64_t tasks, int64_t rows, 
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < tasks; ++k) to[r * tasks + k] = from[k * stride + r];
   }
+}
+
+// Rounds a row of products to `element`; in int8 to the row's largest magnitude over 127, written to `scale`.
+void round_row(const float* products, int64_t width, Precision element, void* row, float* scale) {
+  if (element == Precision::bfloat16) {
+    std::transform(products, products + width, static_cast<uint16_t*>(row), to_bfloat16);
+    return;
+  }
+  float largest = 0.0f, not_finite = 0.0f;
+  for (int64_t i = 0; i < width; ++i) {
+    largest = std::max(largest, std::abs(products[i]));
+    not_finite += 0.0f * products[i];
+  }
+  *scale = largest / 127.0f + not_finite;
+  const float step = *scale;
+  std::transform(products, products + width, static_cast<int8_t*>(row), [step](float product) {
+    return static_cast<int8_t>(step > 0 ? std::nearbyint(product / step) : 0.0f);
+  });
 }
 
 // The best of a chunk's first and last request, which its neighbours may share; requests that lie inside a
@@ -219,7 +296,7 @@ void score(const Model& model, const Candidates& candidates, const FusionWeights
   if (candidates.count == 0) return;
   Scratch scratch;
   const Kernels& kernels = cpu::kernels();
-  const Call call{model, candidates, weights, kernels, make_starts(model, candidates, kernels, threads, scratch)};
+  const Call call{model, candidates, weights, kernels, make_starts(model, candidates, threads, scratch)};
   const Tiling tiling(candidates.count, threads, kernels.block_rows);
   const int64_t tasks = model.plan.tasks;
   run_parallel(tiling.tiles, tiling.threads, [&](int64_t tile) {
@@ -239,7 +316,7 @@ void score_topk(const Model& model, const Candidates& candidates, const FusionWe
   if (candidates.count == 0) return;
   Scratch scratch;
   const Kernels& kernels = cpu::kernels();
-  const Call call{model, candidates, weights, kernels, make_starts(model, candidates, kernels, threads, scratch)};
+  const Call call{model, candidates, weights, kernels, make_starts(model, candidates, threads, scratch)};
   const Tiling tiling(candidates.count, threads, kernels.block_rows);
   const int64_t chunks = std::min(tiling.tiles, tiling.threads * kChunksPerThread);
   std::vector<ChunkEnds> ends(chunks, ChunkEnds(k));
@@ -286,7 +363,26 @@ void score_topk(const Model& model, const Candidates& candidates, const FusionWe
   close();
 }
 
-double measure_fma_gflops(int64_t threads, double seconds) {
+void project_items(const Model& model, const Rows& item, int64_t count, int64_t item_columns, int64_t threads,
+                   Precision element, void* rows, float* scales) {
+  const int64_t width = model.plan.tasks * model.plan.first_padded();
+  const Rows out{rows, element, width};
+  const auto to = [&](Tiling::Rows tile) {
+    thread_local Scratch scratch;
+    return element == Precision::float32 ? static_cast<float*>(rows) + tile.first * width
+                                       : scratch.floats(tile.count * width);
+  };
+  const auto round = [&](const float* products, Tiling::Rows tile) {
+    if (element == Precision::float32) return;
+    for (int64_t r = 0; r < tile.count; ++r) {
+      auto* const row = const_cast<void*>(out.from(tile.first + r).data);
+      round_row(products + r * width, width, element, row, scales ? scales + tile.first + r : nullptr);
+    }
+  };
+  project_rows(model, item, count, model.plan.in_features - item_columns, item_columns, false, threads, to, round);
+}
+
+double measure_peak(Precision precision, int64_t threads, double seconds) {
   using Clock = std::chrono::steady_clock;
   const Kernels& kernels = cpu::kernels();
   std::vector<double> rates(threads);
@@ -295,11 +391,11 @@ double measure_fma_gflops(int64_t threads, double seconds) {
     workers.emplace_back([&, t] {
       alignas(64) float sink[kLane] = {1.0f, 0.0f};
       const auto begin = Clock::now();
-      double flops = 0, elapsed = 0;
+      double operations = 0, elapsed = 0;
       for (; elapsed < seconds; elapsed = std::chrono::duration<double>(Clock::now() - begin).count()) {
-        flops += kernels.multiply_add_flops(100000, sink);
+        operations += kernels.peak_operations(precision, 100000, sink);
       }
-      rates[t] = flops / elapsed * 1e-9;
+      rates[t] = operations / elapsed * 1e-9;
     });
   }
   for (std::thread& worker : workers) worker.join();

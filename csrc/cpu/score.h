@@ -1,20 +1,27 @@
 // Scoring on the CPU: what the torch ops and the NumPy runtime both call. Inputs have been checked.
 #pragma once
 
-#include "core/plan.h"
+#include "cpu/kernels.h"
 
 namespace resflow::cpu {
 
-// Candidates of the dense form (user is null) or the request form.
+// A catalogue: every item's products with the item's side of all first layers, [items][tasks * first_padded()].
+struct Table {
+  Rows rows;
+  const float* scales;  // [items] of an int8 table, or null
+  int64_t items;
+};
+
+// Candidates of the dense form (no user), the request form, or the catalogue form (ids instead of x).
 struct Candidates {
-  const float* x;  // [count, D] or the items [count, Di]
-  int64_t stride;
+  Rows x;  // [count, D], or the items [count, Di]
   int64_t count;
-  const float* user;  // [requests, user_columns] or null
-  int64_t user_stride;
+  Rows user;  // [requests, user_columns]; data is null in the dense form
   int64_t user_columns;
   const int64_t* offsets;  // [requests + 1]; null if there are no requests
   int64_t requests;
+  const int64_t* ids;  // [count] rows of the table; null in the other forms
+  Table table;
 };
 
 struct FusionWeights {
@@ -36,8 +43,12 @@ void score(const Model& model, const Candidates& candidates, const FusionWeights
 void score_topk(const Model& model, const Candidates& candidates, const FusionWeights& weights, int64_t threads,
                 int64_t k, float* scores, int64_t* positions);
 
-// Measured rate of register-only fused multiply-adds on `threads` threads at once, in GFLOP/s: the peak that
+// Writes the rows of a table for items [count, Di]: their products, rounded to `element` (scales in int8).
+void project_items(const Model& model, const Rows& item, int64_t count, int64_t item_columns, int64_t threads,
+                   Precision element, void* rows, float* scales);
+
+// Measured rate of register-only products on `threads` threads at once, in 10^9 operations a second: the peak that
 // benchmarks are held against.
-double measure_fma_gflops(int64_t threads, double seconds);
+double measure_peak(Precision precision, int64_t threads, double seconds);
 
 }  // namespace resflow::cpu

@@ -14,6 +14,9 @@ constexpr int kBlockLanes = 1;
 struct Lanes {
   __m256 v[2];
 };
+struct Ints {
+  __m256i v[2];
+};
 struct Mask {
   __m256 v[2];
 };
@@ -54,6 +57,53 @@ inline Lanes exp2_int(Lanes n) {
       _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v[h]), _mm256_set1_epi32(127)), 23)));
 }
 
+#define RESFLOW_EACH_INT_HALF(expression)               \
+  Ints result;                                          \
+  for (int h = 0; h < 2; ++h) result.v[h] = expression; \
+  return result
+
+inline Ints broadcast_int(int32_t value) { RESFLOW_EACH_INT_HALF(_mm256_set1_epi32(value)); }
+inline Ints as_ints(Lanes a) { RESFLOW_EACH_INT_HALF(_mm256_castps_si256(a.v[h])); }
+inline Lanes as_lanes(Ints a) { RESFLOW_EACH_HALF(_mm256_castsi256_ps(a.v[h])); }
+inline Lanes to_float(Ints a) { RESFLOW_EACH_HALF(_mm256_cvtepi32_ps(a.v[h])); }
+inline Ints to_int(Lanes a) { RESFLOW_EACH_INT_HALF(_mm256_cvtps_epi32(a.v[h])); }
+inline Ints operator+(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_add_epi32(a.v[h], b.v[h])); }
+inline Ints operator&(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_and_si256(a.v[h], b.v[h])); }
+template <int kBits>
+inline Ints shift_left(Ints a) {
+  RESFLOW_EACH_INT_HALF(_mm256_slli_epi32(a.v[h], kBits));
+}
+template <int kBits>
+inline Ints shift_right(Ints a) {
+  RESFLOW_EACH_INT_HALF(_mm256_srli_epi32(a.v[h], kBits));
+}
+inline Ints multiply_halves(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_madd_epi16(a.v[h], b.v[h])); }
+inline int32_t total(Ints a) {
+  int32_t parts[16], sum = 0;
+  __builtin_memcpy(parts, &a, sizeof(parts));
+  for (const int32_t part : parts) sum += part;
+  return sum;
+}
+
+inline Lanes load_bfloat16(const uint16_t* from) {
+  RESFLOW_EACH_HALF(_mm256_castsi256_ps(_mm256_slli_epi32(
+      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8 * h))), 16)));
+}
+inline Lanes load_int8(const int8_t* from) {
+  RESFLOW_EACH_HALF(_mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * h)))));
+}
+inline void store_upper_halves(uint16_t* to, Ints a) {
+  const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(a.v[0], 16), _mm256_srli_epi32(a.v[1], 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xD8));
+}
+inline void store_low_bytes(int8_t* to, Ints a) {
+  int32_t parts[16];
+  __builtin_memcpy(parts, &a, sizeof(parts));
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<int8_t>(parts[i]);
+}
+
+#undef RESFLOW_EACH_INT_HALF
 #undef RESFLOW_EACH_HALF
 
 }  // namespace resflow::cpu::RESFLOW_TARGET

@@ -15,6 +15,9 @@ constexpr int kBlockLanes = 4;
 struct Lanes {
   __m512 v;
 };
+struct Ints {
+  __m512i v;
+};
 struct Mask {
   __mmask16 v;
 };
@@ -48,5 +51,56 @@ inline Lanes exp2_int(Lanes n) {
   const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
 }
+
+inline Ints broadcast_int(int32_t value) { return {_mm512_set1_epi32(value)}; }
+inline Ints as_ints(Lanes a) { return {_mm512_castps_si512(a.v)}; }
+inline Lanes as_lanes(Ints a) { return {_mm512_castsi512_ps(a.v)}; }
+inline Lanes to_float(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline Ints to_int(Lanes a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
+template <int kBits>
+inline Ints shift_left(Ints a) {
+  return {_mm512_slli_epi32(a.v, kBits)};
+}
+template <int kBits>
+inline Ints shift_right(Ints a) {
+  return {_mm512_srli_epi32(a.v, kBits)};
+}
+// low half * low half + high half * high half, halves signed.
+inline Ints multiply_halves(Ints a, Ints b) { return {_mm512_madd_epi16(a.v, b.v)}; }
+inline int32_t total(Ints a) { return _mm512_reduce_add_epi32(a.v); }
+
+inline Lanes load_bfloat16(const uint16_t* from) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+}
+inline Lanes load_int8(const int8_t* from) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};
+}
+// The upper halves of 16 words, the lower bytes of 16 words.
+inline void store_upper_halves(uint16_t* to, Ints a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(a.v, 16)));
+}
+inline void store_low_bytes(int8_t* to, Ints a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(a.v));
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define RESFLOW_DOT_PRODUCTS
+// sum + 2 products of bfloat16 a word. Assembly, here and below: GCC 12 copies and spills the sums of the intrinsics.
+inline Lanes dot_bfloat16(Lanes x, Lanes weights, Lanes sum) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum.v) : "v"(weights.v), "v"(x.v));
+  return sum;
+}
+// sum + 4 products a word, weights unsigned and x signed.
+inline Ints dot_int8(Ints x, Ints weights, Ints sum) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(weights.v), "v"(x.v));
+  return sum;
+}
+inline void store_bfloat16(uint16_t* to, Lanes a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(a.v));
+}
+#endif
 
 }  // namespace resflow::cpu::RESFLOW_TARGET

@@ -23,6 +23,9 @@ typedef int32_t IntQuad __attribute__((vector_size(16)));
 struct Lanes {
   Quad v[4];
 };
+struct Ints {
+  IntQuad v[4];
+};
 struct Mask {
   IntQuad v[4];
 };
@@ -68,6 +71,65 @@ inline Lanes round_to_int(Lanes a) {
 }
 inline Lanes exp2_int(Lanes n) { RESFLOW_EACH_QUAD((Quad)((__builtin_convertvector(n.v[q], IntQuad) + 127) << 23)); }
 
+#define RESFLOW_EACH_INT_QUAD(expression)               \
+  Ints result;                                          \
+  for (int q = 0; q < 4; ++q) result.v[q] = expression; \
+  return result
+
+inline Ints broadcast_int(int32_t value) { RESFLOW_EACH_INT_QUAD((IntQuad{value, value, value, value})); }
+inline Ints as_ints(Lanes a) { RESFLOW_EACH_INT_QUAD((IntQuad)a.v[q]); }
+inline Lanes as_lanes(Ints a) { RESFLOW_EACH_QUAD((Quad)a.v[q]); }
+inline Lanes to_float(Ints a) { RESFLOW_EACH_QUAD(__builtin_convertvector(a.v[q], Quad)); }
+// NaN and what int32 does not hold become 0 (the conversion would be undefined).
+inline Ints to_int(Lanes a) {
+  const Lanes held = select(less(absolute(a), broadcast(2e9f)), round_to_int(a), broadcast(0.0f));
+  RESFLOW_EACH_INT_QUAD(__builtin_convertvector(held.v[q], IntQuad));
+}
+inline Ints operator+(Ints a, Ints b) { RESFLOW_EACH_INT_QUAD(a.v[q] + b.v[q]); }
+inline Ints operator&(Ints a, Ints b) { RESFLOW_EACH_INT_QUAD(a.v[q] & b.v[q]); }
+template <int kBits>
+inline Ints shift_left(Ints a) {
+  RESFLOW_EACH_INT_QUAD(a.v[q] << kBits);
+}
+template <int kBits>
+inline Ints shift_right(Ints a) {
+  typedef uint32_t Unsigned __attribute__((vector_size(16)));
+  RESFLOW_EACH_INT_QUAD((IntQuad)((Unsigned)a.v[q] >> kBits));
+}
+inline Ints multiply_halves(Ints a, Ints b) {
+  RESFLOW_EACH_INT_QUAD(((a.v[q] << 16) >> 16) * ((b.v[q] << 16) >> 16) + (a.v[q] >> 16) * (b.v[q] >> 16));
+}
+inline int32_t total(Ints a) {
+  int32_t parts[16], sum = 0;
+  __builtin_memcpy(parts, &a, sizeof(parts));
+  for (const int32_t part : parts) sum += part;
+  return sum;
+}
+
+inline Lanes load_bfloat16(const uint16_t* from) {
+  Ints wide;
+  int32_t parts[16];
+  for (int i = 0; i < 16; ++i) parts[i] = static_cast<int32_t>(static_cast<uint32_t>(from[i]) << 16);
+  __builtin_memcpy(&wide, parts, sizeof(wide));
+  return as_lanes(wide);
+}
+inline Lanes load_int8(const int8_t* from) {
+  float parts[16];
+  for (int i = 0; i < 16; ++i) parts[i] = from[i];
+  return load(parts);
+}
+inline void store_upper_halves(uint16_t* to, Ints a) {
+  uint32_t parts[16];
+  __builtin_memcpy(parts, &a, sizeof(parts));
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<uint16_t>(parts[i] >> 16);
+}
+inline void store_low_bytes(int8_t* to, Ints a) {
+  int32_t parts[16];
+  __builtin_memcpy(parts, &a, sizeof(parts));
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<int8_t>(parts[i]);
+}
+
+#undef RESFLOW_EACH_INT_QUAD
 #undef RESFLOW_EACH_QUAD
 
 }  // namespace resflow::cpu::RESFLOW_TARGET

@@ -11,55 +11,63 @@
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
-// out[r][lanes] = start[r][lanes] + x[r][0..depth) @ panel, one register block.
-template <int kRows, int kLanes>
-inline void multiply_block(const float* x, int64_t x_stride, int64_t depth, const float* panel, int64_t panel_stride,
-                           const float* const* start, int64_t start_offset, float* out, int64_t out_stride) {
-  Lanes sum[kRows][kLanes];
+// out[r][lanes] = start[r][lanes] + row r of x times a panel, one register block.
+template <Precision kPrecision, int kRows, int kLanes>
+inline void multiply_block(const Operand& x, int64_t words, const float* panel, int64_t panel_stride,
+                           const float* column_scale, const float* const* start, float* out) {
+  using P = Product<kPrecision>;
+  typename P::Sum sum[kRows][kLanes];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kLanes; ++v) sum[r][v] = load(start[r] + start_offset + v * kLane);
+    for (int v = 0; v < kLanes; ++v) sum[r][v] = P::begin(x.row(r), load(start[r] + v * kLane));
   }
-  for (int64_t k = 0; k < depth; ++k) {
-    Lanes weight[kLanes];
+  for (int64_t k = 0; k < words; ++k) {
+#pragma GCC unroll 2
+    for (int part = 0; part < P::kParts; ++part) {
+      decltype(P::weights(panel, 0)) weight[kLanes];
 #pragma GCC unroll 8
-    for (int v = 0; v < kLanes; ++v) weight[v] = load(panel + v * kLane);
+      for (int v = 0; v < kLanes; ++v) weight[v] = P::weights(panel + v * kLane, part);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Lanes value = broadcast(x[r * x_stride + k]);
+      for (int r = 0; r < kRows; ++r) {
+        const auto value = P::value(x.words[r * x.stride + k], part);
 #pragma GCC unroll 8
-      for (int v = 0; v < kLanes; ++v) sum[r][v] = multiply_add(value, weight[v], sum[r][v]);
+        for (int v = 0; v < kLanes; ++v) sum[r][v] = P::add(value, weight[v], sum[r][v]);
+      }
     }
     panel += panel_stride;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kLanes; ++v) store(out + r * out_stride + v * kLane, sum[r][v]);
+    for (int v = 0; v < kLanes; ++v) {
+      const int64_t at = v * kLane;
+      store(out + r * kPanelWidth + at, P::end(sum[r][v], x.row(r), column_scale + at, start[r] + at));
+    }
   }
 }
 
-using MultiplyBlock = void (*)(const float*, int64_t, int64_t, const float*, int64_t, const float* const*, int64_t,
-                               float*, int64_t);
+using MultiplyBlock = void (*)(const Operand&, int64_t, const float*, int64_t, const float*, const float* const*,
+                               float*);
 
-template <int kRows>
+template <Precision kPrecision, int kRows>
 inline MultiplyBlock block_of_rows(int lanes) {
   if constexpr (kBlockLanes == 1) {
-    return multiply_block<kRows, 1>;
+    return multiply_block<kPrecision, kRows, 1>;
   } else {
-    static constexpr MultiplyBlock kByLanes[] = {multiply_block<kRows, 1>, multiply_block<kRows, 2>,
-                                                 multiply_block<kRows, 3>, multiply_block<kRows, 4>};
+    static constexpr MultiplyBlock kByLanes[] = {
+        multiply_block<kPrecision, kRows, 1>, multiply_block<kPrecision, kRows, 2>,
+        multiply_block<kPrecision, kRows, 3>, multiply_block<kPrecision, kRows, 4>};
     return kByLanes[lanes - 1];
   }
 }
 
-template <int kRows = kBlockRows>
+template <Precision kPrecision, int kRows = kBlockRows>
 inline MultiplyBlock block_of(int64_t rows, int lanes) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return block_of<kRows - 1>(rows, lanes);
+    if (rows < kRows) return block_of<kPrecision, kRows - 1>(rows, lanes);
   }
-  return block_of_rows<kRows>(lanes);
+  return block_of_rows<kPrecision, kRows>(lanes);
 }
 
 // What is left to do to a layer's sums.
@@ -94,117 +102,194 @@ inline void finish(Activation activation, const Epilogue& epilogue, const float*
 #define RESFLOW_ACTIVATION(name) \
   case Activation::name:         \
     return finish_rows<Activation::name>(epilogue, sums, rows, column, width, out, stride);
-#define RESFLOW_HEAD(name)
-#define RESFLOW_FUSION(name)
-#define RESFLOW_WEIGHTS_PER(name)
 #include "contract/enums.def"
-#undef RESFLOW_ACTIVATION
-#undef RESFLOW_HEAD
-#undef RESFLOW_FUSION
-#undef RESFLOW_WEIGHTS_PER
     case Activation::count:
       return;
   }
 }
 
-// rows of x @ some consecutive inputs of a layer's weights.
-struct Product {
+// Rows times some consecutive words of a layer's weights.
+struct MatrixProduct {
   const LayerLayout* layer;
-  const float* panels;
-  int64_t first_input;
-  int64_t depth;
-  const float* x;
-  int64_t x_stride;
+  const float* task;  // the task's packed block
+  int64_t first_word;
+  int64_t words;
+  Operand x;
   int64_t rows;
-  const float* const* start;  // of row r: start[r * start_step] + start_offset
-  int64_t start_step;         // 0: the same for every row; start then holds kBlockRows equal pointers
-  int64_t start_offset;
+};
+
+// What sums begin with: a row of floats each, one for all of them, or zeros.
+struct StartRows {
+  const float* same;
+  const float* const* each = nullptr;
+  int64_t offset = 0;  // of what is read in each
+  int64_t column_step = 1;
+
+  static StartRows zeros(const float* panel_of_zeros) { return {panel_of_zeros, nullptr, 0, 0}; }
+  const float* of(int64_t row, int64_t column) const {
+    return (each ? each[row] + offset : same) + column * column_step;
+  }
 };
 
 // Hands each block's sums [rows][kPanelWidth] to done(sums, first row, rows, first column, columns) while they
 // are in L1.
-template <class Done>
-inline void multiply(const Product& p, Done done) {
+template <Precision kPrecision, class Done>
+inline void multiply(const MatrixProduct& p, const StartRows& start, Done done) {
   const LayerLayout& layer = *p.layer;
   alignas(64) float sums[kBlockRows * kPanelWidth];
   for (int64_t column = 0; column < layer.padded; column += kPanelWidth) {
     const int64_t width = layer.padded - column < kPanelWidth ? layer.padded - column : kPanelWidth;
-    const float* const panel = p.panels + layer.inputs * column + p.first_input * width;
+    const float* const panel = p.task + layer.panels + layer.words * column + p.first_word * width;
     for (int64_t r = 0; r < p.rows; r += kBlockRows) {
       const int64_t block_rows = p.rows - r < kBlockRows ? p.rows - r : kBlockRows;
       for (int64_t lane = 0; lane < width / kLane; lane += kBlockLanes) {
         const int64_t left = width / kLane - lane;
         const int lanes = static_cast<int>(left < kBlockLanes ? left : kBlockLanes);
-        block_of<>(block_rows, lanes)(p.x + r * p.x_stride, p.x_stride, p.depth, panel + lane * kLane, width,
-                                      p.start + r * p.start_step, p.start_offset + column + lane * kLane,
-                                      sums + lane * kLane, kPanelWidth);
+        const int64_t first = column + lane * kLane;
+        const float* starts[kBlockRows];
+        for (int64_t i = 0; i < block_rows; ++i) starts[i] = start.of(r + i, start.column_step ? first : 0);
+        block_of<kPrecision>(block_rows, lanes)(p.x.row(r), p.words, panel + lane * kLane, width,
+                                                p.task + layer.column_scale + first, starts, sums + lane * kLane);
       }
       done(sums, r, block_rows, column, width);
     }
   }
 }
 
+// Calls run with the precision as a constant.
+template <class Run>
+inline auto in_precision(Precision precision, Run run) {
+  switch (precision) {
+    case Precision::bfloat16:
+      return run(Constant<Precision::bfloat16>{});
+    case Precision::int8:
+      return run(Constant<Precision::int8>{});
+    default:
+      return run(Constant<Precision::float32>{});
+  }
+}
+
+// Rows as the first layer multiplies them, some consecutive inputs on.
+struct FirstLayerRows {
+  int64_t first_word;
+  int64_t words;
+  Operand operand;
+};
+
+template <Precision kPrecision>
+inline FirstLayerRows first_layer_rows(const Rows& x, int64_t rows, int64_t first_input, int64_t columns,
+                                       float* scratch) {
+  constexpr int64_t kPerWord = inputs_per_word(kPrecision);
+  const int64_t first_word = first_input / kPerWord, lead = first_input % kPerWord;
+  const int64_t words = columns == 0 ? 0 : (lead + columns + kPerWord - 1) / kPerWord;
+  const OperandBuffer buffer(scratch, rows, words);
+  if (x.element == Precision::bfloat16) {
+    const auto* const values = static_cast<const uint16_t*>(x.data);
+    return {first_word, words, make_operand<kPrecision>(values, x.stride, rows, columns, lead, words, buffer)};
+  }
+  const auto* const values = static_cast<const float*>(x.data);
+  if constexpr (kPrecision == Precision::float32) return {first_word, words, {values, x.stride, nullptr, nullptr}};
+  return {first_word, words, make_operand<kPrecision>(values, x.stride, rows, columns, lead, words, buffer)};
+}
+
 // Asks for the next tile's rows, a few cache lines after each block of this one: read when they are needed, their
-// latency is 5 % of a tile's time (prerank3 with x in memory).
+// latency is 5 % of a tile's time (prerank3 with x in memory), and most of it in the catalogue form.
 class Fetcher {
  public:
-  explicit Fetcher(const Tile& tile)
-      : row_(tile.next_x),
-        stride_(tile.x_stride),
-        width_(tile.plan->in_features - tile.first_input),
-        rows_left_(tile.next_rows) {
+  explicit Fetcher(const Tile& tile) : tile_(tile) {
     const Plan& plan = *tile.plan;
+    row_bytes_ = tile.table_rows ? plan.tasks * plan.first_padded() * bytes_of(tile.table_element)
+                                 : (plan.in_features - tile.first_input) * bytes_of(tile.next_x.element);
     int64_t blocks = 0;
     for (int32_t l = 0; l < plan.layers; ++l) blocks += (plan.layer[l].padded + kPanelWidth - 1) / kPanelWidth;
     blocks *= plan.tasks * ((tile.rows + kBlockRows - 1) / kBlockRows);
-    lines_a_block_ = (rows_left_ * ((width_ + kLane - 1) / kLane) + blocks - 1) / blocks;
+    const int64_t lines = tile.next_rows * ((row_bytes_ + kLineBytes - 1) / kLineBytes);
+    lines_a_block_ = (lines + blocks - 1) / blocks;
   }
 
   void fetch_some() {
-    for (int64_t line = 0; line < lines_a_block_ && rows_left_ > 0; ++line) {
-      __builtin_prefetch(row_ + at_, 0, 2);
-      at_ += kLane;
-      if (at_ < width_) continue;
+    for (int64_t line = 0; line < lines_a_block_ && row_ < tile_.next_rows; ++line) {
+      const void* const row = tile_.table_rows ? tile_.next_table_rows[row_] : tile_.next_x.from(row_).data;
+      __builtin_prefetch(static_cast<const char*>(row) + at_, 0, 2);
+      at_ += kLineBytes;
+      if (at_ < row_bytes_) continue;
       at_ = 0;
-      row_ += stride_;
-      --rows_left_;
+      ++row_;
     }
   }
 
  private:
-  const float* row_;
-  int64_t stride_;
-  int64_t width_;
-  int64_t rows_left_;
+  static constexpr int64_t kLineBytes = 64;
+
+  const Tile& tile_;
+  int64_t row_bytes_;
   int64_t lines_a_block_;
+  int64_t row_ = 0;
   int64_t at_ = 0;
 };
 
+// The catalogue form's first layer: sums are looked up. Hands blocks on as multiply does.
+template <class Table, class Done>
+inline void add_table_rows(const Tile& tile, int32_t task, Done done) {
+  const int64_t padded = tile.plan->first_padded(), offset = task * padded;
+  alignas(64) float sums[kBlockRows * kPanelWidth];
+  for (int64_t r = 0; r < tile.rows; r += kBlockRows) {
+    const int64_t block_rows = tile.rows - r < kBlockRows ? tile.rows - r : kBlockRows;
+    for (int64_t column = 0; column < padded; column += kPanelWidth) {
+      const int64_t width = padded - column < kPanelWidth ? padded - column : kPanelWidth;
+      for (int64_t i = 0; i < block_rows; ++i) {
+        const auto* const row = static_cast<const Table*>(tile.table_rows[r + i]) + offset + column;
+        const float* const start = tile.start[r + i] + offset + column;
+        const Lanes scale = broadcast(tile.table_scales ? tile.table_scales[r + i] : 1.0f);
+        for (int64_t at = 0; at < width; at += kLane) {
+          store(sums + i * kPanelWidth + at, multiply_add(load_values(row + at), scale, load(start + at)));
+        }
+      }
+      done(sums, r, block_rows, column, width);
+    }
+  }
+}
+
+// A layer's outputs as the next layer multiplies them.
+template <Precision kPrecision>
+inline Operand hidden_operand(const Tile& tile, int32_t layer, const float* hidden) {
+  const LayerLayout &own = tile.plan->layer[layer], &next = tile.plan->layer[layer + 1];
+  if constexpr (kPrecision == Precision::float32) return {hidden, own.padded, nullptr, nullptr};
+  const OperandBuffer buffer(tile.hidden_operand, tile.rows, next.words);
+  return make_operand<kPrecision>(hidden, own.padded, tile.rows, own.width, 0, next.words, buffer);
+}
+
 // One task's layers. `hidden` is the task's slot; a parent in the same slot is overwritten as it is read.
-inline void run_tower(const Tile& tile, int32_t task, const float* parent_hidden, float* hidden, Fetcher& fetcher) {
+template <Precision kPrecision>
+inline void run_tower(const Tile& tile, const FirstLayerRows& x, int32_t task, const float* parent_hidden,
+                      float* hidden, Fetcher& fetcher) {
   const Plan& plan = *tile.plan;
   const float* const weights = tile.weights + task * plan.task_floats;
-  const float* x = tile.x;
-  int64_t x_stride = tile.x_stride;
+  Operand operand = x.operand;
   for (int32_t l = 0; l < plan.layers; ++l) {
     const LayerLayout& layer = plan.layer[l];
-    const bool first = l == 0;
-    const int64_t first_input = first ? tile.first_input : 0;
-    const float* biases[kBlockRows];
-    for (int r = 0; r < kBlockRows; ++r) biases[r] = weights + layer.bias;
-    const Product product{
-        &layer,    weights + layer.panels,      first_input,   layer.inputs - first_input,     x, x_stride,
-        tile.rows, first ? tile.start : biases, first ? 1 : 0, first ? task * layer.padded : 0};
-    multiply(product, [&](const float* sums, int64_t row, int64_t rows, int64_t column, int64_t width) {
+    const MatrixProduct product = l == 0 ? MatrixProduct{&layer, weights, x.first_word, x.words, operand, tile.rows}
+                                         : MatrixProduct{&layer, weights, 0, layer.words, operand, tile.rows};
+    const StartRows start =
+        l == 0 ? StartRows{nullptr, tile.start, task * layer.padded} : StartRows{weights + layer.bias};
+    const auto finish_block = [&](const float* sums, int64_t row, int64_t rows, int64_t column, int64_t width) {
       fetcher.fetch_some();
       const Epilogue epilogue{layer.activation == Activation::prelu ? weights + layer.slope : nullptr,
                               plan.affine ? weights + layer.scale : nullptr,
                               plan.affine ? weights + layer.shift : nullptr,
                               parent_hidden ? parent_hidden + row * layer.padded : nullptr};
       finish(layer.activation, epilogue, sums, rows, column, width, hidden + row * layer.padded, layer.padded);
-    });
-    x = hidden;
-    x_stride = layer.padded;
+    };
+    if (l > 0 || !tile.table_rows) {
+      multiply<kPrecision>(product, start, finish_block);
+    } else if (tile.table_element == Precision::float32) {
+      add_table_rows<float>(tile, task, finish_block);
+    } else if (tile.table_element == Precision::bfloat16) {
+      add_table_rows<uint16_t>(tile, task, finish_block);
+    } else {
+      add_table_rows<int8_t>(tile, task, finish_block);
+    }
+    if (l + 1 < plan.layers) operand = hidden_operand<kPrecision>(tile, l, hidden);
     hidden += tile.rows * layer.padded;
     if (parent_hidden) parent_hidden += tile.rows * layer.padded;
   }
@@ -231,8 +316,12 @@ inline void run_head(const Plan& plan, const float* weights, const float* hidden
 }
 
 // Own logits r_k of all tasks.
-inline void run_towers(const Tile& tile) {
+template <Precision kPrecision>
+inline void run_towers_in(const Tile& tile) {
   const Plan& plan = *tile.plan;
+  const int64_t columns = tile.table_rows ? 0 : plan.in_features - tile.first_input;
+  const FirstLayerRows x =
+      first_layer_rows<kPrecision>(tile.x, tile.rows, tile.first_input, columns, tile.x_operand);
   Fetcher fetcher(tile);
   const int64_t slot_floats = tile.rows * plan.hidden_floats;
   const int64_t last_offset = slot_floats - tile.rows * plan.layer[plan.layers - 1].padded;
@@ -240,9 +329,13 @@ inline void run_towers(const Tile& tile) {
     float* const hidden = tile.hidden + plan.slot[k] * slot_floats;
     const bool residual = plan.feature_residual && plan.parents[k] >= 0;
     const float* const parent = residual ? tile.hidden + plan.slot[plan.parents[k]] * slot_floats : nullptr;
-    run_tower(tile, k, parent, hidden, fetcher);
+    run_tower<kPrecision>(tile, x, k, parent, hidden, fetcher);
     run_head(plan, tile.weights + k * plan.task_floats, hidden + last_offset, tile.rows, tile.logits + k * tile.stride);
   }
+}
+
+inline void run_towers(const Tile& tile) {
+  in_precision(tile.plan->precision, [&](auto precision) { run_towers_in<precision.value>(tile); });
 }
 
 }  // namespace resflow::cpu::RESFLOW_TARGET

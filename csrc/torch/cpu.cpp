@@ -96,6 +96,45 @@ Best request_topk(Tensor user, Tensor item, Tensor offsets, Tensor packed, Tenso
   return best_of(request, candidates, k);
 }
 
+std::tuple<Tensor, Tensor> catalog_rows(Tensor item, Tensor packed, std::vector<int64_t> encoded, int64_t element) {
+  constexpr const char* kOp = "catalog_rows";
+  const Plan plan = decode_plan(kOp, encoded.data(), static_cast<int64_t>(encoded.size()));
+  const TensorView item_view = view_of(kOp, "item", item), packed_view = view_of(kOp, "packed", packed);
+  check_side(kOp, "item", plan, item_view);
+  check_element(kOp, element);
+  check_packed(kOp, plan, packed_view);
+  const int64_t count = item_view.sizes[0], width = plan.tasks * plan.first_padded();
+  const auto precision = static_cast<Precision>(element);
+  constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Char};
+  Tensor table = empty(kTypes[element], {count, width});
+  Tensor scales = empty(ScalarType::Float, {precision == Precision::int8 ? count : 0});
+  cpu::project_items({plan, packed_view.data}, cpu::Request::rows_of(item_view), count, item_view.sizes[1],
+                     torch::stable::get_num_threads(), precision, table.mutable_data_ptr(),
+                     static_cast<float*>(scales.mutable_data_ptr()));
+  return {table, scales};
+}
+
+cpu::Candidates catalog_candidates(const cpu::Request& request, const Tensor& user, const Tensor& ids,
+                                   const Tensor& offsets, const Tensor& table, const Tensor& scales) {
+  return request.catalog(view_of(request.op, "user", user), view_of(request.op, "ids", ids),
+                         view_of(request.op, "offsets", offsets), view_of(request.op, "table", table),
+                         view_of(request.op, "scales", scales));
+}
+
+Scores catalog_scores(Tensor user, Tensor ids, Tensor offsets, Tensor table, Tensor scales, Tensor packed,
+                      Tensor fusion_weights, std::vector<int64_t> plan, int64_t fusion, int64_t weights_per) {
+  const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("catalog_scores");
+  return scores_of(request, catalog_candidates(request, user, ids, offsets, table, scales));
+}
+
+Best catalog_topk(Tensor user, Tensor ids, Tensor offsets, Tensor table, Tensor scales, Tensor packed,
+                  Tensor fusion_weights, std::vector<int64_t> plan, int64_t fusion, int64_t weights_per, int64_t k) {
+  const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("catalog_topk");
+  const auto candidates = catalog_candidates(request, user, ids, offsets, table, scales);
+  check_positive(request.op, "k", k);
+  return best_of(request, candidates, k);
+}
+
 }  // namespace
 }  // namespace resflow::torch_ops
 

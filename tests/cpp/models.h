@@ -15,9 +15,10 @@ namespace resflow::testing {
 using Encoded = std::vector<int64_t>;
 
 inline Encoded encode(int64_t in_features, std::vector<int64_t> widths, std::vector<int64_t> parents,
-                      Activation activation = Activation::prelu, bool affine = true) {
+                      Activation activation = Activation::prelu, bool affine = true,
+                      Precision precision = Precision::float32) {
   const auto layers = static_cast<int64_t>(widths.size()), tasks = static_cast<int64_t>(parents.size());
-  Encoded plan = {limit::version, in_features, tasks, layers, 0, 1, 1, 0, affine};
+  Encoded plan = {limit::version, in_features, tasks, layers, 0, 1, 1, 0, affine, static_cast<int64_t>(precision)};
   plan.insert(plan.end(), widths.begin(), widths.end());
   plan.insert(plan.end(), layers, static_cast<int64_t>(activation));
   plan.insert(plan.end(), parents.begin(), parents.end());
