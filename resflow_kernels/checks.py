@@ -14,7 +14,6 @@ from .contract import FUSIONS, PRECISIONS, WEIGHTS_PER, complaint
 from .fusion import weight_count
 from .plan import Plan
 
-
 ROW_DTYPES = (torch.float32, torch.bfloat16)
 
 

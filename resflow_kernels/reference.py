@@ -1,7 +1,8 @@
 """The same mathematics in plain PyTorch, in any dtype: the ground truth of every test.
 
 Written for reading, not for speed. In float64 it is what all kernels are measured against; it also serves
-training. Shapes as in the README: ``x [B, D]``, logits and probabilities ``[B, K]``, score ``[B]``.
+training. In a plan's lower precisions it rounds where the kernels round, and is exact everywhere else. Shapes as in
+the README: ``x [B, D]``, logits and probabilities ``[B, K]``, score ``[B]``.
 """
 
 from __future__ import annotations
@@ -139,8 +140,8 @@ def dense_scores(
     x: Tensor, weights: Sequence[Tensor], plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int
 ) -> Scores:
     """Form 1 on canonical weights (``Plan.weight_shapes``); arguments as the op's."""
-    towers, heads = _callables(weights, plan)
-    return finish(tower_logits(x, towers, heads, plan), spread_weights(fusion_weights, weights_per, None), fusion)
+    logits = _logits([_Part(x, 0)], weights, plan)
+    return finish(logits, spread_weights(fusion_weights, weights_per, None), fusion)
 
 
 def request_scores(
@@ -153,10 +154,12 @@ def request_scores(
     fusion: int,
     weights_per: int,
 ) -> Scores:
-    """Form 2 by its definition: every candidate's input is its request's user row and its own item row."""
+    """Form 2 by its definition: every candidate's input is its request's user row and its own item row.
+
+    In int8 the two have a scale each.
+    """
     request = request_of_candidates(offsets, item.shape[0])
-    towers, heads = _callables(weights, plan)
-    logits = tower_logits(torch.cat((user[request], item), dim=1), towers, heads, plan)
+    logits = _logits([_Part(user[request], 0), _Part(item, user.shape[1])], weights, plan)
     return finish(logits, spread_weights(fusion_weights, weights_per, request), fusion)
 
 
@@ -174,28 +177,97 @@ def topk(score: Tensor, offsets: Tensor, k: int) -> TopK:
     return TopK(scores, positions)
 
 
-def _callables(weights: Sequence[Tensor], plan: Plan) -> tuple[list[list[Layer]], list[Layer]]:
-    """Canonical weights as the layers and heads that :func:`tower_logits` takes."""
+def catalog_rows(item: Tensor, weights: Sequence[Tensor], plan: Plan) -> Tensor:
+    """The items' products with all first layers, ``[M, K, H_1]``, not rounded to what a table holds."""
+    part = _Part(item, plan.in_features - item.shape[1])
+    return torch.stack([part.product(layers[0], plan.precision) for layers, _ in _towers(weights, plan)], dim=1)
+
+
+def catalog_scores(
+    user: Tensor,
+    products: Tensor,
+    offsets: Tensor,
+    weights: Sequence[Tensor],
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int,
+    weights_per: int,
+) -> Scores:
+    """Form 3 on the candidates' rows ``[N, K, H_1]`` of the table."""
+    request = request_of_candidates(offsets, products.shape[0])
+    logits = _logits([_Part(user[request], 0)], weights, plan, products)
+    return finish(logits, spread_weights(fusion_weights, weights_per, request), fusion)
+
+
+def rounded(values: Tensor, precision: str, dim: int = -1) -> Tensor:
+    """``values`` as a precision holds them; int8 has a scale for each line along ``dim``."""
+    if precision == "bfloat16":
+        return values.to(torch.bfloat16).to(values.dtype)
+    if precision == "int8":
+        if values.numel() == 0:
+            return values
+        scale = values.abs().amax(dim, keepdim=True) / 127
+        return torch.where(scale > 0, torch.round(values / scale) * scale, scale * values)
+    return values
+
+
+class _Part(NamedTuple):
+    """Some consecutive columns of the input row."""
+
+    rows: Tensor
+    first: int
+
+    def product(self, layer: _Layer, precision: str) -> Tensor:
+        weight = rounded(layer.weight, precision, 0)[self.first : self.first + self.rows.shape[1]]
+        return rounded(self.rows, precision) @ weight
+
+
+class _Layer(NamedTuple):
+    """A hidden layer's canonical weights."""
+
+    activation: str
+    weight: Tensor
+    bias: Tensor
+    slope: Tensor | None
+    affine: tuple[Tensor, Tensor] | None
+
+    def finish(self, sums: Tensor) -> Tensor:
+        value = activate(self.activation, sums + self.bias, self.slope)
+        return value * self.affine[0] + self.affine[1] if self.affine else value
+
+
+def _towers(weights: Sequence[Tensor], plan: Plan) -> list[tuple[list[_Layer], tuple[Tensor, Tensor]]]:
+    """Each task's layers, and its head's weight and bias."""
     left = iter(weights)
 
-    def layer(activation: str) -> Layer:
+    def layer(activation: str) -> _Layer:
         weight, bias = next(left), next(left)
         slope = next(left) if activation == "prelu" else None
-        affine = (next(left), next(left)) if plan.affine else None
+        return _Layer(activation, weight, bias, slope, (next(left), next(left)) if plan.affine else None)
 
-        def apply(value: Tensor) -> Tensor:
-            value = activate(activation, value @ weight + bias, slope)
-            return value * affine[0] + affine[1] if affine else value
+    return [([layer(name) for name in plan.activations], (next(left), next(left))) for _ in range(plan.tasks)]
+
+
+def _logits(parts: Sequence[_Part], weights: Sequence[Tensor], plan: Plan, products: Tensor | None = None) -> Tensor:
+    """Logits of input rows given in parts; ``products [B, K, H_1]`` stand for a further part."""
+    precision = plan.precision
+    towers: list[list[Layer]] = []
+    heads: list[Layer] = []
+
+    def first(task: int, layer: _Layer) -> Layer:
+        def apply(_: Tensor) -> Tensor:
+            own = [part.product(layer, precision) for part in parts]
+            return layer.finish(sum(own, products[:, task] if products is not None else torch.zeros_like(own[0])))
 
         return apply
 
-    def head() -> Layer:
-        weight, bias = next(left), next(left)
+    def later(layer: _Layer) -> Layer:
+        return lambda value: layer.finish(_Part(value, 0).product(layer, precision))
+
+    def head(weight: Tensor, bias: Tensor) -> Layer:
         return lambda value: value @ weight + bias
 
-    towers: list[list[Layer]] = []
-    heads: list[Layer] = []
-    for _ in range(plan.tasks):
-        towers.append([layer(activation) for activation in plan.activations])
-        heads.append(head())
-    return towers, heads
+    for task, (layers, (weight, bias)) in enumerate(_towers(weights, plan)):
+        towers.append([first(task, layers[0]), *map(later, layers[1:])])
+        heads.append(head(weight, bias))
+    return tower_logits(parts[0].rows, towers, heads, plan)

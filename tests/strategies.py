@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resflow_kernels.contract import ACTIVATIONS, FUSIONS
+from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS
 from resflow_kernels.fusion import weight_count
 from resflow_kernels.plan import Plan
 
@@ -17,8 +17,8 @@ seeds = st.integers(0, 2**20)
 
 
 @st.composite
-def plans(draw: st.DrawFn, max_tasks: int = 16) -> Plan:
-    """Any forest, any switches, one to four layers with an activation each."""
+def plans(draw: st.DrawFn, max_tasks: int = 16, precision: str | None = None) -> Plan:
+    """Any forest, any switches, one to four layers with an activation each, any precision if none is given."""
     tasks = draw(st.one_of(st.integers(1, 5), st.just(max_tasks)))
     hidden = tuple(draw(st.lists(widths, min_size=1, max_size=4)))
     parents = tuple(draw(st.integers(-1, task - 1)) for task in range(tasks))
@@ -34,6 +34,7 @@ def plans(draw: st.DrawFn, max_tasks: int = 16) -> Plan:
         non_increasing=logit_residual and draw(st.booleans()),
         affine=draw(st.booleans()),
         head="conditional" if conditional else "residual",
+        precision=draw(st.sampled_from(PRECISIONS)) if precision is None else precision,
     )
 
 

@@ -42,7 +42,7 @@ def _bad_inputs() -> dict[str, tuple[str, dict[str, object]]]:
         "x of 1 dimension": ("dense_scores", {"x": torch.zeros(6)}),
         "x too narrow": ("dense_scores", {"x": torch.zeros(3, 5)}),
         "x of float64": ("dense_scores", {"x": torch.zeros(3, 6, dtype=double)}),
-        "x of bfloat16": ("dense_scores", {"x": torch.zeros(3, 6, dtype=torch.bfloat16)}),
+        "x of float16": ("dense_scores", {"x": torch.zeros(3, 6, dtype=torch.float16)}),
         "x transposed": ("dense_scores", {"x": torch.zeros(6, 3).T}),
         "unknown fusion": ("dense_scores", {"fusion": 3}),
         "negative fusion": ("dense_scores", {"fusion": -1}),
@@ -69,6 +69,15 @@ def _bad_inputs() -> dict[str, tuple[str, dict[str, object]]]:
         "offsets that end late": ("request_topk", {"offsets": torch.tensor([0, 1, 4])}),
         "no offsets": ("dense_topk", {"offsets": torch.zeros(0, dtype=torch.int64)}),
         "offsets of a matrix": ("dense_topk", {"offsets": torch.zeros(1, 2, dtype=torch.int64)}),
+        "user wider than the input": ("catalog_scores", {"user": torch.zeros(2, 7)}),
+        "table too narrow": ("catalog_scores", {"table": torch.zeros(4, 16)}),
+        "table of float64": ("catalog_scores", {"table": torch.zeros(4, 32, dtype=double)}),
+        "table transposed": ("catalog_topk", {"table": torch.zeros(32, 4).T}),
+        "scales of a float32 table": ("catalog_scores", {"scales": torch.zeros(4)}),
+        "ids of int32": ("catalog_scores", {"ids": torch.zeros(3, dtype=torch.int32)}),
+        "ids of a matrix": ("catalog_scores", {"ids": torch.zeros(3, 1, dtype=torch.int64)}),
+        "an id too large": ("catalog_scores", {"ids": torch.tensor([0, 4, 1])}),
+        "a negative id": ("catalog_topk", {"ids": torch.tensor([0, -1, 1])}),
         "k of 0": ("dense_topk", {"k": 0}),
         "negative k": ("request_topk", {"k": -3}),
     }
@@ -79,7 +88,11 @@ def _good(op: str, plan: Plan = PLAN) -> dict[str, object]:
     if op.startswith("dense"):
         arguments["x"] = torch.zeros(3, 6)
     else:
-        arguments |= {"user": torch.zeros(2, 2), "item": torch.zeros(3, 4)}
+        arguments["user"] = torch.zeros(2, 2)
+    if op.startswith("request"):
+        arguments["item"] = torch.zeros(3, 4)
+    if op.startswith("catalog"):
+        arguments |= {"ids": torch.tensor([3, 0, 0]), "table": torch.zeros(4, 32), "scales": torch.zeros(0)}
     if op != "dense_scores":
         arguments["offsets"] = torch.tensor([0, 1, 3])
     arguments |= {"fusion_weights": torch.zeros(2), "fusion": 0, "weights_per": 0}
@@ -103,9 +116,9 @@ def _numpy(op: str, arguments: dict[str, object]) -> object:
     return getattr(runtime, op)(packed=packed, plan=PLAN.encoded, **arrays)
 
 
-@pytest.mark.parametrize("op", ["dense_scores", "dense_topk", "request_scores", "request_topk"])
+@pytest.mark.parametrize("op", [name for name in contract.OP_SCHEMAS if name.endswith(("_scores", "_topk"))])
 def test_good_inputs_pass_everywhere(op: str) -> None:
-    for call in (_fused, _reference, _numpy):
+    for call in (_fused, _numpy, *([] if op.startswith("catalog") else [_reference])):
         call(op, _good(op))
 
 
@@ -121,21 +134,22 @@ def test_bad_input_is_named_alike_by_all_paths(name: str) -> None:
     argument = next(iter(changes))
     assert argument in text or "user and item" in text
 
-    floating = next((a.dtype for n, a in changes.items() if n in ("x", "item") and isinstance(a, torch.Tensor)), None)
-    if floating in (None, torch.float32):  # the reference takes any floating dtype
+    floating = next(
+        (a.dtype for n, a in changes.items() if n in ("x", "user", "item") and isinstance(a, torch.Tensor)), None
+    )
+    if floating in (None, torch.float32) and not op.startswith("catalog"):  # the reference takes any floating dtype
         with pytest.raises(ValueError) as by_reference:
             _reference(op, arguments)
         assert str(by_reference.value) == text
-    if "bfloat16" not in name:  # NumPy has none
-        with pytest.raises(ValueError) as by_runtime:
-            _numpy(op, arguments)
-        assert str(by_runtime.value) == text
+    with pytest.raises(ValueError) as by_runtime:
+        _numpy(op, arguments)
+    assert str(by_runtime.value) == text
 
 
 def test_messages_word_by_word() -> None:
     for changes, text in {
         ("x", torch.zeros(3, 5)): "dense_scores: x must be a matrix with 6 columns, got [3, 5]",
-        ("x", torch.zeros(3, 6, dtype=torch.float64)): "dense_scores: x must be float32, got float64",
+        ("x", torch.zeros(3, 6, dtype=torch.float64)): "dense_scores: x must be float32 or bfloat16, got float64",
         ("x", torch.zeros(6, 3).T): "dense_scores: x must be contiguous in its last dimension, got strides [1, 3]",
         ("fusion_weights", torch.zeros(1)): "dense_scores: fusion_weights must be a vector of 2, got [1]",
     }.items():
@@ -182,7 +196,22 @@ def test_packed_weights_that_do_not_fit_are_refused(damage: str) -> None:
 
 @pytest.mark.parametrize(
     ("at", "value"),
-    [(0, 2), (1, 0), (1, 2**40), (2, 0), (2, 65), (3, 0), (3, 17), (4, 9), (5, 2), (9, 0), (11, 99), (13, 0), (14, 1)],
+    [
+        (0, 2),
+        (1, 0),
+        (1, 2**40),
+        (2, 0),
+        (2, 65),
+        (3, 0),
+        (3, 17),
+        (4, 9),
+        (5, 2),
+        (9, 3),
+        (10, 0),
+        (12, 99),
+        (14, 0),
+        (15, 1),
+    ],
 )
 def test_a_damaged_plan_is_refused_by_the_op(at: int, value: int) -> None:
     encoded = list(PLAN.encoded)
@@ -205,6 +234,8 @@ def test_a_damaged_plan_is_refused_by_the_op(at: int, value: int) -> None:
         ({"parents": (-1, 1)}, r"parents\[1\] must be -1 or an earlier task, got 1"),
         ({"activations": "swish"}, "activations must be one of identity"),
         ({"activations": ("relu", "relu", "relu")}, "activations must be one name a hidden layer"),
+        ({"precision": "float8"}, "precision must be one of float32, bfloat16, int8, got 'float8'"),
+        ({"precision": "int8", "in_features": 65537}, "precision must be another for over 65536 inputs, got int8"),
         ({"head": "softmax"}, "head must be one of residual, conditional"),
         ({"head": "conditional"}, "logit_residual must be False with a conditional head"),
         ({"logit_residual": False, "non_increasing": True}, "non_increasing must be False without a logit residual"),

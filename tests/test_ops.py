@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from strategies import batches, fusion_weights, fusions, plans, seeds
 from torch import Tensor
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import ACTIVATIONS, FUSIONS, WEIGHTS_PER
+from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS, WEIGHTS_PER
 from resflow_kernels.plan import Plan, chain
 from resflow_kernels.reference import Scores
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
@@ -59,13 +60,24 @@ def random_offsets(candidates: int, requests: int, generator: torch.Generator) -
 @example(plan=Plan(576, (128, 64), chain(16), "gelu"), batch=49, fusion=2, per=CANDIDATE, seed=1)
 def test_dense_scores_are_exact(plan: Plan, batch: int, fusion: int, per: int, seed: int) -> None:
     case = Case(plan, batch, fusion, per, seed)
-    assert_exact(case.run(), case.exact(), case.fusion_weights)
+    assert_exact(case.run(), case.exact(), case.fusion_weights, plan.precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_workloads_are_exact(name: str, precision: str) -> None:
+    case = Case(replace(WORKLOADS[name].plan, precision=precision), 200)
+    assert_exact(case.run(), case.exact(), case.fusion_weights, precision)
+    rows = case.x.bfloat16()
+    assert_exact(case.run(rows), case.exact(rows), case.fusion_weights, precision)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_workloads_are_exact(name: str) -> None:
-    case = Case(WORKLOADS[name].plan, 200)
-    assert_exact(case.run(), case.exact(), case.fusion_weights)
+def test_bfloat16_probabilities_are_near_the_unrounded_ones(name: str) -> None:
+    """The bound that users read: 1e-2 of the float64 model, roundings of weights and rows included."""
+    case = Case(replace(WORKLOADS[name].plan, precision="bfloat16"), 500)
+    unrounded = Case(WORKLOADS[name].plan, 500)
+    assert (case.run().probs.double() - unrounded.exact().probs).abs().max() <= 1e-2
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -105,13 +117,70 @@ def test_request_form_has_the_bits_of_the_dense_form(
 
     owner = reference.request_of_candidates(offsets, batch)
     dense_weights, dense_per = (weights[owner], CANDIDATE) if per == REQUEST else (weights, per)
-    joined = torch.cat((user[owner], item), dim=1)
-    assert same_bits(got, ops.dense_scores(joined, case.packed, plan, dense_weights, fusion, dense_per))
+    if plan.precision == "float32":
+        joined = torch.cat((user[owner], item), dim=1)
+        assert same_bits(got, ops.dense_scores(joined, case.packed, plan, dense_weights, fusion, dense_per))
     doubles = [weight.double() for weight in case.weights]
     exact = reference.request_scores(
         user.double(), item.double(), offsets, doubles, plan, weights.double(), fusion, per
     )
-    assert_exact(got, exact, weights)
+    assert_exact(got, exact, weights, plan.precision)
+
+
+@given(
+    plan=plans(max_tasks=6),
+    batch=batches,
+    requests=st.integers(1, 5),
+    element=st.sampled_from(PRECISIONS),
+    fusion=fusions,
+    per=st.integers(0, 2),
+    seed=seeds,
+)
+def test_catalogue_form_is_exact(
+    plan: Plan, batch: int, requests: int, element: str, fusion: int, per: int, seed: int
+) -> None:
+    case = Case(plan, 0, fusion, CALL, seed)
+    split = int(torch.randint(0, plan.in_features + 1, (), generator=case.generator))
+    items = torch.randn(30, plan.in_features - split, generator=case.generator)
+    user = torch.randn(requests, split, generator=case.generator)
+    ids = torch.randint(0, 30, (batch,), generator=case.generator)
+    offsets = random_offsets(batch, requests, case.generator)
+    rows = {CALL: None, REQUEST: requests, CANDIDATE: batch}[per]
+    weights = fusion_weights(plan, fusion, rows, case.generator)
+    table, scales = ops.catalog_rows(items, case.packed, plan, element)
+
+    doubles = [weight.double() for weight in case.weights]
+    products = reference.catalog_rows(items.double(), doubles, plan)
+    width = plan.hidden[0]
+    held = table.double() * (scales.double()[:, None] if element == "int8" else 1.0)
+    held = held.reshape(30, plan.tasks, -1)[..., :width]
+    step = {"float32": 1e-5, "bfloat16": 2**-8, "int8": 1 / 120}[element]
+    largest = products.abs().amax((1, 2), keepdim=True)
+    slack = 0.0 if plan.precision == "float32" else 0.02  # a float32 at a rounding's edge, see testing
+    assert ((held - products).abs() <= (step + slack) * (largest + 1)).all()
+
+    arguments = (user, ids, offsets, table, scales, case.packed, plan, weights, fusion, per)
+    got = ops.catalog_scores(*arguments)
+    exact = reference.catalog_scores(user.double(), held[ids], offsets, doubles, plan, weights.double(), fusion, per)
+    assert_exact(got, exact, weights, plan.precision)
+    best = ops.catalog_topk(*arguments, 7)
+    assert same_bits(best, reference.topk(got.score, offsets, 7))
+    one = slice(batch // 2, batch // 2 + 1)  # alone as in company
+    if batch and per == CALL:
+        owner = reference.request_of_candidates(offsets, batch)[one]
+        alone = ops.catalog_scores(user[owner], ids[one], torch.tensor([0, 1]), *arguments[3:])
+        assert same_bits(alone, tuple(part[one] for part in got))
+
+
+def test_ids_out_of_range_are_named() -> None:
+    case = Case(Plan(6, (5,), (-1, 0)), 0)
+    table, scales = ops.catalog_rows(torch.randn(9, 4), case.packed, case.plan, "float32")
+    for bad in (-1, 9, 2**40):
+        ids = torch.tensor([0, 8, bad, 3])
+        with pytest.raises(ValueError, match=rf"catalog_scores: ids\[2\] must be rows of the table, 0 to 8, got {bad}"):
+            ops.catalog_scores(
+                torch.zeros(1, 2), ids, torch.tensor([0, 4]), table, scales, case.packed, case.plan, torch.ones(2)
+            )
 
 
 @given(
@@ -176,10 +245,11 @@ def test_batch_invariance(plan: Plan, batch: int, fusion: int, seed: int) -> Non
 @pytest.mark.parametrize("fusion", range(len(FUSIONS)))
 @pytest.mark.parametrize("head", ["residual", "conditional"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-def test_isolation(activation: str, fusion: int, head: str, poison: float) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_isolation(activation: str, fusion: int, head: str, poison: float, precision: str) -> None:
     """A poisoned candidate leaves its neighbours' bits alone, and a NaN reaches all its own outputs."""
     switches = {"logit_residual": head == "residual", "non_increasing": head == "residual"}
-    plan = Plan(7, (20, 5), (-1, 0, 1), activation, affine=True, head=head, **switches)
+    plan = Plan(7, (20, 5), (-1, 0, 1), activation, affine=True, head=head, precision=precision, **switches)
     case = Case(plan, 50, fusion)
     clean = case.run()
     poisoned = case.x.clone()
@@ -189,7 +259,7 @@ def test_isolation(activation: str, fusion: int, head: str, poison: float) -> No
     assert same_bits(tuple(part[others] for part in got), tuple(part[others] for part in clean))
     if poison != poison:
         assert all(part[17].isnan().all() for part in got)
-    else:
+    elif precision == "float32":
         # Whatever an infinity becomes, it is what the same arithmetic makes of it in float32.
         exact = case.exact(poisoned)
         assert torch.equal(got.probs[17].isnan(), exact.probs[17].isnan()) or activation in (

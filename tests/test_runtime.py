@@ -163,7 +163,7 @@ X = rows(4, 37)
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda s: s.scores(X.astype(np.float64)), "dense_scores: x must be float32, got float64"),
+        (lambda s: s.scores(X.astype(np.float64)), "dense_scores: x must be float32 or bfloat16, got float64"),
         (lambda s: s.scores(X[:, :5]), r"dense_scores: x must be a matrix with 37 columns, got \[4, 5\]"),
         (lambda s: s.scores(X[0]), r"dense_scores: x must be a matrix with 37 columns, got \[37\]"),
         (lambda s: s.scores(X, [1, 2]), r"fusion_weights must be a vector of 3, got \[2\]"),

@@ -26,12 +26,17 @@ def op_arguments(candidates: int = 9) -> dict[str, tuple[object, ...]]:
     x = torch.randn(candidates, 12)
     user, item, offsets = torch.randn(2, 5), torch.randn(candidates, 7), torch.tensor([0, candidates // 3, candidates])
     rest = (PACKED, torch.rand(3), PLAN.encoded, 0, 0)
+    ids = torch.arange(candidates) % 5
+    catalogue = (user, ids, offsets, *ops.catalog_rows(torch.randn(5, 7), PACKED, PLAN, "int8"))
     return {
         "pack_towers": (random_weights(PLAN), PLAN.encoded),
         "dense_scores": (x, *rest),
         "dense_topk": (x, offsets, *rest, 3),
         "request_scores": (user, item, offsets, *rest),
         "request_topk": (user, item, offsets, *rest, 3),
+        "catalog_rows": (item, PACKED, PLAN.encoded, 1),
+        "catalog_scores": (*catalogue, *rest),
+        "catalog_topk": (*catalogue, *rest, 3),
     }
 
 
@@ -42,7 +47,7 @@ def test_opcheck(name: str) -> None:
     assert set(results.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("name", [name for name in op_arguments() if name != "pack_towers"])
+@pytest.mark.parametrize("name", [name for name in op_arguments() if name not in ("pack_towers", "catalog_rows")])
 def test_ops_compile_without_a_graph_break(name: str) -> None:
     op = getattr(torch.ops.resflow, name)
 
@@ -56,7 +61,7 @@ def test_ops_compile_without_a_graph_break(name: str) -> None:
             assert torch.equal(got.nan_to_num(-7), expected.nan_to_num(-7))
 
 
-@pytest.mark.parametrize("name", [name for name in op_arguments() if name != "pack_towers"])
+@pytest.mark.parametrize("name", [name for name in op_arguments() if name not in ("pack_towers", "catalog_rows")])
 def test_fakes_refuse_what_the_ops_refuse(name: str) -> None:
     arguments = list(op_arguments()[name])
     arguments[0] = torch.zeros(2, 3, dtype=torch.float64)
@@ -129,6 +134,12 @@ def test_autocast_computes_in_float32() -> None:
     assert torch.equal(whole.logits, scorer.packed()(x).logits)
 
 
+def catalogue(x: Tensor) -> tuple[Tensor, ...]:
+    """The first row's user, and as many ids as rows."""
+    table = ops.catalog_rows(torch.zeros(3, 7), PACKED, PLAN, "float32")
+    return (x[:1, :5], torch.zeros(len(x), dtype=torch.int64), torch.tensor([0, len(x)]), *table)
+
+
 CALLS: dict[str, Callable[[Tensor], object]] = {
     "dense_scores": lambda x: ops.dense_scores(x, PACKED, PLAN, torch.ones(3)),
     "dense_topk": lambda x: ops.dense_topk(x, torch.tensor([0, len(x)]), PACKED, PLAN, torch.ones(3), k=2),
@@ -138,6 +149,9 @@ CALLS: dict[str, Callable[[Tensor], object]] = {
     "request_topk": lambda x: ops.request_topk(
         x[:1, :5], x[:, 5:], torch.tensor([0, len(x)]), PACKED, PLAN, torch.ones(3), k=2
     ),
+    "catalog_rows": lambda x: ops.catalog_rows(x[:, 5:], PACKED, PLAN),
+    "catalog_scores": lambda x: ops.catalog_scores(*catalogue(x), PACKED, PLAN, torch.ones(3)),
+    "catalog_topk": lambda x: ops.catalog_topk(*catalogue(x), PACKED, PLAN, torch.ones(3), k=2),
 }
 
 

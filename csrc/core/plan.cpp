@@ -126,8 +126,8 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
   }
   for (int64_t l = 0; l < layers && plan.precision == Precision::int8; ++l) {
     const int64_t inputs = l == 0 ? plan.in_features : widths[l - 1];
-    require(inputs <= limit::max_int8_inputs, op, "at most " + std::to_string(limit::max_int8_inputs) + " inputs in int8",
-            inputs);
+    require(inputs <= limit::max_int8_inputs, op,
+            "at most " + std::to_string(limit::max_int8_inputs) + " inputs in int8", inputs);
   }
   for (int64_t k = 0; k < tasks; ++k) {
     require(parents[k] >= -1 && parents[k] < k, op, "each parent -1 or an earlier task", parents[k]);

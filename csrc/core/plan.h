@@ -8,9 +8,9 @@
 //            column scale (int8), each [padded width];
 //   head:    weight [padded H_L], bias [kLane].
 // A word is 32 bits of one column: a float, 2 bfloat16, or 4 int8 (plus 128, so that they are unsigned) of
-// consecutive inputs, zeros past the last. A panel is kPanelWidth columns (the last one only as many multiples of kLane as it needs), so a kernel
-// streams it front to back. The layout is the same for every instruction set: a packed tensor, or an
-// exported program that carries one, moves between machines.
+// consecutive inputs, zeros past the last. A panel is kPanelWidth columns (the last one only as many multiples of kLane
+// as it needs), so a kernel streams it front to back. The layout is the same for every instruction set: a packed
+// tensor, or an exported program that carries one, moves between machines.
 #pragma once
 
 #include <cstdint>

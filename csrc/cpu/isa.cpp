@@ -21,8 +21,8 @@ bool has_avx512() {
 
 constexpr Target kTargets[] = {
 #if defined(RESFLOW_HAVE_X86)
-    {&kAvx512Bf16Kernels, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
-                                      __builtin_cpu_supports("avx512vnni"); }},
+    {&kAvx512Bf16Kernels,
+     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"); }},
     {&kAvx512Kernels, has_avx512},
     {&kAvx2Kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif

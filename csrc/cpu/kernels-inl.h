@@ -30,9 +30,8 @@ template <Precision kPrecision>
 void project_in(const Plan& plan, const float* weights, const Projection& projection) {
   const LayerLayout& layer = plan.layer[0];
   const int64_t stride = plan.tasks * layer.padded;
-  const FirstLayerRows rows =
-      first_layer_rows<kPrecision>(projection.x, projection.rows, projection.first_input, projection.columns,
-                                   projection.operand);
+  const FirstLayerRows rows = first_layer_rows<kPrecision>(projection.x, projection.rows, projection.first_input,
+                                                           projection.columns, projection.operand);
   const float zeros[kPanelWidth] = {};
   for (int32_t k = 0; k < plan.tasks; ++k) {
     const float* const task = weights + k * plan.task_floats;

@@ -52,10 +52,10 @@ struct Tile {
   float* hidden;          // scratch [slot][layer][rows][padded width]
   float* x_operand;       // scratch: operand_floats of the first layer's words
   float* hidden_operand;  // scratch: operand_floats of the most words of any other layer
-  float* logits;   // [tasks][stride]
-  float* probs;    // [tasks][stride]
-  float* score;    // [stride]
-  int64_t stride;  // of logits and probs: rows rounded up to kLane
+  float* logits;          // [tasks][stride]
+  float* probs;           // [tasks][stride]
+  float* score;           // [stride]
+  int64_t stride;         // of logits and probs: rows rounded up to kLane
 
   Fusion fusion;
   const float* const* fusion_weights;  // per candidate, fusion_weight_count() each

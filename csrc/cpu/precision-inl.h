@@ -116,24 +116,16 @@ inline Lanes load_values(const Source* from, int64_t count) {
   return load_values(values);
 }
 
-// A row's scale: its largest magnitude over 127, or NaN if a value is NaN or infinite.
+// A row's scale: its largest magnitude over 127, or NaN if a value is NaN or infinite. Magnitudes are compared as
+// integers: they keep their order, infinity and NaN above all numbers.
 template <class Source>
 inline float scale_of(const Source* row, int64_t columns) {
-  Lanes largest = broadcast(0.0f), not_finite = broadcast(0.0f);
-  for (int64_t at = 0; at < columns; at += kLane) {
-    const Lanes value = load_values(row + at, columns - at);
-    const Lanes magnitude = absolute(value);
-    largest = select(less(largest, magnitude), magnitude, largest);
-    not_finite = not_finite + value * broadcast(0.0f);
-  }
-  float most[kLane], flags[kLane], scale = 0.0f, flag = 0.0f;
-  store(most, largest);
-  store(flags, not_finite);
-  for (int64_t i = 0; i < kLane; ++i) {
-    scale = most[i] > scale ? most[i] : scale;
-    flag += flags[i];
-  }
-  return scale / 127.0f + flag;
+  Ints largest = broadcast_int(0);
+  int64_t at = 0;
+  for (; at + kLane <= columns; at += kLane) largest = maximum(largest, as_ints(absolute(load_values(row + at))));
+  if (at < columns) largest = maximum(largest, as_ints(absolute(load_values(row + at, columns - at))));
+  const float magnitude = word_of(static_cast<uint32_t>(maximum(largest)));
+  return magnitude <= 3.4028235e38f ? magnitude / 127.0f : __builtin_nanf("");
 }
 
 // What make_operand fills: words [rows][words] with room for a lane more, scale [rows] and sum [rows].
@@ -148,34 +140,51 @@ struct OperandBuffer {
         sum(reinterpret_cast<int32_t*>(scale + pad_to_lane(rows))) {}
 };
 
+// A row in signed bytes times `scale`; returns the sum of the bytes.
+template <class Source>
+inline int32_t round_to_bytes(const Source* row, int64_t columns, float scale, int8_t* to) {
+  const Lanes steps = broadcast(scale > 0 ? 1.0f / scale : 0.0f);
+  Ints sum = broadcast_int(0);
+  int64_t at = 0;
+  for (; at + kLane <= columns; at += kLane) {
+    const Ints value = to_int(load_values(row + at) * steps);
+    store_low_bytes(to + at, value);
+    sum = sum + value;
+  }
+  if (at < columns) {
+    const Ints value = to_int(load_values(row + at, columns - at) * steps);
+    store_low_bytes(to + at, value);
+    sum = sum + value;
+  }
+  return total(sum);
+}
+
+// A row in bfloat16, or widened to float32.
+inline void store_values(uint16_t* to, Lanes values) { store_bfloat16(to, values); }
+inline void store_values(float* to, Lanes values) { store(to, values); }
+template <class Source, class Target>
+inline void convert(const Source* row, int64_t columns, Target* to) {
+  int64_t at = 0;
+  for (; at + kLane <= columns; at += kLane) store_values(to + at, load_values(row + at));
+  if (at < columns) store_values(to + at, load_values(row + at, columns - at));
+}
+
 // Rounds rows [rows][columns] to words; a row's values begin `lead` elements into its first word.
 template <Precision kPrecision, class Source>
 inline Operand make_operand(const Source* x, int64_t stride, int64_t rows, int64_t columns, int64_t lead, int64_t words,
                             const OperandBuffer& buffer) {
+  if constexpr (kPrecision == Precision::int8) {
+    for (int64_t r = 0; r < rows; ++r) buffer.scale[r] = scale_of(x + r * stride, columns);
+  }
   for (int64_t r = 0; r < rows; ++r, x += stride) {
     float* const out = buffer.words + r * words;
     if (words > 0) out[0] = out[words - 1] = 0.0f;
     if constexpr (kPrecision == Precision::int8) {
-      const float scale = scale_of(x, columns);
-      const Lanes steps = broadcast(scale > 0 ? 1.0f / scale : 0.0f);
-      auto* const bytes = reinterpret_cast<int8_t*>(out) + lead;
-      Ints sum = broadcast_int(0);
-      for (int64_t at = 0; at < columns; at += kLane) {
-        const Ints value = to_int(load_values(x + at, columns - at) * steps);
-        store_low_bytes(bytes + at, value);
-        sum = sum + value;
-      }
-      buffer.scale[r] = scale;
-      buffer.sum[r] = total(sum);
+      buffer.sum[r] = round_to_bytes(x, columns, buffer.scale[r], reinterpret_cast<int8_t*>(out) + lead);
+    } else if constexpr (kPrecision == Precision::bfloat16) {
+      convert(x, columns, reinterpret_cast<uint16_t*>(out) + lead);
     } else {
-      for (int64_t at = 0; at < columns; at += kLane) {
-        const Lanes value = load_values(x + at, columns - at);
-        if constexpr (kPrecision == Precision::bfloat16) {
-          store_bfloat16(reinterpret_cast<uint16_t*>(out) + lead + at, value);
-        } else {
-          store(out + at, value);
-        }
-      }
+      convert(x, columns, out);
     }
   }
   return {buffer.words, words, buffer.scale, buffer.sum};

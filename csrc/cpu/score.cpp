@@ -189,8 +189,7 @@ TileScores score_tile(const Call& call, Tiling::Rows own, Tiling::Rows next) {
   const bool rounds_x = plan.precision != Precision::float32 || candidates.x.element != Precision::float32;
   const int64_t x_floats = rounds_x && !candidates.ids ? operand_floats(rows, plan.layer[0].words) : 0;
   const int64_t operand = operand_floats(rows, most_hidden_words(plan));
-  float* const hidden =
-      workspace.floats.floats(hidden_floats + x_floats + operand + (2 * plan.tasks + 1) * stride);
+  float* const hidden = workspace.floats.floats(hidden_floats + x_floats + operand + (2 * plan.tasks + 1) * stride);
 
   point_rows(call, own, workspace);
   Tile tile{};
@@ -370,7 +369,7 @@ void project_items(const Model& model, const Rows& item, int64_t count, int64_t 
   const auto to = [&](Tiling::Rows tile) {
     thread_local Scratch scratch;
     return element == Precision::float32 ? static_cast<float*>(rows) + tile.first * width
-                                       : scratch.floats(tile.count * width);
+                                         : scratch.floats(tile.count * width);
   };
   const auto round = [&](const float* products, Tiling::Rows tile) {
     if (element == Precision::float32) return;

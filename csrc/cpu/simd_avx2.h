@@ -78,20 +78,35 @@ inline Ints shift_right(Ints a) {
   RESFLOW_EACH_INT_HALF(_mm256_srli_epi32(a.v[h], kBits));
 }
 inline Ints multiply_halves(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_madd_epi16(a.v[h], b.v[h])); }
+inline Ints maximum(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_max_epi32(a.v[h], b.v[h])); }
 inline int32_t total(Ints a) {
   int32_t parts[16], sum = 0;
   __builtin_memcpy(parts, &a, sizeof(parts));
   for (const int32_t part : parts) sum += part;
   return sum;
 }
+inline int32_t maximum(Ints a) {
+  int32_t parts[16], most = INT32_MIN;
+  __builtin_memcpy(parts, &a, sizeof(parts));
+  for (const int32_t part : parts) most = part > most ? part : most;
+  return most;
+}
+inline float total(Lanes a) {
+  float parts[16];
+  store(parts, a);
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+  }
+  return parts[0];
+}
 
 inline Lanes load_bfloat16(const uint16_t* from) {
-  RESFLOW_EACH_HALF(_mm256_castsi256_ps(_mm256_slli_epi32(
-      _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8 * h))), 16)));
+  RESFLOW_EACH_HALF(_mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8 * h))), 16)));
 }
 inline Lanes load_int8(const int8_t* from) {
-  RESFLOW_EACH_HALF(_mm256_cvtepi32_ps(
-      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * h)))));
+  RESFLOW_EACH_HALF(
+      _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * h)))));
 }
 inline void store_upper_halves(uint16_t* to, Ints a) {
   const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(a.v[0], 16), _mm256_srli_epi32(a.v[1], 16));

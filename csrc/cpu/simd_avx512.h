@@ -69,7 +69,10 @@ inline Ints shift_right(Ints a) {
 }
 // low half * low half + high half * high half, halves signed.
 inline Ints multiply_halves(Ints a, Ints b) { return {_mm512_madd_epi16(a.v, b.v)}; }
+inline Ints maximum(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
 inline int32_t total(Ints a) { return _mm512_reduce_add_epi32(a.v); }
+inline int32_t maximum(Ints a) { return _mm512_reduce_max_epi32(a.v); }
+inline float total(Lanes a) { return _mm512_reduce_add_ps(a.v); }
 
 inline Lanes load_bfloat16(const uint16_t* from) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));

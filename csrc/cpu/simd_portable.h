@@ -99,11 +99,26 @@ inline Ints shift_right(Ints a) {
 inline Ints multiply_halves(Ints a, Ints b) {
   RESFLOW_EACH_INT_QUAD(((a.v[q] << 16) >> 16) * ((b.v[q] << 16) >> 16) + (a.v[q] >> 16) * (b.v[q] >> 16));
 }
+inline Ints maximum(Ints a, Ints b) { RESFLOW_EACH_INT_QUAD((a.v[q] > b.v[q] ? a.v[q] : b.v[q])); }
 inline int32_t total(Ints a) {
   int32_t parts[16], sum = 0;
   __builtin_memcpy(parts, &a, sizeof(parts));
   for (const int32_t part : parts) sum += part;
   return sum;
+}
+inline int32_t maximum(Ints a) {
+  int32_t parts[16], most = INT32_MIN;
+  __builtin_memcpy(parts, &a, sizeof(parts));
+  for (const int32_t part : parts) most = part > most ? part : most;
+  return most;
+}
+inline float total(Lanes a) {
+  float parts[16];
+  store(parts, a);
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+  }
+  return parts[0];
 }
 
 inline Lanes load_bfloat16(const uint16_t* from) {

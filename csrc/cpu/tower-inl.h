@@ -78,20 +78,30 @@ struct Epilogue {
   const float* parent;  // null without a feature residual; laid out as the outputs
 };
 
-template <Activation kActivation>
+template <Activation kActivation, bool kAffine, bool kResidual>
 inline void finish_rows(const Epilogue& epilogue, const float* sums, int64_t rows, int64_t column, int64_t width,
                         float* out, int64_t stride) {
   for (int64_t at = column; at < column + width; at += kLane) {
-    const Lanes slope = epilogue.slope ? load(epilogue.slope + at) : broadcast(0.0f);
-    const Lanes scale = epilogue.scale ? load(epilogue.scale + at) : broadcast(1.0f);
-    const Lanes shift = epilogue.shift ? load(epilogue.shift + at) : broadcast(0.0f);
+    const Lanes slope = kActivation == Activation::prelu ? load(epilogue.slope + at) : broadcast(0.0f);
+    const Lanes scale = kAffine ? load(epilogue.scale + at) : broadcast(1.0f);
+    const Lanes shift = kAffine ? load(epilogue.shift + at) : broadcast(0.0f);
     for (int64_t r = 0; r < rows; ++r) {
       Lanes value = activate<kActivation>(load(sums + r * kPanelWidth + at - column), slope);
-      if (epilogue.scale) value = multiply_add(value, scale, shift);
-      if (epilogue.parent) value = value + load(epilogue.parent + r * stride + at);
+      if constexpr (kAffine) value = multiply_add(value, scale, shift);
+      if constexpr (kResidual) value = value + load(epilogue.parent + r * stride + at);
       store(out + r * stride + at, value);
     }
   }
+}
+
+template <Activation kActivation>
+inline void finish_rows(const Epilogue& epilogue, const float* sums, int64_t rows, int64_t column, int64_t width,
+                        float* out, int64_t stride) {
+  using Finish = void (*)(const Epilogue&, const float*, int64_t, int64_t, int64_t, float*, int64_t);
+  static constexpr Finish kBySwitches[2][2] = {
+      {finish_rows<kActivation, false, false>, finish_rows<kActivation, false, true>},
+      {finish_rows<kActivation, true, false>, finish_rows<kActivation, true, true>}};
+  kBySwitches[epilogue.scale != nullptr][epilogue.parent != nullptr](epilogue, sums, rows, column, width, out, stride);
 }
 
 // out [rows][stride], columns column..column + width, from sums [rows][kPanelWidth]. The parent's outputs may be
@@ -198,21 +208,24 @@ class Fetcher {
  public:
   explicit Fetcher(const Tile& tile) : tile_(tile) {
     const Plan& plan = *tile.plan;
-    row_bytes_ = tile.table_rows ? plan.tasks * plan.first_padded() * bytes_of(tile.table_element)
-                                 : (plan.in_features - tile.first_input) * bytes_of(tile.next_x.element);
+    const int64_t row_bytes = tile.table_rows ? plan.tasks * plan.first_padded() * bytes_of(tile.table_element)
+                                              : (plan.in_features - tile.first_input) * bytes_of(tile.next_x.element);
+    row_lines_ = (row_bytes + kLineBytes - 1) / kLineBytes;
     int64_t blocks = 0;
     for (int32_t l = 0; l < plan.layers; ++l) blocks += (plan.layer[l].padded + kPanelWidth - 1) / kPanelWidth;
     blocks *= plan.tasks * ((tile.rows + kBlockRows - 1) / kBlockRows);
-    const int64_t lines = tile.next_rows * ((row_bytes_ + kLineBytes - 1) / kLineBytes);
-    lines_a_block_ = (lines + blocks - 1) / blocks;
+    lines_a_block_ = (tile.next_rows * row_lines_ + blocks - 1) / blocks;
   }
 
   void fetch_some() {
-    for (int64_t line = 0; line < lines_a_block_ && row_ < tile_.next_rows; ++line) {
+    for (int64_t left = lines_a_block_; left > 0 && row_ < tile_.next_rows;) {
       const void* const row = tile_.table_rows ? tile_.next_table_rows[row_] : tile_.next_x.from(row_).data;
-      __builtin_prefetch(static_cast<const char*>(row) + at_, 0, 2);
-      at_ += kLineBytes;
-      if (at_ < row_bytes_) continue;
+      const char* const line = static_cast<const char*>(row) + at_ * kLineBytes;
+      const int64_t count = left < row_lines_ - at_ ? left : row_lines_ - at_;
+      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(line + i * kLineBytes, 0, 2);
+      left -= count;
+      at_ += count;
+      if (at_ < row_lines_) return;
       at_ = 0;
       ++row_;
     }
@@ -222,10 +235,10 @@ class Fetcher {
   static constexpr int64_t kLineBytes = 64;
 
   const Tile& tile_;
-  int64_t row_bytes_;
+  int64_t row_lines_;
   int64_t lines_a_block_;
   int64_t row_ = 0;
-  int64_t at_ = 0;
+  int64_t at_ = 0;  // lines of the row that are asked for
 };
 
 // The catalogue form's first layer: sums are looked up. Hands blocks on as multiply does.
@@ -304,14 +317,11 @@ inline void run_head(const Plan& plan, const float* weights, const float* hidden
     const float* const row = hidden + r * last.padded;
     Lanes sum = broadcast(0.0f);
     for (int64_t at = 0; at < whole; at += kLane) sum = multiply_add(load(row + at), load(head + at), sum);
-    float parts[kLane];
-    store(parts, sum);
-    // The padding of the last lanes is not read: an infinite input makes it NaN.
-    for (int64_t at = whole; at < last.width; ++at) parts[at - whole] += row[at] * head[at];
-    for (int64_t half = kLane / 2; half > 0; half /= 2) {
-      for (int64_t i = 0; i < half; ++i) parts[i] += parts[i + half];
+    // The row's padding is not read: an infinite input makes it NaN.
+    if (whole < last.width) {
+      sum = multiply_add(load_values(row + whole, last.width - whole), load(head + whole), sum);
     }
-    logits[r] = parts[0] + weights[plan.head_bias];
+    logits[r] = total(sum) + weights[plan.head_bias];
   }
 }
 
@@ -320,8 +330,7 @@ template <Precision kPrecision>
 inline void run_towers_in(const Tile& tile) {
   const Plan& plan = *tile.plan;
   const int64_t columns = tile.table_rows ? 0 : plan.in_features - tile.first_input;
-  const FirstLayerRows x =
-      first_layer_rows<kPrecision>(tile.x, tile.rows, tile.first_input, columns, tile.x_operand);
+  const FirstLayerRows x = first_layer_rows<kPrecision>(tile.x, tile.rows, tile.first_input, columns, tile.x_operand);
   Fetcher fetcher(tile);
   const int64_t slot_floats = tile.rows * plan.hidden_floats;
   const int64_t last_offset = slot_floats - tile.rows * plan.layer[plan.layers - 1].padded;
