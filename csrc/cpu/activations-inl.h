@@ -12,7 +12,7 @@ inline Lanes activate(Lanes v, [[maybe_unused]] Lanes slope) {
   } else if constexpr (kActivation == Activation::relu) {
     return at_least(v, zero);
   } else if constexpr (kActivation == Activation::prelu) {
-    return select(less(zero, v), v, v * slope);
+    return multiply_add(at_most(v, zero), slope, at_least(v, zero));
   } else if constexpr (kActivation == Activation::silu) {
     return v / (broadcast(1.0f) + exp(zero - v));
   } else if constexpr (kActivation == Activation::gelu) {

@@ -37,10 +37,10 @@ void project_in(const Plan& plan, const float* weights, const Projection& projec
     const float* const task = weights + k * plan.task_floats;
     const StartRows start = projection.with_bias ? StartRows{task + layer.bias} : StartRows::zeros(zeros);
     float* const task_out = projection.out + k * layer.padded;
-    const auto keep = [&](const float* sums, int64_t row, int64_t block_rows, int64_t column, int64_t width) {
-      for (int64_t r = 0; r < block_rows; ++r) {
-        for (int64_t at = 0; at < width; at += kLane) {
-          store(task_out + (row + r) * stride + column + at, load(sums + r * kPanelWidth + at));
+    const auto keep = [&](const float* sums, int64_t row, const Block& block) {
+      for (int64_t r = 0; r < block.rows; ++r) {
+        for (int64_t at = 0; at < block.width; at += kLane) {
+          store(task_out + (row + r) * stride + block.column + at, load(sums + r * kPanelWidth + at));
         }
       }
     };

@@ -14,8 +14,8 @@ inline Lanes polynomial(const float (&coefficients)[kCount], Lanes x) {
   return value;
 }
 
-inline Lanes at_least(Lanes a, Lanes bound) { return select(less(a, bound), bound, a); }
-inline Lanes at_most(Lanes a, Lanes bound) { return select(less(bound, a), bound, a); }
+inline Lanes at_least(Lanes a, Lanes bound) { return larger(bound, a); }
+inline Lanes at_most(Lanes a, Lanes bound) { return smaller(bound, a); }
 
 inline Lanes exp(Lanes x) {
   // e^r = 1 + r + r^2 P(r) on |r| <= ln(2)/2, error 3e-9.

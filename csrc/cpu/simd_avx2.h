@@ -44,6 +44,9 @@ inline Mask less(Lanes a, Lanes b) {
 inline Lanes select(Mask where, Lanes then, Lanes otherwise) {
   RESFLOW_EACH_HALF(_mm256_blendv_ps(otherwise.v[h], then.v[h], where.v[h]));
 }
+inline Lanes larger(Lanes a, Lanes b) { RESFLOW_EACH_HALF(_mm256_max_ps(a.v[h], b.v[h])); }
+inline Lanes smaller(Lanes a, Lanes b) { RESFLOW_EACH_HALF(_mm256_min_ps(a.v[h], b.v[h])); }
+inline Lanes in_register(Lanes a) { return a; }
 inline Lanes absolute(Lanes a) { RESFLOW_EACH_HALF(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v[h])); }
 inline Lanes copy_sign(Lanes a, Lanes sign) {
   const __m256 bit = _mm256_set1_ps(-0.0f);

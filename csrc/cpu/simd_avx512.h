@@ -36,6 +36,14 @@ inline Mask less(Lanes a, Lanes b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_L
 inline Lanes select(Mask where, Lanes then, Lanes otherwise) {
   return {_mm512_mask_blend_ps(where.v, otherwise.v, then.v)};
 }
+// The larger or smaller of two, b where either is NaN.
+inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Lanes smaller(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
+// The compiler may not load `a` once for each use.
+inline Lanes in_register(Lanes a) {
+  asm("" : "+v"(a.v));
+  return a;
+}
 inline Lanes absolute(Lanes a) { return {_mm512_abs_ps(a.v)}; }
 // The sign of `sign` on the magnitude of `a`.
 inline Lanes copy_sign(Lanes a, Lanes sign) {

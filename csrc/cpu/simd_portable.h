@@ -60,6 +60,9 @@ inline Mask less(Lanes a, Lanes b) {
 inline Lanes select(Mask where, Lanes then, Lanes otherwise) {
   RESFLOW_EACH_QUAD((Quad)((where.v[q] & (IntQuad)then.v[q]) | (~where.v[q] & (IntQuad)otherwise.v[q])));
 }
+inline Lanes larger(Lanes a, Lanes b) { return select(less(b, a), a, b); }
+inline Lanes smaller(Lanes a, Lanes b) { return select(less(a, b), a, b); }
+inline Lanes in_register(Lanes a) { return a; }
 inline Lanes absolute(Lanes a) { RESFLOW_EACH_QUAD((Quad)((IntQuad)a.v[q] & INT32_MAX)); }
 inline Lanes copy_sign(Lanes a, Lanes sign) {
   RESFLOW_EACH_QUAD((Quad)(((IntQuad)a.v[q] & INT32_MAX) | ((IntQuad)sign.v[q] & INT32_MIN)));

@@ -78,40 +78,74 @@ struct Epilogue {
   const float* parent;  // null without a feature residual; laid out as the outputs
 };
 
-template <Activation kActivation, bool kAffine, bool kResidual>
-inline void finish_rows(const Epilogue& epilogue, const float* sums, int64_t rows, int64_t column, int64_t width,
-                        float* out, int64_t stride) {
-  for (int64_t at = column; at < column + width; at += kLane) {
-    const Lanes slope = kActivation == Activation::prelu ? load(epilogue.slope + at) : broadcast(0.0f);
-    const Lanes scale = kAffine ? load(epilogue.scale + at) : broadcast(1.0f);
-    const Lanes shift = kAffine ? load(epilogue.shift + at) : broadcast(0.0f);
+// A block's sums, [rows][kPanelWidth].
+struct BlockSums {
+  const float* sums;
+  int64_t first_column;
+
+  Lanes operator()(int64_t row, int64_t column) const {
+    return in_register(load(sums + row * kPanelWidth + column - first_column));
+  }
+};
+
+// The catalogue form's first layer: a block's sums are looked up. `offset` is where the task's columns begin.
+template <class Table>
+struct TableSums {
+  const void* const* rows;
+  const float* scales;
+  const float* const* start;
+  int64_t offset;
+
+  Lanes operator()(int64_t row, int64_t column) const {
+    const Lanes product = load_values(static_cast<const Table*>(rows[row]) + offset + column);
+    const Lanes begin = load(start[row] + offset + column);
+    if constexpr (sizeof(Table) > 1) return in_register(product + begin);
+    return in_register(multiply_add(product, broadcast(scales[row]), begin));
+  }
+};
+
+// Rows of a block and the columns of it that are done.
+struct Block {
+  int64_t rows;
+  int64_t column;
+  int64_t width;
+};
+
+// out [rows][stride], the block's columns, from its sums. The parent's outputs may be what `out` overwrites.
+template <Activation kActivation, bool kAffine, bool kResidual, class Sums>
+inline void finish_rows(const Epilogue& epilogue, const Sums& sums, const Block& block, float* out, int64_t stride) {
+  const auto [slopes, scales, shifts, parent] = epilogue;
+  const int64_t rows = block.rows, end = block.column + block.width;
+  for (int64_t at = block.column; at < end; at += kLane) {
+    const Lanes slope = kActivation == Activation::prelu ? load(slopes + at) : broadcast(0.0f);
+    const Lanes scale = kAffine ? load(scales + at) : broadcast(1.0f);
+    const Lanes shift = kAffine ? load(shifts + at) : broadcast(0.0f);
     for (int64_t r = 0; r < rows; ++r) {
-      Lanes value = activate<kActivation>(load(sums + r * kPanelWidth + at - column), slope);
+      Lanes value = activate<kActivation>(sums(r, at), slope);
       if constexpr (kAffine) value = multiply_add(value, scale, shift);
-      if constexpr (kResidual) value = value + load(epilogue.parent + r * stride + at);
+      if constexpr (kResidual) value = value + load(parent + r * stride + at);
       store(out + r * stride + at, value);
     }
   }
 }
 
-template <Activation kActivation>
-inline void finish_rows(const Epilogue& epilogue, const float* sums, int64_t rows, int64_t column, int64_t width,
-                        float* out, int64_t stride) {
-  using Finish = void (*)(const Epilogue&, const float*, int64_t, int64_t, int64_t, float*, int64_t);
+template <Activation kActivation, class Sums>
+inline void finish_activation(const Epilogue& epilogue, const Sums& sums, const Block& block, float* out,
+                              int64_t stride) {
+  using Finish = void (*)(const Epilogue&, const Sums&, const Block&, float*, int64_t);
   static constexpr Finish kBySwitches[2][2] = {
-      {finish_rows<kActivation, false, false>, finish_rows<kActivation, false, true>},
-      {finish_rows<kActivation, true, false>, finish_rows<kActivation, true, true>}};
-  kBySwitches[epilogue.scale != nullptr][epilogue.parent != nullptr](epilogue, sums, rows, column, width, out, stride);
+      {finish_rows<kActivation, false, false, Sums>, finish_rows<kActivation, false, true, Sums>},
+      {finish_rows<kActivation, true, false, Sums>, finish_rows<kActivation, true, true, Sums>}};
+  kBySwitches[epilogue.scale != nullptr][epilogue.parent != nullptr](epilogue, sums, block, out, stride);
 }
 
-// out [rows][stride], columns column..column + width, from sums [rows][kPanelWidth]. The parent's outputs may be
-// what `out` overwrites.
-inline void finish(Activation activation, const Epilogue& epilogue, const float* sums, int64_t rows, int64_t column,
-                   int64_t width, float* out, int64_t stride) {
+template <class Sums>
+inline void finish(Activation activation, const Epilogue& epilogue, const Sums& sums, const Block& block, float* out,
+                   int64_t stride) {
   switch (activation) {
 #define RESFLOW_ACTIVATION(name) \
   case Activation::name:         \
-    return finish_rows<Activation::name>(epilogue, sums, rows, column, width, out, stride);
+    return finish_activation<Activation::name>(epilogue, sums, block, out, stride);
 #include "contract/enums.def"
     case Activation::count:
       return;
@@ -141,8 +175,7 @@ struct StartRows {
   }
 };
 
-// Hands each block's sums [rows][kPanelWidth] to done(sums, first row, rows, first column, columns) while they
-// are in L1.
+// Hands each block's sums [rows][kPanelWidth] to done(sums, first row, block) while they are in L1.
 template <Precision kPrecision, class Done>
 inline void multiply(const MatrixProduct& p, const StartRows& start, Done done) {
   const LayerLayout& layer = *p.layer;
@@ -161,7 +194,7 @@ inline void multiply(const MatrixProduct& p, const StartRows& start, Done done) 
         block_of<kPrecision>(block_rows, lanes)(p.x.row(r), p.words, panel + lane * kLane, width,
                                                 p.task + layer.column_scale + first, starts, sums + lane * kLane);
       }
-      done(sums, r, block_rows, column, width);
+      done(sums, r, Block{block_rows, column, width});
     }
   }
 }
@@ -241,28 +274,6 @@ class Fetcher {
   int64_t at_ = 0;  // lines of the row that are asked for
 };
 
-// The catalogue form's first layer: sums are looked up. Hands blocks on as multiply does.
-template <class Table, class Done>
-inline void add_table_rows(const Tile& tile, int32_t task, Done done) {
-  const int64_t padded = tile.plan->first_padded(), offset = task * padded;
-  alignas(64) float sums[kBlockRows * kPanelWidth];
-  for (int64_t r = 0; r < tile.rows; r += kBlockRows) {
-    const int64_t block_rows = tile.rows - r < kBlockRows ? tile.rows - r : kBlockRows;
-    for (int64_t column = 0; column < padded; column += kPanelWidth) {
-      const int64_t width = padded - column < kPanelWidth ? padded - column : kPanelWidth;
-      for (int64_t i = 0; i < block_rows; ++i) {
-        const auto* const row = static_cast<const Table*>(tile.table_rows[r + i]) + offset + column;
-        const float* const start = tile.start[r + i] + offset + column;
-        const Lanes scale = broadcast(tile.table_scales ? tile.table_scales[r + i] : 1.0f);
-        for (int64_t at = 0; at < width; at += kLane) {
-          store(sums + i * kPanelWidth + at, multiply_add(load_values(row + at), scale, load(start + at)));
-        }
-      }
-      done(sums, r, block_rows, column, width);
-    }
-  }
-}
-
 // A layer's outputs as the next layer multiplies them.
 template <Precision kPrecision>
 inline Operand hidden_operand(const Tile& tile, int32_t layer, const float* hidden) {
@@ -270,6 +281,36 @@ inline Operand hidden_operand(const Tile& tile, int32_t layer, const float* hidd
   if constexpr (kPrecision == Precision::float32) return {hidden, own.padded, nullptr, nullptr};
   const OperandBuffer buffer(tile.hidden_operand, tile.rows, next.words);
   return make_operand<kPrecision>(hidden, own.padded, tile.rows, own.width, 0, next.words, buffer);
+}
+
+inline Epilogue epilogue_of(const Plan& plan, const LayerLayout& layer, const float* weights, const float* parent) {
+  return {layer.activation == Activation::prelu ? weights + layer.slope : nullptr,
+          plan.affine ? weights + layer.scale : nullptr, plan.affine ? weights + layer.shift : nullptr, parent};
+}
+
+// The first layer of the catalogue form.
+template <class Table>
+inline void look_up_layer(const Tile& tile, int32_t task, const Epilogue& epilogue, float* hidden, Fetcher& fetcher) {
+  const LayerLayout& layer = tile.plan->layer[0];
+  for (int64_t r = 0; r < tile.rows; r += kBlockRows) {
+    const Block block{tile.rows - r < kBlockRows ? tile.rows - r : kBlockRows, 0, layer.padded};
+    const TableSums<Table> sums{tile.table_rows + r, tile.table_scales + r, tile.start + r, task * layer.padded};
+    const float* const parent = epilogue.parent ? epilogue.parent + r * layer.padded : nullptr;
+    finish(layer.activation, {epilogue.slope, epilogue.scale, epilogue.shift, parent}, sums, block,
+           hidden + r * layer.padded, layer.padded);
+    for (int64_t panel = 0; panel < layer.padded; panel += kPanelWidth) fetcher.fetch_some();
+  }
+}
+
+inline void look_up(const Tile& tile, int32_t task, const Epilogue& epilogue, float* hidden, Fetcher& fetcher) {
+  switch (tile.table_element) {
+    case Precision::bfloat16:
+      return look_up_layer<uint16_t>(tile, task, epilogue, hidden, fetcher);
+    case Precision::int8:
+      return look_up_layer<int8_t>(tile, task, epilogue, hidden, fetcher);
+    default:
+      return look_up_layer<float>(tile, task, epilogue, hidden, fetcher);
+  }
 }
 
 // One task's layers. `hidden` is the task's slot; a parent in the same slot is overwritten as it is read.
@@ -281,26 +322,21 @@ inline void run_tower(const Tile& tile, const FirstLayerRows& x, int32_t task, c
   Operand operand = x.operand;
   for (int32_t l = 0; l < plan.layers; ++l) {
     const LayerLayout& layer = plan.layer[l];
-    const MatrixProduct product = l == 0 ? MatrixProduct{&layer, weights, x.first_word, x.words, operand, tile.rows}
-                                         : MatrixProduct{&layer, weights, 0, layer.words, operand, tile.rows};
-    const StartRows start =
-        l == 0 ? StartRows{nullptr, tile.start, task * layer.padded} : StartRows{weights + layer.bias};
-    const auto finish_block = [&](const float* sums, int64_t row, int64_t rows, int64_t column, int64_t width) {
+    const Epilogue epilogue = epilogue_of(plan, layer, weights, parent_hidden);
+    const auto finish_block = [&](const float* sums, int64_t row, const Block& block) {
       fetcher.fetch_some();
-      const Epilogue epilogue{layer.activation == Activation::prelu ? weights + layer.slope : nullptr,
-                              plan.affine ? weights + layer.scale : nullptr,
-                              plan.affine ? weights + layer.shift : nullptr,
-                              parent_hidden ? parent_hidden + row * layer.padded : nullptr};
-      finish(layer.activation, epilogue, sums, rows, column, width, hidden + row * layer.padded, layer.padded);
+      const float* const parent = parent_hidden ? parent_hidden + row * layer.padded : nullptr;
+      finish(layer.activation, {epilogue.slope, epilogue.scale, epilogue.shift, parent},
+             BlockSums{sums, block.column}, block, hidden + row * layer.padded, layer.padded);
     };
-    if (l > 0 || !tile.table_rows) {
-      multiply<kPrecision>(product, start, finish_block);
-    } else if (tile.table_element == Precision::float32) {
-      add_table_rows<float>(tile, task, finish_block);
-    } else if (tile.table_element == Precision::bfloat16) {
-      add_table_rows<uint16_t>(tile, task, finish_block);
+    if (l > 0) {
+      multiply<kPrecision>({&layer, weights, 0, layer.words, operand, tile.rows}, StartRows{weights + layer.bias},
+                           finish_block);
+    } else if (tile.table_rows) {
+      look_up(tile, task, epilogue, hidden, fetcher);
     } else {
-      add_table_rows<int8_t>(tile, task, finish_block);
+      multiply<kPrecision>({&layer, weights, x.first_word, x.words, operand, tile.rows},
+                           StartRows{nullptr, tile.start, task * layer.padded}, finish_block);
     }
     if (l + 1 < plan.layers) operand = hidden_operand<kPrecision>(tile, l, hidden);
     hidden += tile.rows * layer.padded;
