@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .catalog import Catalog, build_catalog
     from .convert.fuse import fuse
     from .fusion import Additive, ExpectedValue, Multiplicative
     from .nn import ESMM, NSE, PackedResFlow, ResFlow
@@ -27,6 +28,7 @@ __all__ = [
     "ESMM",
     "NSE",
     "Additive",
+    "Catalog",
     "ExpectedValue",
     "Multiplicative",
     "PackedResFlow",
@@ -35,11 +37,13 @@ __all__ = [
     "Scorer",
     "Scores",
     "TopK",
+    "build_catalog",
     "chain",
     "fuse",
 ]
 
 _HOMES = {
+    "catalog": ("Catalog", "build_catalog"),
     "convert": ("fuse",),
     "fusion": ("Additive", "ExpectedValue", "Multiplicative"),
     "nn": ("ESMM", "NSE", "PackedResFlow", "ResFlow"),
@@ -48,7 +52,7 @@ _HOMES = {
     "runtime": ("Scorer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = {*_HOMES, "bundle", "cli", "contract", "features", "fold", "metrics", "ops", "testing"}
+_SUBMODULES = {*_HOMES, "bundle", "catalog", "cli", "contract", "features", "fold", "metrics", "ops", "testing"}
 
 
 def __getattr__(name: str) -> Any:

@@ -253,7 +253,8 @@ def _plan(content: Any) -> Plan:
     require("activations", _is_strings(content["activations"]), "a list of names")
     for name in _PLAN_BOOLS:
         require(name, isinstance(content[name], bool), "true or false")
-    require("head", isinstance(content["head"], str), "a name")
+    for name in ("head", "precision"):
+        require(name, isinstance(content[name], str), "a name")
     return Plan(**content)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, cast
@@ -195,6 +196,43 @@ class PackedResFlow(_Scorer):
         fusion = self._fusion(weights, weights_per)
         return ops.request_topk(user, item, offsets, self.packed_weights, self.plan, *fusion, k)
 
+    def catalog_rows(self, item: Tensor, element: str = "bfloat16") -> tuple[Tensor, Tensor]:
+        """The items' side of the first layers: table and scales; see :func:`resflow_kernels.ops.catalog_rows`."""
+        return ops.catalog_rows(item, self.packed_weights, self.plan, element)
+
+    def forward_catalog(
+        self,
+        user: Tensor,
+        ids: Tensor,
+        offsets: Tensor,
+        table: Tensor,
+        scales: Tensor,
+        weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> Scores:
+        """Score items of a catalogue by id; see :func:`resflow_kernels.ops.catalog_scores`.
+
+        ``table`` and ``scales`` are those of :meth:`catalog_rows`; a :class:`~resflow_kernels.catalog.Catalog`'s
+        become tensors by ``torch.from_numpy`` (bfloat16 by ``.view(torch.bfloat16)``).
+        """
+        fusion = self._fusion(weights, weights_per)
+        return ops.catalog_scores(user, ids, offsets, table, scales, self.packed_weights, self.plan, *fusion)
+
+    def top_k_catalog(
+        self,
+        user: Tensor,
+        ids: Tensor,
+        offsets: Tensor,
+        table: Tensor,
+        scales: Tensor,
+        k: int,
+        weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> TopK:
+        """The ``k`` best of each request of the catalogue form; positions are places in the request's list of ids."""
+        fusion = self._fusion(weights, weights_per)
+        return ops.catalog_topk(user, ids, offsets, table, scales, self.packed_weights, self.plan, *fusion, k)
+
 
 class ResFlow(_Scorer):
     """Residual multi-task ranker (ResFlow, KDD 2024, arXiv 2411.09705).
@@ -213,6 +251,8 @@ class ResFlow(_Scorer):
         logit_residual: add the parent's logit.
         non_increasing: keep ``p_k <= p_parent(k)`` by passing the task's own logit through ``min(., 0)``.
         fusion: how probabilities become a score (:mod:`resflow_kernels.fusion`).
+        precision: what the fused kernels round weights and rows to: ``"float32"``, ``"bfloat16"`` or ``"int8"``
+            (:class:`~resflow_kernels.plan.Plan`); training and the reference path are not rounded.
         conditional: ESMM's head, ``p_k = p_parent(k) * sigmoid(r_k)``; excludes ``logit_residual``.
 
     Raises:
@@ -242,6 +282,7 @@ class ResFlow(_Scorer):
         non_increasing: bool = False,
         fusion: Fusion | None = None,
         conditional: bool = False,
+        precision: str = "float32",
     ) -> None:
         if activation not in ACTIVATION_MODULES:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATION_MODULES)}, got {activation!r}")
@@ -260,6 +301,7 @@ class ResFlow(_Scorer):
             non_increasing,
             affine=norm == "batch" and norm_after_activation,
             head="conditional" if conditional else "residual",
+            precision=precision,
         )
 
         def layer(inputs: int, width: int) -> TowerLayer:
@@ -383,12 +425,17 @@ class ResFlow(_Scorer):
             return ops.request_topk(_rows(user), _rows(item), offsets, packed, self.plan, *fusion, k)
         return ops.reference_request_topk(self._reference_logits, user, item, offsets, self.plan, *fusion, k)
 
-    def packed(self) -> PackedResFlow:
-        """This model with its weights packed once and for all: the form for export and for serving."""
+    def packed(self, precision: str | None = None) -> PackedResFlow:
+        """This model with its weights packed once and for all: the form for export and for serving.
+
+        Args:
+            precision: another than the model's own.
+        """
+        plan = self.plan if precision is None else replace(self.plan, precision=precision)
         with torch.no_grad():
-            packed = ops.pack_towers(self.canonical_weights(), self.plan)
+            packed = ops.pack_towers(self.canonical_weights(), plan)
         fusion = type(self.fusion)(tuple(self.fusion_weights.tolist()))
-        return PackedResFlow(self.plan, self.tasks, fusion, packed).eval()
+        return PackedResFlow(plan, self.tasks, fusion, packed).eval()
 
     def canonical_weights(self) -> list[Tensor]:
         """Float32 weights as ``Plan.weight_shapes`` lists them, BatchNorms folded in in float64."""

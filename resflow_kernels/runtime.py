@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from operator import index
 from types import ModuleType
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .bundle import Bundle
 from .bundle import load as load_bundle
-from .contract import WEIGHTS_PER
+from .contract import PRECISIONS, WEIGHTS_PER
 from .features import FeatureSet, check_table
 from .fusion import Additive, Fusion
 from .plan import Plan
@@ -43,6 +44,13 @@ class TopK(NamedTuple):
 
     scores: Floats  # [R, k], NaN where a request has fewer than k candidates
     positions: NDArray[np.int64]  # [R, k], place in the request, -1 where there is none
+
+
+class Table(NamedTuple):
+    """A catalogue's rows: the items' side of all first layers (:mod:`resflow_kernels.catalog`)."""
+
+    rows: NDArray[Any]  # [M, plan.table_width] float32, int8, or bfloat16 as the bits of uint16
+    scales: Floats  # [M] for int8, else [0]
 
 
 def compiled() -> ModuleType:
@@ -114,21 +122,24 @@ class Scorer:
         self.scores(np.empty((0, plan.in_features), np.float32))  # the library checks plan and packed weights
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], threads: int | None = None) -> Scorer:
-        """The scorer of a bundle file (:mod:`resflow_kernels.bundle`).
+    def load(cls, path: str | os.PathLike[str], threads: int | None = None, precision: str | None = None) -> Scorer:
+        """The scorer of a bundle file (:mod:`resflow_kernels.bundle`), in another precision than its own if given.
 
         Raises:
             BundleError: the file is missing, damaged, foreign or newer.
             ImportError: the compiled library is not built.
         """
-        return cls.from_bundle(load_bundle(path), threads)
+        return cls.from_bundle(load_bundle(path), threads, precision=precision)
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, threads: int | None = None, fusion: Fusion | None = None) -> Scorer:
-        """The scorer of a loaded bundle; ``fusion`` instead of the bundle's own, if given."""
-        packed = cls.pack(bundle.plan, bundle.weights)
+    def from_bundle(
+        cls, bundle: Bundle, threads: int | None = None, fusion: Fusion | None = None, precision: str | None = None
+    ) -> Scorer:
+        """The scorer of a loaded bundle; ``fusion`` and ``precision`` instead of the bundle's own, if given."""
+        plan = bundle.plan if precision is None else replace(bundle.plan, precision=precision)
+        packed = cls.pack(plan, bundle.weights)
         fusion = bundle.fusion if fusion is None else fusion
-        return cls(bundle.plan, packed, fusion, bundle.tasks, bundle.features, bundle.tables, threads)
+        return cls(plan, packed, fusion, bundle.tasks, bundle.features, bundle.tables, threads)
 
     @staticmethod
     def pack(plan: Plan, weights: Sequence[Floats]) -> NDArray[np.uint8]:
@@ -216,6 +227,64 @@ class Scorer:
         inputs = (_rows(user), _rows(item), np.asarray(offsets))
         fusion = self._fusion(weights, weights_per)
         return TopK(*self._library.request_topk(*inputs, self.packed, *fusion, _count(k), self._threads))
+
+    def catalog_rows(self, items: ArrayLike, element: str = "bfloat16") -> Table:
+        """The items' side of the first layers, computed once for the catalogue form.
+
+        Args:
+            items: float32 ``[M, Di]``, the last ``Di`` columns of the input row.
+            element: what rows are rounded to: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
+
+        Returns:
+            :class:`Table` of ``M`` rows. :func:`resflow_kernels.catalog.build_catalog` writes one to a file.
+        """
+        if element not in PRECISIONS:
+            raise ValueError(f"catalog_rows: element must be one of {', '.join(PRECISIONS)}, got {element!r}")
+        code = PRECISIONS.index(element)
+        return Table(*self._library.catalog_rows(_rows(items), self.packed, self.plan.encoded, code, self._threads))
+
+    def catalog_scores(
+        self,
+        user: ArrayLike,
+        ids: ArrayLike,
+        offsets: ArrayLike,
+        table: Table,
+        weights: ArrayLike | None = None,
+        weights_per: str = "call",
+    ) -> Scores:
+        """Score items of a catalogue by their numbers.
+
+        Args:
+            user: float32 ``[R, Du]``, one row a request.
+            ids: int64 ``[N]``, rows of the table, the candidates of all requests one after another.
+            offsets: int64 ``[R + 1]``; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
+            table: made with this model's weights (:meth:`catalog_rows`, ``Catalog.table``).
+            weights: as in :meth:`request_scores`.
+
+        Returns:
+            :class:`Scores` of the ``N`` candidates.
+
+        Raises:
+            ValueError: an input of the wrong shape or dtype, an id out of range; the message names it.
+        """
+        inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *table)
+        fusion = self._fusion(weights, weights_per)
+        return Scores(*self._library.catalog_scores(*inputs, self.packed, *fusion, self._threads))
+
+    def top_k_catalog(
+        self,
+        user: ArrayLike,
+        ids: ArrayLike,
+        offsets: ArrayLike,
+        table: Table,
+        k: int,
+        weights: ArrayLike | None = None,
+        weights_per: str = "call",
+    ) -> TopK:
+        """:meth:`top_k` of the catalogue form; positions are places in the request's list of ids."""
+        inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *table)
+        fusion = self._fusion(weights, weights_per)
+        return TopK(*self._library.catalog_topk(*inputs, self.packed, *fusion, _count(k), self._threads))
 
     def embed_users(self, table: pa.Table) -> Floats:
         """User rows ``[n, Du]`` of a table that has the user's feature columns.

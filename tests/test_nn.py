@@ -244,3 +244,17 @@ def test_reference_serves_what_the_ops_do_not(monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     best: Tensor = model.top_k(x, 2).positions
     assert best.shape == (1, 2)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 1e-2), ("int8", 3e-2)])
+def test_precision_is_a_setting_of_module_and_packed_form(precision: str, bound: float) -> None:
+    exact, rounded = make({}), make({"precision": precision})
+    rounded.load_state_dict(exact.state_dict())
+    x = torch.randn(50, 24)
+    with torch.no_grad():
+        probs = rounded(x).probs
+        assert torch.equal(probs, exact.packed(precision)(x).probs)
+        assert not torch.equal(probs, exact(x).probs)
+        torch.testing.assert_close(probs, exact(x).probs, atol=bound, rtol=0)
+        rounded.train()
+        torch.testing.assert_close(rounded(x).probs, exact(x).probs)  # training is not rounded
