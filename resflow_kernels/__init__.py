@@ -52,7 +52,19 @@ _HOMES = {
     "runtime": ("Scorer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_SUBMODULES = {*_HOMES, "bundle", "catalog", "cli", "contract", "features", "fold", "metrics", "ops", "testing"}
+_SUBMODULES = {
+    *_HOMES,
+    "bundle",
+    "catalog",
+    "cli",
+    "contract",
+    "features",
+    "fold",
+    "metrics",
+    "ops",
+    "quantize",
+    "testing",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,8 @@
     python -m examples.kuairand.train -o out/kuairand.safetensors
 
 Beside the bundle it writes ``requests.parquet`` (users to rank for), ``videos.parquet`` (the catalogue they all
-rank) and ``labels.parquet`` (what those users finished on the test days).
+rank), ``labels.parquet`` (what those users finished on the test days) and ``test.parquet`` (the test days'
+impressions with their labels, for ``resflow quantize --check``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -64,9 +66,13 @@ def train(
     output.parent.mkdir(parents=True, exist_ok=True)
     save_model(output, ranker.towers, features, ranker.tables())
     requests, labels = prepare.requests(data.test, users, seed)
-    for name, table in {"requests": requests, "videos": data.videos, "labels": labels}.items():
+    shown = data.test.table
+    for task, column in zip(prepare.TASKS, data.test.labels.T, strict=True):
+        shown = shown.append_column(task, pa.array(column.astype("int8")))
+    tables = {"requests": requests, "videos": data.videos, "labels": labels, "test": shown}
+    for name, table in tables.items():
         pq.write_table(table, output.parent / f"{name}.parquet")
-    console.print(f"wrote {output}, and requests, videos and labels (Parquet) beside it")
+    console.print(f"wrote {output}, and requests, videos, labels and test (Parquet) beside it")
 
 
 def fit(ranker: Ranker, train_days: Encoded, valid_days: Encoded, epochs: int, seed: int) -> None:

@@ -16,7 +16,7 @@ def build_app() -> typer.Typer:
     """The typer application."""
     import typer
 
-    from . import info, inspect, score
+    from . import info, inspect, quantize, score
 
     app = typer.Typer(
         help="Fast inference of ResFlow residual multi-task rankers.",
@@ -25,6 +25,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.command("score")(score.score)
+    app.command("quantize")(quantize.quantize)
     app.command("inspect")(inspect.inspect)
     app.command("info")(info.info)
     return app

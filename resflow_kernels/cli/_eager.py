@@ -21,7 +21,7 @@ from .. import reference
 from ..bundle import Bundle
 from ..fusion import Fusion
 from ..reference import Layer
-from ..runtime import Scorer
+from ._ranker import Ranker
 from ._requests import Embedded
 
 
@@ -101,8 +101,9 @@ class EagerRanker:
         return _TowerLayer(weight, bias, activation, slope, affine)
 
 
-def compare(scorer: Scorer, bundle: Bundle, requests: Iterable[Embedded], k: int, threads: int) -> Comparison:
+def compare(ranker: Ranker, bundle: Bundle, requests: Iterable[Embedded], k: int, threads: int) -> Comparison:
     """Time the three ways in turns, request by request, each with ``threads`` threads."""
+    scorer = ranker.scorer
     assert scorer.features is not None
     torch.set_num_threads(threads)
     eager = EagerRanker(bundle, scorer.fusion, scorer.features.user_width)
@@ -112,17 +113,17 @@ def compare(scorer: Scorer, bundle: Bundle, requests: Iterable[Embedded], k: int
             if len(embedded.item):
                 best = min(k, len(embedded.item))
                 if result is None:  # the first request's first turns are a warm-up that does not count
-                    _take_turns(scorer, eager, embedded, best, Comparison())
+                    _take_turns(ranker, eager, embedded, best, Comparison())
                     result = Comparison()
-                _take_turns(scorer, eager, embedded, best, result)
+                _take_turns(ranker, eager, embedded, best, result)
     return Comparison() if result is None else result
 
 
-def _take_turns(scorer: Scorer, eager: EagerRanker, embedded: Embedded, k: int, result: Comparison) -> None:
+def _take_turns(ranker: Ranker, eager: EagerRanker, embedded: Embedded, k: int, result: Comparison) -> None:
     user, item = torch.from_numpy(embedded.user), torch.from_numpy(embedded.item)
     rows = torch.cat((user.expand(len(item), -1), item), dim=1)
-    offsets = np.array([0, len(item)], np.int64)
-    ours = _timed(lambda: scorer.top_k_requests(embedded.user, embedded.item, offsets, k).scores[0], result.resflow)
+    ranker.prepare(embedded)
+    ours = _timed(lambda: ranker.best(embedded, k).scores[0], result.resflow)
     dense = _timed(lambda: eager.dense(rows, k)[0], result.dense)
     split = _timed(lambda: eager.split(user, item, k)[0], result.split)
     result.candidates += len(item)

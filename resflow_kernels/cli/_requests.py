@@ -16,6 +16,8 @@ from .._embedding import rows_of
 from ..features import FeatureSet
 from ..runtime import Floats, Scorer
 
+Indices = NDArray[np.int64]
+
 _BLOCK_ROWS = 1 << 18  # candidates encoded at a time: bounds the memory beyond the file's own
 
 
@@ -78,7 +80,11 @@ def read_table(path: Path, columns: list[str]) -> pa.Table:
 def read_requests(path: Path, features: FeatureSet) -> Requests:
     """Candidates with their users, grouped by request id; rows of one request need not be adjacent."""
     columns = [features.request_id, features.item_id, *(feature.name for feature in features.all)]
-    table = read_table(path, columns)
+    return grouped_requests(path, read_table(path, columns), features)
+
+
+def grouped_requests(path: Path, table: pa.Table, features: FeatureSet) -> Requests:
+    """The requests of a table of candidates read from ``path``; further columns stay with the candidates."""
     ids, codes = _numbered(path, table, features.request_id)
     order = np.argsort(codes, kind="stable")
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.bincount(codes, minlength=len(ids)))))

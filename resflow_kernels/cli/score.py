@@ -22,13 +22,15 @@ from rich.progress import Progress, TaskID
 
 from .. import fusion as fusions
 from ..bundle import Bundle, atomic_path, load
+from ..contract import PRECISIONS
 from ..features import FeatureSet
 from ..fusion import Fusion
 from ..runtime import Floats, Scorer
 from . import _report
 from ._errors import one_line_errors
 from ._feedback import Feedback
-from ._requests import Embedded, Requests, embedded_requests, read_catalogue_requests, read_requests
+from ._ranker import Ranker
+from ._requests import Requests, embedded_requests, read_catalogue_requests, read_requests
 from .info import usable_cores
 
 _WRITE_ROWS = 1 << 16  # rows of the output kept before they are written
@@ -67,6 +69,7 @@ def score(
     threads: Annotated[int | None, typer.Option(help="Threads; by default all usable cores.")] = None,
     fusion: Annotated[str | None, typer.Option(help=f"Instead of the model's: {', '.join(fusions.FORMS)}.")] = None,
     weights: Annotated[str | None, typer.Option(help="Fusion weights instead of the model's, as 1,20,20.")] = None,
+    precision: Annotated[str | None, typer.Option(help=f"Instead of the model's: {', '.join(PRECISIONS)}.")] = None,
     catalogue: Annotated[Path | None, typer.Option(help="Parquet of items: every request ranks them all.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Parquet of request id, item id, weight: print Weighted Recall@K.")
@@ -81,18 +84,19 @@ def score(
         if compare_eager and not find_spec("torch"):
             raise ValueError("--compare-eager must find PyTorch installed, got none")
         bundle = load(model)
-        scorer = Scorer.from_bundle(bundle, threads, _chosen_fusion(bundle, fusion, weights))
+        scorer = Scorer.from_bundle(bundle, threads, _chosen_fusion(bundle, fusion, weights), precision)
         requests = _read(bundle, model, candidates, catalogue)
         feedback = Feedback(labels, _features(bundle, model), requests) if labels else None
         _refuse_overwriting(output, [model, candidates, catalogue, labels])
         console, timing = Console(), Timing()
-        first = _write_ranking(output, requests, scorer, top_k, timing, feedback)
+        ranker = Ranker(scorer, requests.is_catalogue)
+        first = _write_ranking(output, requests, ranker, top_k, timing, feedback)
         _report.ranking(console, requests, first, scorer)
         _report.throughput(console, requests, timing)
         if feedback is not None:
             _report.recall(console, top_k, feedback)
         if compare_eager:
-            _compare(console, requests, scorer, bundle, top_k, compare_requests)
+            _compare(console, requests, ranker, bundle, top_k, compare_requests)
 
 
 def _read(bundle: Bundle, model: Path, candidates: Path, catalogue: Path | None) -> Requests:
@@ -132,15 +136,16 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
 
 
 def _write_ranking(
-    output: Path, requests: Requests, scorer: Scorer, k: int, timing: Timing, feedback: Feedback | None
+    output: Path, requests: Requests, ranker: Ranker, k: int, timing: Timing, feedback: Feedback | None
 ) -> Ranked | None:
     """Rank every request into ``output``, complete or not at all; returns the first request's ranking."""
+    scorer = ranker.scorer
     schema = _schema(requests, scorer)
     first: Ranked | None = None
     with atomic_path(output) as temporary, pq.ParquetWriter(temporary, schema) as writer, _progress(requests) as bar:
         waiting: list[Ranked] = []
         rows = 0
-        for ranked in _rank(requests, scorer, k, timing):
+        for ranked in _rank(requests, ranker, k, timing):
             first = ranked if first is None else first
             if feedback is not None:
                 feedback.add(ranked.request, ranked.positions)
@@ -155,22 +160,17 @@ def _write_ranking(
     return first
 
 
-def _rank(requests: Requests, scorer: Scorer, k: int, timing: Timing) -> Iterator[Ranked]:
-    for embedded in embedded_requests(requests, scorer):
+def _rank(requests: Requests, ranker: Ranker, k: int, timing: Timing) -> Iterator[Ranked]:
+    for embedded in embedded_requests(requests, ranker.scorer):
+        ranker.prepare(embedded)
         began = time.perf_counter()
-        best = scorer.top_k_requests(*_inputs(embedded), max(1, min(k, len(embedded.item))))
+        best = ranker.best(embedded, max(1, min(k, len(embedded.item))))
         seconds = time.perf_counter() - began
         timing.scoring.append(seconds)
         timing.total.append(seconds + embedded.seconds)
         positions = best.positions[0][best.positions[0] >= 0]
-        # Scoring the winners again gives the bits that ranked them: a score does not depend on its batch.
-        winners = Embedded(embedded.request, embedded.user, embedded.item[positions], 0.0)
-        probs = scorer.request_scores(*_inputs(winners)).probs
+        probs = ranker.probabilities(embedded, positions)
         yield Ranked(embedded.request, positions, best.scores[0][: len(positions)], probs)
-
-
-def _inputs(embedded: Embedded) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    return embedded.user, embedded.item, np.array([0, len(embedded.item)], np.int64)
 
 
 def _schema(requests: Requests, scorer: Scorer) -> pa.Schema:
@@ -208,11 +208,11 @@ def _rows(ranked: list[Ranked], requests: Requests, scorer: Scorer, schema: pa.S
     return pa.table(columns, schema=schema)
 
 
-def _compare(console: Console, requests: Requests, scorer: Scorer, bundle: Bundle, k: int, most: int) -> None:
+def _compare(console: Console, requests: Requests, ranker: Ranker, bundle: Bundle, k: int, most: int) -> None:
     from ._eager import compare
 
-    threads = scorer.threads or usable_cores()
-    result = compare(scorer, bundle, islice(embedded_requests(requests, scorer), most), k, threads)
+    threads = ranker.scorer.threads or usable_cores()
+    result = compare(ranker, bundle, islice(embedded_requests(requests, ranker.scorer), most), k, threads)
     _report.comparison(console, result, threads)
 
 

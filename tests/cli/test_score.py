@@ -85,7 +85,7 @@ def test_catalogue_ranks_every_item_for_every_request(files: Any, out: Path) -> 
         best = scorer.top_k_requests(user, item, [0, len(item)], 3)
         own = table.slice(request * 3, 3)
         assert own["position"].to_pylist() == best.positions[0].tolist()
-        assert own["score"].to_pylist() == best.scores[0].tolist()
+        assert own["score"].to_pylist() == pytest.approx(best.scores[0].tolist(), rel=1e-5)
         assert own["video"].to_pylist() == (best.positions[0] * 10).tolist()
 
 

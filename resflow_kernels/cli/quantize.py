@@ -1,0 +1,93 @@
+"""``resflow quantize``: a bundle that scores in a lower precision, and what that costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from ..bundle import Bundle, load, save
+from ..contract import PRECISIONS
+from ..quantize import PrecisionErrors, measure_errors
+from ..quantize import quantize as quantized
+from ..runtime import Scorer
+from ._errors import one_line_errors
+from ._requests import grouped_requests, read_table
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A model bundle.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write.", show_default=False)],
+    precision: Annotated[str, typer.Option(help=f"One of {', '.join(PRECISIONS)}.")] = "int8",
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet of candidates, as `resflow score` takes them: report the errors on them. With columns named "
+            "after all tasks (0 or 1), also each task's AUC."
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Of the overlap of rankings.")] = 100,
+) -> None:
+    """Write a bundle that scores in a lower precision, and report what that costs."""
+    with one_line_errors():
+        bundle = load(model)
+        lower = quantized(bundle, precision)
+        errors = None if check is None else _errors(bundle, precision, model, check, top_k)
+        save(output, lower.plan, lower.tasks, lower.weights, lower.fusion, lower.features, lower.tables)
+    console = Console()
+    if errors is not None:
+        _print(console, errors)
+    console.print(f"wrote {output}: scores in {precision}")
+
+
+def _errors(bundle: Bundle, precision: str, model: Path, path: Path, k: int) -> PrecisionErrors:
+    if bundle.features is None:
+        raise ValueError(f"{model}: must be a model with features to check on a table, got one without")
+    features = bundle.features
+    columns = [features.request_id, features.item_id, *(feature.name for feature in features.all)]
+    named = set(pq.read_schema(path).names) if path.is_file() else set()
+    labelled = set(bundle.tasks) <= named
+    table = read_table(path, [*columns, *(bundle.tasks if labelled else ())])
+    requests = grouped_requests(path, table, features)
+    scorer = Scorer.from_bundle(bundle)
+    labels = _labels(path, requests.items, bundle.tasks) if labelled else None
+    # Each candidate with its own user columns: a log's context (hour, place) changes from row to row.
+    x = np.concatenate((scorer.embed_users(requests.items), scorer.embed_items(requests.items)), axis=1)
+    return measure_errors(bundle, precision, x, requests.offsets, labels, k)
+
+
+def _labels(path: Path, table: pa.Table, tasks: tuple[str, ...]) -> NDArray[np.float32]:
+    columns = []
+    for task in tasks:
+        column = table.column(task)
+        try:
+            values = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
+        except pa.ArrowException:
+            raise ValueError(f"{path}: column {task!r} must be 0 or 1, got {column.type}") from None
+        if not np.isin(values, (0, 1)).all():
+            raise ValueError(f"{path}: column {task!r} must be 0 or 1, got {values[~np.isin(values, (0, 1))][0]}")
+        columns.append(values.astype(np.float32))
+    return np.stack(columns, axis=1)
+
+
+def _print(console: Console, errors: PrecisionErrors) -> None:
+    table = Table("task", title=f"{errors.precision} beside float32")
+    for name in ("largest error", "mean error", "AUC", "AUC, float32", "difference"):
+        table.add_column(name, justify="right")
+    for at, task in enumerate(errors.tasks):
+        row = [f"{errors.largest[at]:.5f}", f"{errors.mean[at]:.6f}"]
+        if errors.auc is not None and errors.auc_float32 is not None:
+            after, before = errors.auc[at], errors.auc_float32[at]
+            row += [f"{after:.5f}", f"{before:.5f}", f"{after - before:+.5f}"]
+        table.add_row(task, *row)
+    console.print(table)
+    kept = "no request has more candidates" if np.isnan(errors.overlap) else f"{100 * errors.overlap:.2f} %"
+    console.print(f"top {errors.k} of a request kept: {kept}")
