@@ -24,5 +24,5 @@ def test_there_is_an_example_of_module_ops_and_runtime() -> None:
 def test_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
-    save_model(BUNDLE, ResFlow(12).eval())
+    save_model(BUNDLE, ResFlow(140).eval())
     exec(compile(example, str(README), "exec"), {})

@@ -68,25 +68,61 @@ def test_the_ranker_trains_on_the_rows_that_scoring_embeds(data: prepare.Slice) 
     assert (probs[:, 1:] <= probs[:, :-1]).all()
 
 
-def test_from_training_to_ranked_users(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of one epoch, with requests, videos, labels and test days beside it."""
     app = typer.Typer()
     app.command()(train)
-    bundle = tmp_path / "ranker.safetensors"
-    trained = CliRunner().invoke(app, ["-o", str(bundle), "--epochs", "1", "--users", "5"])
-    assert trained.exit_code == 0, trained.output
-    assert "test" in trained.output and "kept epoch 1" in trained.output
+    bundle = tmp_path_factory.mktemp("kuairand") / "ranker.safetensors"
+    result = CliRunner().invoke(app, ["-o", str(bundle), "--epochs", "1", "--users", "5"])
+    assert result.exit_code == 0, result.output
+    assert "test" in result.output and "kept epoch 1" in result.output
+    return bundle
 
-    scores = tmp_path / "scores.parquet"
-    files = [str(bundle), str(tmp_path / "requests.parquet"), "-o", str(scores)]
-    catalogue = ["--catalogue", str(tmp_path / "videos.parquet"), "--labels", str(tmp_path / "labels.parquet")]
+
+def test_from_training_to_ranked_users(trained: Path, tmp_path: Path) -> None:
+    scores, folder = tmp_path / "scores.parquet", trained.parent
+    files = [str(trained), str(folder / "requests.parquet"), "-o", str(scores)]
+    catalogue = ["--catalogue", str(folder / "videos.parquet"), "--labels", str(folder / "labels.parquet")]
     scored = CliRunner().invoke(build_app(), ["score", *files, *catalogue, "--top-k", "100"])
     assert scored.exit_code == 0, scored.output
     assert "Weighted Recall@100" in scored.output
     ranking = pq.read_table(scores)
     assert ranking.num_rows == 500
 
-    scorer = Scorer.load(bundle)
-    user = scorer.embed_users(pq.read_table(tmp_path / "requests.parquet").slice(2, 1))
-    item = scorer.embed_items(pq.read_table(tmp_path / "videos.parquet"))
+    scorer = Scorer.load(trained)
+    user = scorer.embed_users(pq.read_table(folder / "requests.parquet").slice(2, 1))
+    item = scorer.embed_items(pq.read_table(folder / "videos.parquet"))
     best = scorer.top_k_requests(user, item, [0, len(item)], 100)
-    assert ranking["position"].to_pylist()[200:300] == best.positions[0].tolist()
+    # The catalogue form's float32 differs in the last digits: two near-equal videos may change places.
+    ranked = ranking["position"].to_numpy()[200:300]
+    assert len(np.intersect1d(ranked, best.positions[0])) >= 99
+    assert np.mean(ranked == best.positions[0]) >= 0.9
+
+
+def test_int8_keeps_every_auc_within_a_thousandth(trained: Path, data: prepare.Slice) -> None:
+    """The bound of int8, and bfloat16's of the top 100, on the test days of a trained ranker."""
+    from torchmetrics.functional.classification import binary_auroc
+
+    def aucs(scorer: Scorer) -> list[float]:
+        x = np.concatenate([scorer.embed_users(data.test.table), scorer.embed_items(data.test.table)], axis=1)
+        probs = torch.from_numpy(scorer.scores(x).probs)
+        truth = torch.from_numpy(data.test.labels).long()
+        return [float(binary_auroc(probs[:, task], truth[:, task])) for task in range(3)]
+
+    exact = aucs(Scorer.load(trained))
+    assert min(exact) > 0.65
+    for precision in ("bfloat16", "int8"):
+        np.testing.assert_allclose(aucs(Scorer.load(trained, precision=precision)), exact, atol=1e-3)
+
+
+def test_bfloat16_keeps_99_percent_of_each_top_100(trained: Path, data: prepare.Slice) -> None:
+    users, _ = prepare.requests(data.test, 32)
+    exact, rounded = Scorer.load(trained), Scorer.load(trained, precision="bfloat16")
+    item = exact.embed_items(data.videos)
+    kept = []
+    for row in range(32):
+        user = exact.embed_users(users.slice(row, 1))
+        best = [scorer.top_k_requests(user, item, [0, len(item)], 100).positions[0] for scorer in (exact, rounded)]
+        kept.append(len(np.intersect1d(*best)))
+    assert np.mean(kept) >= 99
