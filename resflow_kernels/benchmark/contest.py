@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
-from .peers import OURS, PEERS, Contestant, Floats, Model, Requests, exact_probabilities, label, threads_of
+from ..testing import PROBABILITY_TOLERANCE
+from .peers import OURS, PEERS, Contestant, Floats, Model, Requests, exact_scores, label, threads_of
 from .turns import Call, Schedule, Timing, busy_neighbour, take_turns
 
-# Greatest difference of a probability from the float64 reference's.
+# Greatest difference of a peer's probability from the float64 reference's; our float32 is held to its own bound.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 5e-2}
 
 # Rows of a call whose probabilities are checked: a mistake shows in any of them, and float64 is slow.
@@ -23,14 +25,9 @@ CHECKED_ROWS = 512
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is scored: ``x [B, D]`` or requests.
+    """What is scored: rows ``[B, D]`` or requests."""
 
-    Args:
-        x: rows of the dense form, and of the ways of the request form that take joined rows.
-        requests: the request form; ``None``: the dense form.
-    """
-
-    x: Floats
+    rows: Floats | None
     requests: Requests | None = None
 
     @classmethod
@@ -43,8 +40,14 @@ class Inputs:
         """``requests`` requests of ``candidates`` candidates each, standard normal."""
         user = _normal((requests, model.user_width), seed)
         item = _normal((requests * candidates, model.plan.in_features - model.user_width), seed + 1)
-        given = Requests(user, item, np.arange(requests + 1, dtype=np.int64) * candidates)
-        return cls(given.joined, given)
+        return cls(None, Requests(user, item, np.arange(requests + 1, dtype=np.int64) * candidates))
+
+    def x(self, most: int | None = None) -> Floats:
+        """The dense form's rows ``[B, D]``, or the first ``most`` of them; those of requests are joined here."""
+        if self.rows is not None:
+            return self.rows[:most]
+        assert self.requests is not None
+        return self.requests.joined(most)
 
 
 @dataclass
@@ -88,7 +91,8 @@ def enter(
     Returns:
         An entry a contestant and way; those with a ``problem`` cannot be timed.
     """
-    exact = exact_probabilities(model, inputs.x[:CHECKED_ROWS])
+    exact = exact_scores(model, inputs.x(CHECKED_ROWS))
+    torch._dynamo.reset()  # graphs of earlier contests are looked through at every call of a later one's
     entries = []
     for contestant in contestants:
         for way in _ways(contestant, inputs, ways):
@@ -150,7 +154,6 @@ def _ways(contestant: type[Contestant], inputs: Inputs, ways: Sequence[str] | No
 
 def _prepare(entry: Entry, model: Model, inputs: Inputs, threads: int, exact: Any) -> None:
     """Set ``call`` and ``error``, or ``problem``."""
-    precision = entry.contestant.precision
     try:
         with _quiet():
             contestant = entry.contestant(model, threads)
@@ -158,14 +161,25 @@ def _prepare(entry: Entry, model: Model, inputs: Inputs, threads: int, exact: An
                 assert inputs.requests is not None
                 entry.call = contestant.split(inputs.requests)
             else:
-                entry.call = contestant.dense(inputs.x)
-            probs, _ = contestant.result(entry.call())
+                entry.call = contestant.dense(inputs.x())
+            got = contestant.result(entry.call())
     except Exception as error:  # a peer's own failure is a result to report, and the contest goes on without it
         entry.problem = f"failed: {type(error).__name__}: {_first_line(error)}"
         return
-    entry.error = float(np.abs(probs[:CHECKED_ROWS].astype(np.float64) - exact).max(initial=0.0))
-    if not entry.error <= TOLERANCES[precision]:
-        entry.problem = f"wrong: probabilities off by {entry.error:.1e}, more than {TOLERANCES[precision]:.0e}"
+    _check(entry, *got, *exact)
+
+
+def _check(entry: Entry, probs: Any, score: Any, exact_probs: Any, exact_score: Any) -> None:
+    entry.error = float(np.abs(probs[:CHECKED_ROWS] - exact_probs).max(initial=0.0))
+    bound = PROBABILITY_TOLERANCE if entry.ours and entry.contestant.precision == "float32" else 0.0
+    bound = bound or TOLERANCES[entry.contestant.precision]
+    # A score adds up or multiplies what may be off by the bound each, so it is held to the relative scale of them.
+    scale = max(1.0, float(np.abs(exact_score).max(initial=0.0)))
+    score_error = float(np.abs(score[:CHECKED_ROWS] - exact_score).max(initial=0.0)) / (scale * exact_probs.shape[1])
+    if not (entry.error <= bound and score_error <= bound):
+        entry.problem = (
+            f"wrong: probabilities off by {entry.error:.1e}, score by {score_error:.1e}, allowed {bound:.0e}"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -57,11 +57,11 @@ class Requests:
             return None
         return np.repeat(np.arange(len(self.user)), np.diff(self.offsets))
 
-    @property
-    def joined(self) -> Floats:
-        """The dense form's rows ``[N, D]``."""
-        request = np.zeros(len(self.item), np.int64) if self.request is None else self.request
-        return np.concatenate((self.user[request], self.item), axis=1)
+    def joined(self, most: int | None = None) -> Floats:
+        """The dense form's rows ``[N, D]``, or the first ``most`` of them."""
+        item = self.item[:most]
+        request = np.zeros(len(item), np.int64) if self.request is None else self.request[:most]
+        return np.concatenate((self.user[request], item), axis=1)
 
 
 class Contestant(ABC):
@@ -176,14 +176,21 @@ class Compiled(Eager):
     def compiled(self, module: torch.nn.Module) -> Any:
         import torch._inductor.config as inductor
 
-        torch._dynamo.reset()  # a shape each: no graph of another shape is in the way, no limit is reached
+        # Every shape and precision is a graph of the same Python code, which PyTorch stops compiling after eight.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
         scorer = torch.compile(module, mode="max-autotune", dynamic=False, fullgraph=True)
+        is_compiled = False
 
         def call(*arguments: Any) -> Any:
-            with inductor.patch(freezing=True):
+            nonlocal is_compiled
+            if is_compiled:
                 return scorer(*arguments)
+            with inductor.patch(freezing=True):
+                result = scorer(*arguments)
+            is_compiled = True
+            return result
 
-        return _compile_now(scorer, call)
+        return call
 
 
 class CompiledBfloat16(Compiled):
@@ -288,15 +295,12 @@ def threads_of(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def exact_probabilities(model: Model, x: Floats) -> NDArray[np.float64]:
-    """The float64 reference's probabilities ``[B, K]``."""
-    return _reference(model, x).probs.numpy()
-
-
-def _reference(model: Model, x: Floats) -> reference.Scores:
+def exact_scores(model: Model, x: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The float64 reference's probabilities ``[B, K]`` and score ``[B]`` of rows ``[B, D]``."""
     weights = [torch.from_numpy(weight).double() for weight in model.weights]
     alpha = torch.tensor(model.fusion.weights_for(model.plan.tasks), dtype=torch.float64)
-    return reference.dense_scores(torch.from_numpy(x).double(), weights, model.plan, alpha, model.fusion.code, 0)
+    exact = reference.dense_scores(torch.from_numpy(x).double(), weights, model.plan, alpha, model.fusion.code, 0)
+    return exact.probs.numpy(), exact.score.numpy()
 
 
 def _split_inputs(model: Model, requests: Requests) -> tuple[bytes, dict[str, NDArray[Any]]]:
@@ -304,18 +308,3 @@ def _split_inputs(model: Model, requests: Requests) -> tuple[bytes, dict[str, ND
     graph = split_graph(model.plan, model.weights, model.fusion, model.user_width, request is not None)
     inputs: dict[str, NDArray[Any]] = {"user": requests.user, "item": requests.item}
     return graph, inputs if request is None else {**inputs, "request": request}
-
-
-def _compile_now(scorer: Any, call: Any) -> Any:
-    """``scorer``, compiled by its first call under the settings of ``call``, which later calls need not pay for."""
-    done = False
-
-    def first_or_later(*arguments: Any) -> Any:
-        nonlocal done
-        if done:
-            return scorer(*arguments)
-        result = call(*arguments)
-        done = True
-        return result
-
-    return first_or_later

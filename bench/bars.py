@@ -1,0 +1,145 @@
+"""The bars that results are held against: each is one entry of :data:`BARS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from bench.rows import Results, Row, best_peer, by_case, ours, size
+
+
+class Measured(NamedTuple):
+    """A value to hold against a bar."""
+
+    of: str
+    value: float
+    beside: str = ""  # what it is relative to
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What must be reached.
+
+    Args:
+        name: for the report.
+        measure: the values of a run.
+        least, most: one of them is given.
+        unit: ``"%"`` for shares, ``"x"`` for ratios, or a unit.
+    """
+
+    name: str
+    measure: Callable[[Results], list[Measured]]
+    least: float | None = None
+    most: float | None = None
+    unit: str = "x"
+
+    @property
+    def target(self) -> str:
+        """The bar itself."""
+        bound, sign = (self.least, "≥") if self.least is not None else (self.most, "≤")
+        assert bound is not None
+        return f"{sign} {show(bound, self.unit)}"
+
+    def passes(self, value: float) -> bool:
+        """Whether the value reaches it."""
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+class Verdict(NamedTuple):
+    """A row of the report's table of bars; ``measured`` is None where the run has no such case."""
+
+    bar: Bar
+    measured: Measured | None
+
+    @property
+    def text(self) -> str:
+        """pass, fail or not measured."""
+        if self.measured is None:
+            return "not measured"
+        return "pass" if self.bar.passes(self.measured.value) else "**fail**"
+
+
+def judge(results: Results) -> list[Verdict]:
+    """All bars held against a run."""
+    verdicts = []
+    for bar in BARS:
+        measured = bar.measure(results)
+        verdicts += [Verdict(bar, value) for value in measured] or [Verdict(bar, None)]
+    return verdicts
+
+
+def show(value: float, unit: str) -> str:
+    """The value with its unit."""
+    if unit == "%":
+        return f"{100 * value:.1f} %"
+    return f"{value:.2f} {unit}" if unit != "x" else f"{value:.2f}x"
+
+
+def _share(threads: int) -> Callable[[Results], list[Measured]]:
+    def measure(results: Results) -> list[Measured]:
+        rows = results.of(form="share of peak", threads=threads, precision="float32")
+        rows = [row for row in rows if row["candidates"] >= 1024]
+        return [
+            Measured(f"{row['workload']}, B = {size(row)}", row["share_of_peak"], f"{row['peak_gflops']:.0f} GFLOP/s")
+            for row in rows
+        ]
+
+    return measure
+
+
+def _over_best_peer(wanted: dict[str, Any], **peer: Any) -> Callable[[Results], list[Measured]]:
+    """Ours in float32 over the best float32 peer, in each case with these values."""
+
+    def measure(results: Results) -> list[Measured]:
+        found = []
+        for case in by_case(results.of(**wanted)):
+            own, best = ours(case), best_peer(case, precision="float32", **peer)
+            if own is not None and best is not None:
+                beside = f"{best['contestant']}, {best['median'] * 1e6:.1f} us"
+                found.append(Measured(_about(own), best["median"] / own["median"], beside))
+        return found
+
+    return measure
+
+
+def _tail(results: Results) -> list[Measured]:
+    rows = results.of(form="small batches", ours=True, precision="float32")
+    return [
+        Measured(_about(row), row["p99"] / row["median"], f"median {row['median'] * 1e6:.1f} us, {row['mode']}")
+        for row in rows
+    ]
+
+
+def _overhead(results: Results) -> list[Measured]:
+    return [
+        Measured(
+            "prerank3, B = 1, over a loop in C++",
+            (row["medians"]["torch op"] - row["medians"]["C++"]) * 1e6,
+            f"C++ {row['medians']['C++'] * 1e6:.1f} us",
+        )
+        for row in results.of(form="overhead")
+    ]
+
+
+def _about(row: Row) -> str:
+    mode = "" if row["mode"] == "back to back" else f", {row['mode']}"
+    return f"{row['workload']}, {size(row)}, {row['threads']} thread{'s' * (row['threads'] > 1)}{mode}"
+
+
+def _from_1024_to_8192(candidates: int) -> bool:
+    return 1024 <= candidates <= 8192
+
+
+_REQUESTS = {"form": "request", "workload": "prerank3", "candidates": _from_1024_to_8192}
+_SMALL = {"form": "small batches"}
+
+BARS = (
+    Bar("share of the multiply-add peak, one thread, B ≥ 1024", _share(1), least=0.95, unit="%"),
+    Bar("share of the multiply-add peak, two threads, B ≥ 1024", _share(2), least=0.90, unit="%"),
+    Bar("requests: over the best fp32 peer on joined rows", _over_best_peer(_REQUESTS, way="joined rows"), least=2.5),
+    Bar("requests: over the best fp32 peer's split by hand", _over_best_peer(_REQUESTS, way="split"), least=1.3),
+    Bar("small batches: over the best fp32 peer", _over_best_peer(_SMALL), least=2.0),
+    Bar("small batches: P99 over the median", _tail, most=3.0),
+    Bar("the torch op's overhead", _overhead, most=4.0, unit="us"),
+)
