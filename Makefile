@@ -60,7 +60,7 @@ format: build
 	$(BIN)/clang-format -i $(CPP)
 
 # The peers are no part of a development install, so that it stays small.
-$(VENV)/peers: $(VENV)/built $(VENV)/peers
+$(VENV)/peers: $(VENV)/built
 	@echo "== peers"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation -e ".[bench]"
 	@touch $@

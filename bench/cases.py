@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from resflow_kernels import _runtime
 from resflow_kernels.benchmark.contest import Entry, Inputs, best_peer, enter, run
 from resflow_kernels.benchmark.peers import OURS, PEERS, Compiled, Contestant, Model, label, threads_of
 from resflow_kernels.benchmark.turns import Schedule
@@ -107,6 +110,7 @@ def identify(value: object) -> str | None:
 
 
 _PAUSE = 0.001
+_PEAK_SECONDS = 0.01
 
 
 def schedule_of(case: Case, quick: bool) -> Schedule:
@@ -125,19 +129,20 @@ class Contests:
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
-        self._held: dict[Case, list[Entry]] = {}
+        self._held: dict[Case, tuple[list[Entry], float]] = {}
 
     def entry(self, case: Case, contestant: type[Contestant], way: str) -> Entry:
         """How one of a case's entrants did."""
-        return next(e for e in self.entries(case) if (e.contestant, e.way) == (contestant, way))
+        return next(e for e in self.results(case)[0] if (e.contestant, e.way) == (contestant, way))
 
-    def entries(self, case: Case) -> list[Entry]:
-        """All of a case's entrants."""
+    def results(self, case: Case) -> tuple[list[Entry], float]:
+        """All of a case's entrants, and the multiply-add peak measured meanwhile, GFLOP/s."""
         if case not in self._held:
             self._held[case] = self._hold(case)
         return self._held[case]
 
-    def _hold(self, case: Case) -> list[Entry]:
+    def _hold(self, case: Case) -> tuple[list[Entry], float]:
+        peaks: list[float] = []
         model = case.model
         inputs = (
             Inputs.of_requests(model, case.requests, case.candidates)
@@ -147,10 +152,12 @@ class Contests:
         contestants = EVERYONE if case.compiled else WITHOUT_COMPILE
         with threads_of(case.threads):
             entries = enter(model, inputs, case.threads, contestants, case.ways)
-            run(entries, schedule_of(case, self.quick), busy=case.mode == "busy neighbour")
+            busy = case.mode == "busy neighbour"
+            measure = partial(_runtime.measure_fma_gflops, case.threads, _PEAK_SECONDS)
+            run(entries, schedule_of(case, self.quick), busy, before_round=lambda: peaks.append(measure()))
         for entry in entries:
             entry.call = None  # it holds inputs of up to gigabytes
-        return entries
+        return entries, statistics.median(peaks)
 
 
 def facts(case: Case, entry: Entry, entries: Sequence[Entry], peak_gflops: float) -> dict[str, object]:

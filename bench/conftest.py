@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -95,12 +93,6 @@ def _version(library: str) -> str:
 _CONTESTS = pytest.StashKey[Contests]()
 
 
-@cache
-def peak_gflops(threads: int) -> float:
-    """The machine's multiply-add peak: the median of nine short measurements."""
-    return statistics.median(_runtime.measure_fma_gflops(threads, 0.03) for _ in range(9))
-
-
 def _read_gbytes_per_second() -> float:
     """What all cores read from memory: the roofline's slope."""
     floats = torch.ones(1 << 26)
@@ -136,7 +128,7 @@ def take_part(
 
     def row(case: Case, contestant: type[Contestant], way: str) -> None:
         entry = contests.entry(case, contestant, way)
-        info = facts(case, entry, contests.entries(case), peak_gflops(case.threads))
+        info = facts(case, entry, *contests.results(case))
         record(entry.timing.samples or [0.0], info)
         if entry.problem is not None:
             print(f"\n{case} {entry.name}: {entry.problem}")

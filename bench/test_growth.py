@@ -15,8 +15,8 @@ from resflow_kernels.benchmark.peers import Contestant
 def cases(quick: bool) -> list[Case]:
     """Three series; quick: fewer sizes."""
     series = partial(Case, "growth", "prerank3", compiled=False)
-    counts = (128, 1024, 8192, 65536, 1 << 17, 1 << 18, 1 << 20)
-    candidates = counts[:4] if quick else counts
+    counts = (128, 1024, 8192, 65536, 1 << 18, 1 << 20)
+    candidates = (128, 2048, 32768) if quick else counts
     tasks = (1, 4, 16) if quick else (1, 2, 4, 8, 16)
     features = (64, 512, 2048) if quick else (64, 128, 256, 512, 1024, 2048)
     return [

@@ -1,8 +1,9 @@
 """Times contestants in turns within one process, so that they share its clock speed, memory and neighbours.
 
-In each round every contestant has one turn: a rest in which the threads of the one before fall asleep (OpenMP's
-and ONNX Runtime's spin for a while after a call and would take a core from the next), calls that do not count
-until its caches and threads are warm, then a burst of timed calls. The order changes from round to round.
+In each round every contestant has one turn: a rest until the threads of the one before have fallen asleep (OpenMP's
+were measured to spin for 8 ms after a call and ONNX Runtime's for more than 28, and would take a core from the next),
+calls that do not count until its caches and threads are warm, then a burst of timed calls. The order changes from
+round to round.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 Call = Callable[[], object]
 
 _LONG_SECONDS = 0.1  # a call this long warms itself
+_REST_STEP = 0.004  # long enough for a look at the process's time to be little of it
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Schedule:
         rounds: turns a contestant has, at least 1.
         burst_seconds: about how long a turn's timed calls take.
         most_calls: timed calls a turn at most; at least one is made.
-        rest_seconds: sleep before each turn.
+        most_rest_seconds: how long a turn waits for others' threads to fall asleep.
         warm_seconds: how long untimed calls last at the start of a turn, one at least (calls of over 0.1 s have none).
         pause_seconds: sleep before each timed call, as between the requests of a server.
     """
@@ -39,7 +41,7 @@ class Schedule:
     rounds: int = 15
     burst_seconds: float = 0.03
     most_calls: int = 200
-    rest_seconds: float = 0.005
+    most_rest_seconds: float = 0.5
     warm_seconds: float = 0.002
     pause_seconds: float = 0.0
 
@@ -88,6 +90,7 @@ def take_turns(
     with _no_garbage_collection():
         for turn in range(schedule.rounds):
             if before_round is not None:
+                rest(schedule.most_rest_seconds)
                 before_round()
             for name in _order(list(calls), turn):
                 timings[name].turns.append(_turn(calls[name], *lengths[name], schedule))
@@ -114,7 +117,7 @@ def _burst_length(call: Call, schedule: Schedule) -> tuple[int, int]:
 
 
 def _turn(call: Call, untimed: int, timed: int, schedule: Schedule) -> list[float]:
-    time.sleep(schedule.rest_seconds)
+    rest(schedule.most_rest_seconds)
     for _ in range(untimed):
         call()
     if not schedule.pause_seconds:
@@ -124,6 +127,17 @@ def _turn(call: Call, untimed: int, timed: int, schedule: Schedule) -> list[floa
         time.sleep(schedule.pause_seconds)
         samples.append(_seconds(call))
     return samples
+
+
+def rest(most_seconds: float) -> bool:
+    """Sleep until this process's threads use no processor time any more; whether they stopped in time."""
+    end = time.perf_counter() + most_seconds
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(_REST_STEP)
+        if time.process_time() - before < 0.1 * _REST_STEP:
+            return True
+    return False
 
 
 def _seconds(call: Call) -> float:

@@ -1,4 +1,5 @@
-"""The ``resflow`` command: score Parquet files with a model bundle, look into one, look at the installation."""
+"""The ``resflow`` command: score Parquet files with a model bundle, look into one, time it, look at the
+installation."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ def build_app() -> typer.Typer:
     """The typer application."""
     import typer
 
-    from . import info, inspect, score
+    from . import bench, info, inspect, score
 
     app = typer.Typer(
         help="Fast inference of ResFlow residual multi-task rankers.",
@@ -27,6 +28,7 @@ def build_app() -> typer.Typer:
     app.command("score")(score.score)
     app.command("inspect")(inspect.inspect)
     app.command("info")(info.info)
+    app.command("bench")(bench.bench)
     return app
 
 
