@@ -54,9 +54,11 @@ class Verdict(NamedTuple):
 
     @property
     def text(self) -> str:
-        """pass, fail or not measured."""
+        """pass, fail or not measured; a share above 100 % says that the peak was disturbed, not that it passes."""
         if self.measured is None:
             return "not measured"
+        if self.bar.unit == "%" and self.measured.value > 1:
+            return "**invalid**"
         return "pass" if self.bar.passes(self.measured.value) else "**fail**"
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench.cases import CORES, EVERYONE, Case, Contests, facts
+from bench.quiet import Watch
 from resflow_kernels import __version__, _runtime
 from resflow_kernels.benchmark.peers import Contestant, label
 
@@ -44,6 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_CONTESTS] = Contests(config.getoption("--quick"))
+    config.stash[_PROBLEMS] = []
+    config.stash[_WATCH] = Watch()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -66,13 +69,17 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "isa": _runtime.isa(),
         "read_gbytes_per_second": _read_gbytes_per_second(),
         "cores": CORES,
+        "taken_by_others": config.stash[_WATCH].taken_by_others(),
         "quick": config.getoption("--quick"),
         "peers": {label(contestant): _state(contestant) for contestant in EVERYONE},
         "versions": {name: _version(name) for name in ("torch", "onnx", "onnxruntime", "openvino", "numpy")},
     }
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Who was not timed, and why: nothing is left out in silence."""
+    for problem in config.stash[_PROBLEMS]:
+        terminalreporter.write_line(f"NOT TIMED {problem}")
     for contestant in EVERYONE:
         if contestant.missing() is not None:
             terminalreporter.write_line(f"MISSING PEER {label(contestant)}: {contestant.missing()}")
@@ -91,6 +98,8 @@ def _version(library: str) -> str:
 
 
 _CONTESTS = pytest.StashKey[Contests]()
+_PROBLEMS = pytest.StashKey[list[str]]()
+_WATCH = pytest.StashKey[Watch]()
 
 
 def _read_gbytes_per_second() -> float:
@@ -131,7 +140,8 @@ def take_part(
         info = facts(case, entry, *contests.results(case))
         record(entry.timing.samples or [0.0], info)
         if entry.problem is not None:
-            print(f"\n{case} {entry.name}: {entry.problem}")
+            if contestant.missing() is None:  # those are listed once
+                request.config.stash[_PROBLEMS].append(f"{case} {entry.name}: {entry.problem}")
             assert not entry.ours, entry.problem
 
     return row

@@ -30,7 +30,9 @@ def write(path: Path) -> Path:
 
 def markdown(results: Results, charts: dict[str, Path] | None = None, note: str | None = None) -> str:
     """The report's text."""
-    parts = [_head(results), _problems(results), "## Bars", bar_table(judge(results))]
+    disturbed = f"**{results.disturbance}**" if results.disturbance else ""
+    quick = _QUICK_NOTE if results.machine["resflow"]["quick"] else ""
+    parts = [_head(results), disturbed, quick, _problems(results), "## Bars", bar_table(judge(results))]
     parts += ["## Charts", note] if note else []
     parts += [part for title, path in (charts or {}).items() for part in (f"## {title}", f"![{title}]({path.name})")]
     parts += ["## Dense form", *_matrices(results, "dense")]
@@ -187,6 +189,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
+
+_QUICK_NOTE = (
+    "The quick run leaves out most workloads and sizes, and torch.compile everywhere but at one size, because it "
+    "compiles anew for each."
+)
 
 _REQUEST_NOTE = (
     "A peer's cell is its time on joined rows (the joining itself is not timed) / with the split by hand: the user's "

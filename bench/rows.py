@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.quiet import MOST_BY_OTHERS
+
 Row = dict[str, Any]
 
 _CASE = ("form", "workload", "candidates", "requests", "tasks", "features", "threads", "mode", "axis")
@@ -38,6 +40,19 @@ class Results:
     def problems(self) -> list[Row]:
         """Rows of contestants that could not be timed."""
         return [row for row in self.rows if row.get("problem")]
+
+    @property
+    def disturbance(self) -> str | None:
+        """What to say of a run beside which others used the machine; None of a quiet one."""
+        taken = self.machine["resflow"]["taken_by_others"]
+        if taken is None:
+            return "Whether other processes used the machine meanwhile is not known here."
+        if taken <= MOST_BY_OTHERS:
+            return None
+        return (
+            f"Disturbed run: other processes took {100 * taken:.0f} % of the machine meanwhile (at most "
+            f"{100 * MOST_BY_OTHERS:.0f} % is quiet). None of its figures, passed bars included, is to be quoted."
+        )
 
     @property
     def slug(self) -> str:

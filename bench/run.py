@@ -31,11 +31,12 @@ def main(arguments: list[str]) -> int:
         path = RESULTS / f"{load(raw).slug}.json"
         raw.replace(path)
     report = write(path)
-    for bar, measured in judge(load(path)):
+    results = load(path)
+    for verdict in judge(results):
+        bar, measured = verdict
         value = "" if measured is None else f": {measured.of}: {show(measured.value, bar.unit)} ({measured.beside})"
-        verdict = "not measured" if measured is None else "pass" if bar.passes(measured.value) else "FAIL"
-        print(f"{verdict:12s} {bar.name} {bar.target}{value}")
-    print(f"report: {report}")
+        print(f"{verdict.text.strip('*'):12s} {bar.name} {bar.target}{value}")
+    print("\n".join(filter(None, [results.disturbance, f"report: {report}"])))
     return code
 
 

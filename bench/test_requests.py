@@ -9,10 +9,10 @@ from resflow_kernels.benchmark.peers import Contestant
 
 
 def cases(quick: bool) -> list[Case]:
-    """Requests and their candidates; quick: torch.compile at one size."""
+    """Requests and their candidates; quick: one workload, without torch.compile."""
     if quick:
         return [
-            Case("request", "prerank3", 1024, 1),
+            Case("request", "prerank3", 1024, 1, compiled=False),
             Case("request", "prerank3", 8192, 1, compiled=False),
             Case("request", "prerank3", 1024, 8, compiled=False),
         ]

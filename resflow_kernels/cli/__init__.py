@@ -1,5 +1,4 @@
-"""The ``resflow`` command: score Parquet files with a model bundle, look into one, time it, look at the
-installation."""
+"""The ``resflow`` command: score files with a model bundle, inspect it, time it, look at the installation."""
 
 from __future__ import annotations
 

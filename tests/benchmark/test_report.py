@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import report
+from bench import quiet, report
 from bench.bars import BARS, judge
+from bench.quiet import Watch
 from bench.rows import load
 
 PEERS = {"resflow": "takes part", "eager": "takes part", "openvino": "missing: openvino is not installed"}
@@ -77,6 +79,7 @@ def results_file(tmp_path: Path) -> Path:
             "cores": 2,
             "quick": True,
             "read_gbytes_per_second": 20.0,
+            "taken_by_others": 0.01,
             "peers": {**PEERS, "onnxruntime": "takes part", "eager bfloat16": "takes part"},
             "versions": {"torch": "2.13.0"},
         },
@@ -123,6 +126,35 @@ def test_markdown(results_file: Path) -> None:
         "| torch op | 8.00 | 3.00 |",
     ):
         assert part in text, part
+
+
+def test_a_disturbed_run_says_so(results_file: Path) -> None:
+    results = load(results_file)
+    assert results.disturbance is None and "Disturbed" not in report.markdown(results)
+    results.machine["resflow"]["taken_by_others"] = 0.4
+    assert "**Disturbed run: other processes took 40 % of the machine" in report.markdown(results)
+    results.machine["resflow"]["taken_by_others"] = None
+    assert "is not known here" in report.markdown(results)
+
+
+def test_a_share_above_the_peak_passes_no_bar(results_file: Path) -> None:
+    results = load(results_file)
+    for entry in results.rows:
+        entry["share_of_peak"] = 1.39
+    assert judge(results)[0].text == "**invalid**"
+
+
+def test_others_time_is_told_from_ones_own() -> None:
+    watch = Watch()
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    own = watch.taken_by_others()
+    assert own is None or 0 <= own <= 1
+    watch._start = (0.0, 0.0, 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quiet, "_times", lambda: (10.0, 6.0, 2.0))
+        assert watch.taken_by_others() == pytest.approx(0.4)
 
 
 def test_files(results_file: Path) -> None:

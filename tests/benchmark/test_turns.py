@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -65,9 +66,17 @@ def test_quantiles() -> None:
 
 
 def test_rest_waits_for_spinning_threads() -> None:
-    assert rest(2.0)
-    began = time.perf_counter()
-    assert not rest(0.0) and time.perf_counter() - began < 1
+    end = time.perf_counter() + 0.15
+
+    def spin() -> None:
+        while time.perf_counter() < end:
+            pass
+
+    spinning = threading.Thread(target=spin)
+    spinning.start()
+    assert not rest(0.02)
+    assert rest(10.0) and time.perf_counter() >= end - 0.01
+    spinning.join()
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to read a process's time from")
