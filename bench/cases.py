@@ -121,7 +121,7 @@ def schedule_of(case: Case, quick: bool) -> Schedule:
         return Schedule(rounds=9 if quick else 20, burst_seconds=0.05, most_calls=400)
     if case.all_candidates > 1 << 17:
         return Schedule(rounds=3 if quick else 5)
-    return Schedule(rounds=7 if quick else 15)
+    return Schedule(rounds=(5 if case.axis else 7) if quick else 15)
 
 
 class Contests:

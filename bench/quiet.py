@@ -31,9 +31,31 @@ class Watch:
 
 
 def _times() -> tuple[float, float, float] | None:
-    """Seconds of all cores: all, busy, and ours with ended children's."""
+    """Seconds of all cores: all, busy, and ours with our children's (torch.compile has some, and they live on)."""
     if not _STAT.exists():
         return None
     # user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in user's already.
-    ticks = [int(value) / os.sysconf("SC_CLK_TCK") for value in _STAT.read_text().split("\n")[0].split()[1:9]]
-    return sum(ticks), sum(ticks) - ticks[3] - ticks[4], sum(os.times()[:4])
+    ticks = [int(value) for value in _STAT.read_text().split("\n")[0].split()[1:9]]
+    seconds = [value / os.sysconf("SC_CLK_TCK") for value in (sum(ticks), sum(ticks) - ticks[3] - ticks[4])]
+    return seconds[0], seconds[1], _own_seconds()
+
+
+def _own_seconds() -> float:
+    """Of this process and its descendants, living and ended."""
+    used: dict[int, float] = {}
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        process = int(path.parent.name)
+        parents[process] = int(fields[1])
+        used[process] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+    def is_own(process: int) -> bool:
+        while process > 1 and process != os.getpid():
+            process = parents.get(process, 0)
+        return process == os.getpid()
+
+    return sum(seconds for process, seconds in used.items() if is_own(process))
