@@ -2,7 +2,7 @@
 # make score   the main job: train on the KuaiRand slice, rank its catalogue for 512 users
 # make test    the tests
 # make check   ruff, mypy, clang-format
-# make bench   the fraction of the machine's peak that the kernels reach
+# make bench   ours beside PyTorch, ONNX Runtime and OpenVINO: bench/results/<machine>.md (bench-quick: 3 minutes)
 #
 # PYTHON=python3.12        the interpreter to build with
 # TORCH=torch==2.11.0      another torch (2.10 or newer); TORCH=installed uses the one PYTHON has
@@ -16,9 +16,9 @@ OUT := out
 NATIVE := $(shell find csrc python -type f) CMakeLists.txt setup.py pyproject.toml resflow_kernels/contract/ops.def \
   resflow_kernels/contract/enums.def resflow_kernels/contract/errors.def resflow_kernels/contract/plan.def
 
-.PHONY: build score test check bench format clean
+.PHONY: build score test check bench bench-quick format clean
 
-build: $(VENV)/built
+build: $(VENV)/built $(VENV)/peers
 
 $(VENV)/torch:
 	@echo "== .venv with $(TORCH)"
@@ -59,8 +59,17 @@ format: build
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-bench: build
-	$(BIN)/python -m pytest bench -q -s --benchmark-columns=median,iqr,rounds
+# The peers are no part of a development install, so that it stays small.
+$(VENV)/peers: $(VENV)/built
+	@echo "== peers"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation -e ".[bench]"
+	@touch $@
+
+bench: $(VENV)/peers
+	$(BIN)/python -m bench.run
+
+bench-quick: $(VENV)/peers
+	$(BIN)/python -m bench.run --quick
 
 clean:
-	rm -rf build $(OUT) resflow_kernels/*.so $(VENV)/built
+	rm -rf build $(OUT) resflow_kernels/*.so $(VENV)/built $(VENV)/peers

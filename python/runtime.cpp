@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <chrono>
 #include <deque>
 #include <string>
 #include <vector>
@@ -205,6 +207,27 @@ double measure_peak(int64_t precision, int64_t threads, double seconds) {
   return cpu::measure_peak(static_cast<Precision>(precision), thread_count(threads), seconds);
 }
 
+// Seconds of each of `calls` calls from C++ into outputs that are there already: what the calls of other languages
+// are held against.
+std::vector<double> measure_dense_seconds(const py::array& x, const py::array& packed, const py::array& fusion_weights,
+                                          const Encoded& plan, int64_t fusion, int64_t threads, int64_t calls) {
+  using Clock = std::chrono::steady_clock;
+  const Settings settings("dense_scores", packed, fusion_weights, plan, fusion, 0, threads);
+  const cpu::Request& request = settings.request;
+  const View x_view(request.op, "x", x);
+  const cpu::Candidates candidates = request.dense(x_view);
+  std::vector<float> logits(candidates.count * request.plan.tasks), probs(logits.size()), score(candidates.count);
+  std::vector<double> seconds(std::max<int64_t>(calls, 0));
+  py::gil_scoped_release unlocked;
+  for (double& elapsed : seconds) {
+    const auto begin = Clock::now();
+    cpu::score(request.model(), candidates, request.weights(), request.threads, logits.data(), probs.data(),
+               score.data());
+    elapsed = std::chrono::duration<double>(Clock::now() - begin).count();
+  }
+  return seconds;
+}
+
 }  // namespace
 }  // namespace resflow::runtime
 
@@ -236,4 +259,7 @@ PYBIND11_MODULE(_runtime, m) {
   m.def("measure_peak", &measure_peak, py::arg("precision"), py::arg("threads"), py::arg("seconds"),
         "10^9 operations a second of register-only products in a precision (its place in contract.PRECISIONS): the "
         "peak benchmarks are held against.");
+  m.def("measure_dense_seconds", &measure_dense_seconds, py::arg("x"), py::arg("packed"), py::arg("fusion_weights"),
+        py::arg("plan"), py::arg("fusion"), py::arg("threads"), py::arg("calls"),
+        "Seconds of each of `calls` calls of dense_scores made from C++.");
 }

@@ -1,4 +1,4 @@
-"""The ``resflow`` command: score Parquet files with a model bundle, look into one, look at the installation."""
+"""The ``resflow`` command: score files with a model bundle, inspect it, time it, look at the installation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def build_app() -> typer.Typer:
     """The typer application."""
     import typer
 
-    from . import info, inspect, quantize, score
+    from . import bench, info, inspect, quantize, score
 
     app = typer.Typer(
         help="Fast inference of ResFlow residual multi-task rankers.",
@@ -28,6 +28,7 @@ def build_app() -> typer.Typer:
     app.command("quantize")(quantize.quantize)
     app.command("inspect")(inspect.inspect)
     app.command("info")(info.info)
+    app.command("bench")(bench.bench)
     return app
 
 

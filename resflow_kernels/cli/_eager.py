@@ -1,8 +1,7 @@
-"""PyTorch eager on the same weights, as well written as it can be by hand: what ``--compare-eager`` times.
+"""PyTorch eager on the same weights (:mod:`resflow_kernels.benchmark.towers`): what ``--compare-eager`` times.
 
 ``dense`` scores rows that are joined already (the joining is not timed); ``split`` computes the user's
-part of the first layer once and the items' part of all tasks in one matrix product. Both end in
-``torch.topk``.
+part of the first layer once. Both end in ``torch.topk``.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
+from ..benchmark.towers import Towers
 from ..bundle import Bundle
 from ..fusion import Fusion
-from ..reference import Layer
 from ._ranker import Ranker
 from ._requests import Embedded
 
@@ -36,69 +33,24 @@ class Comparison:
     difference: float = 0.0  # the greatest between ours and eager's k-th best scores, relative above 1
 
 
-@dataclass(frozen=True)
-class _TowerLayer:
-    """A hidden layer's weights as ``F.linear`` takes them."""
-
-    weight: Tensor  # [H_l, H_{l-1}]
-    bias: Tensor
-    activation: str
-    slope: Tensor | None
-    affine: tuple[Tensor, Tensor] | None
-
-    def __call__(self, value: Tensor) -> Tensor:
-        return self.finish(F.linear(value, self.weight, self.bias))
-
-    def finish(self, value: Tensor) -> Tensor:
-        """What follows the matrix product."""
-        slope = self.slope
-        value = reference.activate(self.activation, value) if slope is None else F.prelu(value, slope)
-        return value if self.affine is None else torch.addcmul(self.affine[1], value, self.affine[0])
-
-
 class EagerRanker:
-    """A bundle's towers in PyTorch eager."""
+    """A bundle's towers in PyTorch eager, and its ``k`` best."""
 
     def __init__(self, bundle: Bundle, fusion: Fusion, user_width: int) -> None:
-        self._plan, self._fusion = bundle.plan, fusion
-        self._fusion_weights = torch.tensor(fusion.weights_for(bundle.plan.tasks), dtype=torch.float32)
-        self._towers: list[list[_TowerLayer]] = []
-        self._heads: list[Layer] = []
-        left = iter([torch.from_numpy(weight) for weight in bundle.weights])
-        for _ in range(bundle.plan.tasks):
-            self._towers.append([self._layer(left, activation) for activation in bundle.plan.activations])
-            self._heads.append(_head(next(left), next(left)))
-        firsts = [tower[0] for tower in self._towers]
-        joined = torch.cat([layer.weight for layer in firsts])
-        self._user_weight = joined[:, :user_width].contiguous()
-        self._item_weight = joined[:, user_width:].T.contiguous()
-        self._first_bias = torch.cat([layer.bias for layer in firsts])
+        self._towers = Towers(bundle.plan, bundle.weights, fusion, user_width)
 
     def dense(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The ``k`` best of rows ``[n, D]``."""
-        return self._best(x, self._towers, k)
+        return _best(self._towers(x), k)
 
     def split(self, user: Tensor, item: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The ``k`` best of one user row ``[1, Du]`` and items ``[n, Di]``."""
-        shared = F.linear(user, self._user_weight, self._first_bias)
-        parts = torch.addmm(shared, item, self._item_weight).split(self._plan.hidden[0], dim=1)
-        towers: list[list[Any]] = [
-            [lambda own, task=task, layer=tower[0]: layer.finish(own[task]), *tower[1:]]
-            for task, tower in enumerate(self._towers)
-        ]
-        return self._best(parts, towers, k)
+        return _best(self._towers.split(user, item), k)
 
-    def _best(self, first: Any, towers: list[Any], k: int) -> tuple[Tensor, Tensor]:
-        logits = reference.tower_logits(first, towers, self._heads, self._plan)
-        score = reference.fuse(logits, self._fusion_weights, self._fusion.code)
-        best = torch.topk(score, k)
-        return best.values, best.indices
 
-    def _layer(self, left: Any, activation: str) -> _TowerLayer:
-        weight, bias = next(left).T.contiguous(), next(left)
-        slope = next(left) if activation == "prelu" else None
-        affine = (next(left), next(left)) if self._plan.affine else None
-        return _TowerLayer(weight, bias, activation, slope, affine)
+def _best(scores: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    best = torch.topk(scores[1], k)
+    return best.values, best.indices
 
 
 def compare(ranker: Ranker, bundle: Bundle, requests: Iterable[Embedded], k: int, threads: int) -> Comparison:
@@ -137,8 +89,3 @@ def _timed(call: Callable[[], Any], seconds: list[float]) -> Any:
     result = call()
     seconds.append(time.perf_counter() - began)
     return result
-
-
-def _head(weight: Tensor, bias: Tensor) -> Layer:
-    row = weight[None].contiguous()
-    return lambda value: F.linear(value, row, bias).squeeze(-1)

@@ -1,0 +1,1 @@
+"""The benchmarks: ``make bench``, ``make bench-quick``. What they measure with is resflow_kernels.benchmark."""

@@ -1,0 +1,194 @@
+"""The bars that results are held against: each is one entry of :data:`BARS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from bench.rows import Results, Row, best_peer, by_case, matches, ours, size
+
+
+class Measured(NamedTuple):
+    """A value to hold against a bar."""
+
+    of: str
+    value: float
+    beside: str = ""  # what it is relative to
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What must be reached.
+
+    Args:
+        name: for the report.
+        measure: the values of a run.
+        least, most: one of them is given.
+        unit: ``"%"`` for shares, ``"x"`` for ratios, or a unit.
+    """
+
+    name: str
+    measure: Callable[[Results], list[Measured]]
+    least: float | None = None
+    most: float | None = None
+    unit: str = "x"
+
+    @property
+    def target(self) -> str:
+        """The bar itself."""
+        bound, sign = (self.least, "≥") if self.least is not None else (self.most, "≤")
+        assert bound is not None
+        return f"{sign} {show(bound, self.unit)}"
+
+    def passes(self, value: float) -> bool:
+        """Whether the value reaches it."""
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+class Verdict(NamedTuple):
+    """A row of the report's table of bars; ``measured`` is None where the run has no such case."""
+
+    bar: Bar
+    measured: Measured | None
+
+    @property
+    def text(self) -> str:
+        """pass, fail or not measured; a share above 100 % says that the peak was disturbed, not that it passes."""
+        if self.measured is None:
+            return "not measured"
+        if self.bar.unit == "%" and self.measured.value > 1:
+            return "**invalid**"
+        return "pass" if self.bar.passes(self.measured.value) else "**fail**"
+
+
+def judge(results: Results) -> list[Verdict]:
+    """All bars held against a run."""
+    verdicts = []
+    for bar in BARS:
+        measured = bar.measure(results)
+        verdicts += [Verdict(bar, value) for value in measured] or [Verdict(bar, None)]
+    return verdicts
+
+
+def show(value: float, unit: str) -> str:
+    """The value with its unit."""
+    if unit == "%":
+        return f"{100 * value:.1f} %"
+    return f"{value:.2f} {unit}" if unit != "x" else f"{value:.2f}x"
+
+
+def _share(threads: int, precision: str = "float32") -> Callable[[Results], list[Measured]]:
+    def measure(results: Results) -> list[Measured]:
+        rows = results.of(form="share of peak", threads=threads, precision=precision)
+        rows = [row for row in rows if row["candidates"] >= 1024]
+        return [
+            Measured(f"{row['workload']}, B = {size(row)}", row["share_of_peak"], f"{row['peak_gflops']:.0f} GFLOP/s")
+            for row in rows
+        ]
+
+    return measure
+
+
+def _over_best_peer(
+    wanted: dict[str, Any], own_precision: str = "float32", **peer: Any
+) -> Callable[[Results], list[Measured]]:
+    """Ours in a precision over the best peer with these values, in each case with the wanted ones."""
+
+    def measure(results: Results) -> list[Measured]:
+        found = []
+        for case in by_case(results.of(**wanted)):
+            own, best = ours(case, own_precision), best_peer(case, **peer)
+            if own is not None and best is not None:
+                beside = f"{best['contestant']}, {best['median'] * 1e6:.1f} us"
+                found.append(Measured(_about(own), best["median"] / own["median"], beside))
+        return found
+
+    return measure
+
+
+def _int8_over_bfloat16(results: Results) -> list[Measured]:
+    found = []
+    for case in by_case(results.of(form="dense", workload="prerank3", candidates=lambda count: count >= 1024)):
+        fast, slow = ours(case, "int8"), ours(case, "bfloat16")
+        if fast is not None and slow is not None:
+            found.append(Measured(_about(fast), slow["median"] / fast["median"], f"{fast['median'] * 1e6:.0f} us"))
+    return found
+
+
+def _catalogue(precision: str | None) -> Callable[[Results], list[Measured]]:
+    """Our fastest way over the best peer's dense one; both in any precision, or both in this one."""
+
+    def measure(results: Results) -> list[Measured]:
+        found = []
+        wanted = {} if precision is None else {"precision": precision}
+        for case in by_case(results.of(form="catalogue", catalogue=lambda items: items >= 1_000_000)):
+            own = [row for row in case if row["ours"] and matches(row, wanted)]
+            own = [row for row in own if precision is None or row["way"] == f"{precision} table"]
+            best = best_peer(case, **wanted)
+            if own and best is not None:
+                fastest = min(own, key=lambda row: row["median"])
+                about = f"{size(fastest)}, {fastest['precision']}, {fastest['way']}"
+                beside = f"{best['contestant']}, {best['median'] * 1e6:.0f} us; ours {fastest['median'] * 1e6:.0f} us"
+                found.append(Measured(about, best["median"] / fastest["median"], beside))
+        return found
+
+    return measure
+
+
+def _tail(results: Results) -> list[Measured]:
+    rows = results.of(form="small batches", ours=True, precision="float32")
+    return [
+        Measured(_about(row), row["p99"] / row["median"], f"median {row['median'] * 1e6:.1f} us, {row['mode']}")
+        for row in rows
+    ]
+
+
+def _overhead(results: Results) -> list[Measured]:
+    return [
+        Measured(
+            "prerank3, B = 1, over a loop in C++",
+            (row["medians"]["torch op"] - row["medians"]["C++"]) * 1e6,
+            f"C++ {row['medians']['C++'] * 1e6:.1f} us",
+        )
+        for row in results.of(form="overhead")
+    ]
+
+
+def _about(row: Row) -> str:
+    mode = "" if row["mode"] == "back to back" else f", {row['mode']}"
+    return f"{row['workload']}, {size(row)}, {row['threads']} thread{'s' * (row['threads'] > 1)}{mode}"
+
+
+def _from_1024_to_8192(candidates: int) -> bool:
+    return 1024 <= candidates <= 8192
+
+
+_REQUESTS = {"form": "request", "workload": "prerank3", "candidates": _from_1024_to_8192}
+_SMALL = {"form": "small batches"}
+
+_FP32 = {"precision": "float32"}
+_DENSE = {"form": "dense", "workload": "prerank3", "candidates": lambda count: count >= 1024}
+
+BARS = (
+    Bar("share of the multiply-add peak, one thread, B ≥ 1024", _share(1), least=0.95, unit="%"),
+    Bar("share of the multiply-add peak, two threads, B ≥ 1024", _share(2), least=0.90, unit="%"),
+    Bar("bfloat16: share of its peak, one thread, B ≥ 1024", _share(1, "bfloat16"), least=0.90, unit="%"),
+    Bar("bfloat16: share of its peak, two threads, B ≥ 1024", _share(2, "bfloat16"), least=0.85, unit="%"),
+    Bar("bfloat16: over the best peer of any precision", _over_best_peer(_DENSE, "bfloat16"), least=1.25),
+    Bar("int8: over our bfloat16", _int8_over_bfloat16, least=1.5),
+    Bar(
+        "requests: over the best fp32 peer on joined rows",
+        _over_best_peer(_REQUESTS, way="joined rows", **_FP32),
+        least=2.5,
+    ),
+    Bar(
+        "requests: over the best fp32 peer's split by hand", _over_best_peer(_REQUESTS, way="split", **_FP32), least=1.3
+    ),
+    Bar("catalogue: over the best peer on dense rows", _catalogue(None), least=12.0),
+    Bar("catalogue: float32 over the best fp32 peer", _catalogue("float32"), least=8.0),
+    Bar("small batches: over the best fp32 peer", _over_best_peer(_SMALL, **_FP32), least=2.0),
+    Bar("small batches: bfloat16 over the best fp32 peer", _over_best_peer(_SMALL, "bfloat16", **_FP32), least=3.0),
+    Bar("small batches: P99 over the median", _tail, most=3.0),
+    Bar("the torch op's overhead", _overhead, most=4.0, unit="us"),
+)

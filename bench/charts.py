@@ -1,0 +1,118 @@
+"""The report's charts, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.rows import Results, Row, best_peer, by_case, ours
+from resflow_kernels.testing import WORKLOADS
+
+OURS_STYLE = {"color": "black", "linewidth": 2.5, "zorder": 3}
+
+
+def draw(results: Results, folder: Path) -> dict[str, Path]:
+    """All charts the results have rows for, by title. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display is needed
+    made = {}
+    for title, (name, chart) in _CHARTS.items():
+        figure = chart(results)
+        if figure is not None:
+            made[title] = folder / f"{results.slug}-{name}.png"
+            figure.savefig(made[title], dpi=120, bbox_inches="tight")
+    return made
+
+
+def _latency(results: Results) -> Any:
+    rows = _dense_rows(results, "prerank3")
+    figure, axes = _figure("candidates B", "microseconds a call", "dense, prerank3, all cores")
+    for contestant, own in _by_contestant(rows):
+        axes.loglog([row["candidates"] for row in own], [row["median"] * 1e6 for row in own], **_line(contestant, own))
+    return _finished(figure, axes, rows)
+
+
+def _roofline(results: Results) -> Any:
+    """FLOP/s against FLOP a byte that must come from memory: inputs and weights once, outputs once."""
+    machine, rows = results.machine["resflow"], _dense_rows(results, "prerank3")
+    figure, axes = _figure("FLOP a byte of inputs, weights and outputs", "GFLOP/s", "dense, prerank3, all cores")
+    for contestant, own in _by_contestant(rows):
+        axes.loglog([_intensity(row) for row in own], [row["gflops"] for row in own], **_line(contestant, own))
+    if rows:
+        peak, bandwidth = rows[0]["peak_gflops"], machine["read_gbytes_per_second"]
+        ends = [min(map(_intensity, rows)) / 2, max(peak / bandwidth, *map(_intensity, rows)) * 2]
+        places = [ends[0], peak / bandwidth, ends[1]] if ends[0] < peak / bandwidth else ends
+        roof = [min(peak, bandwidth * place) for place in places]
+        axes.loglog(places, roof, "k:", label=f"fp32 multiply-add peak {peak:.0f} GFLOP/s, memory {bandwidth:.0f} GB/s")
+    return _finished(figure, axes, rows)
+
+
+def _speed_up(results: Results) -> Any:
+    rows = results.of(form="dense", threads=results.machine["resflow"]["cores"])
+    figure, axes = _figure("candidates B", "times as fast as the best float32 peer", "dense, float32, all cores")
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        points = []
+        for case in by_case(row for row in rows if row["workload"] == workload):
+            own, best = ours(case), best_peer(case, precision="float32")
+            if own and best:
+                points.append((own["candidates"], best["median"] / own["median"]))
+        axes.semilogx(*zip(*points, strict=True), marker="o", label=workload)
+    axes.axhline(1, color="grey", linewidth=0.8)
+    return _finished(figure, axes, rows)
+
+
+def _catalogue(results: Results) -> Any:
+    rows = results.of(form="growth", axis="candidates")
+    figure, axes = _figure("candidates of one request", "milliseconds a call", "request form, split, prerank3")
+    for contestant, own in _by_contestant(rows):
+        axes.loglog([row["candidates"] for row in own], [row["median"] * 1e3 for row in own], **_line(contestant, own))
+    return _finished(figure, axes, rows)
+
+
+_CHARTS: dict[str, tuple[str, Callable[[Results], Any]]] = {
+    "Latency against B": ("latency", _latency),
+    "Roofline": ("roofline", _roofline),
+    "Speed-up over the best peer": ("speed-up", _speed_up),
+    "Cost against catalogue size": ("catalogue", _catalogue),
+}
+
+
+def _dense_rows(results: Results, workload: str) -> list[Row]:
+    return results.of(form="dense", workload=workload, threads=results.machine["resflow"]["cores"])
+
+
+def _intensity(row: Row) -> float:
+    plan = WORKLOADS[row["workload"]].plan
+    width = plan.in_features + 2 * plan.tasks + 1
+    return plan.flops_per_candidate * row["candidates"] / (4 * width * row["candidates"] + plan.packed_bytes)
+
+
+def _by_contestant(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row["candidates"]):
+        groups.setdefault(row["contestant"], []).append(row)
+    return sorted(groups.items(), key=lambda group: not group[1][0]["ours"])
+
+
+def _line(contestant: str, rows: list[Row]) -> Row:
+    style = OURS_STYLE if rows[0]["ours"] else {"linestyle": "-" if rows[0]["precision"] == "float32" else "--"}
+    return {"marker": "o", "label": contestant, **style}
+
+
+def _figure(x: str, y: str, title: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.add_subplot()
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.grid(True, which="major", alpha=0.3)
+    return figure, axes
+
+
+def _finished(figure: Any, axes: Any, rows: list[Row]) -> Any:
+    if not rows:
+        return None
+    axes.legend(fontsize=8)
+    return figure

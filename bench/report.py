@@ -1,0 +1,226 @@
+"""A run's JSON as a Markdown report with charts: ``python -m bench.report RESULTS.json``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from bench.bars import Verdict, judge, show
+from bench.charts import draw
+from bench.rows import Results, Row, best_peer, by_case, cpu_name, load, ours, size
+
+AXES = {"candidates": "candidates N of one request", "tasks": "tasks K", "features": "input width D"}
+
+
+def write(path: Path) -> Path:
+    """The report of a results file, beside it; returns the Markdown file."""
+    results = load(path)
+    charts, note = {}, None
+    if find_spec("matplotlib") is None:
+        note = "No charts: matplotlib is not installed (`pip install .[bench]`)."
+    else:
+        charts = draw(results, path.parent)
+    report = path.with_suffix(".md")
+    report.write_text(markdown(results, charts, note), encoding="utf-8")
+    return report
+
+
+def markdown(results: Results, charts: dict[str, Path] | None = None, note: str | None = None) -> str:
+    """The report's text."""
+    disturbed = f"**{results.disturbance}**" if results.disturbance else ""
+    quick = _QUICK_NOTE if results.machine["resflow"]["quick"] else ""
+    parts = [_head(results), disturbed, quick, _problems(results), "## Bars", bar_table(judge(results))]
+    parts += ["## Charts", note] if note else []
+    parts += [part for title, path in (charts or {}).items() for part in (f"## {title}", f"![{title}]({path.name})")]
+    parts += ["## Dense form", *_matrices(results, "dense")]
+    parts += ["## Request form", _REQUEST_NOTE, *_matrices(results, "request")]
+    parts += ["## Catalogue form", _CATALOGUE_NOTE, *_matrices(results, "catalogue")]
+    parts += ["## Small batches", *_matrices(results, "small batches"), *_overhead(results)]
+    parts += ["## How cost grows", *_growth(results), "## How it was measured", _METHOD]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def bar_table(verdicts: Sequence[Verdict]) -> str:
+    """Bars as rows with pass or fail."""
+    rows = [
+        [v.bar.name, v.measured.of, v.bar.target, show(v.measured.value, v.bar.unit), v.measured.beside, v.text]
+        if v.measured
+        else [v.bar.name, "", v.bar.target, "", "", v.text]
+        for v in verdicts
+    ]
+    return _table(["bar", "case", "target", "measured", "beside", ""], rows)
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """The exponent of the power law fitted through ``(size, seconds)``, least squares on logarithms.
+
+    >>> round(slope([(1, 3), (10, 30), (100, 300)]), 6)
+    1.0
+    """
+    xs, ys = [math.log(x) for x, _ in points], [math.log(y) for _, y in points]
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread = sum((x - mean_x) ** 2 for x in xs)
+    return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread if spread else math.nan
+
+
+def _head(results: Results) -> str:
+    own = results.machine["resflow"]
+    versions = ", ".join(f"{name} {value}" for name, value in own["versions"].items())
+    dirty = " with uncommitted changes" if results.commit.get("dirty") else ""
+    lines = [
+        f"# {'Quick benchmark' if own['quick'] else 'Benchmark'}: {cpu_name(results.machine)}, {own['cores']} cores",
+        "",
+        *_table(
+            ["", ""],
+            [
+                ["processor", f"{cpu_name(results.machine)}, {own['cores']} usable cores"],
+                ["instruction set of our kernels", own["isa"]],
+                ["system", f"{results.machine['system']} {results.machine['release']}"],
+                ["python", results.machine["python_version"]],
+                ["resflow-kernels", f"{own['version']}, commit {results.commit.get('id', 'unknown')[:12]}{dirty}"],
+                ["libraries", versions],
+                ["memory read by all cores", f"{own['read_gbytes_per_second']:.1f} GB/s"],
+                ["date", results.date[:19].replace("T", " ")],
+            ],
+        ).splitlines(),
+    ]
+    return "\n".join(lines)
+
+
+def _problems(results: Results) -> str:
+    """Peers that could not be timed, and why."""
+    peers = results.machine["resflow"]["peers"]
+    missing = [f"- **{name}: {state}**" for name, state in peers.items() if state.startswith("missing")]
+    others: dict[tuple[str, str], int] = {}
+    for row in results.problems:
+        if not row["problem"].endswith(peers[row["contestant"]].removeprefix("missing: ")):
+            key = (f"{row['contestant']}, {row['way']}", row["problem"])
+            others[key] = others.get(key, 0) + 1
+    lines = missing + [f"- **{who}: {problem}** ({count} cases)" for (who, problem), count in others.items()]
+    if not lines:
+        return "All peers took part and gave the right scores."
+    return "Not timed:\n\n" + "\n".join(lines)
+
+
+def _matrices(results: Results, form: str) -> list[str]:
+    """A table for each workload, thread count and mode: sizes down, contestants across."""
+    groups: dict[tuple[str, int, str], list[Row]] = {}
+    for row in results.of(form=form):
+        groups.setdefault((row["workload"], row["threads"], row["mode"]), []).append(row)
+    parts = []
+    for (workload, threads, mode), rows in groups.items():
+        extra = "" if mode == "back to back" else f", {mode}"
+        parts += [f"### {workload}, {threads} thread{'s' * (threads > 1)}{extra}", _matrix(rows, "candidates", size)]
+    return parts or ["Not measured."]
+
+
+def _matrix(rows: list[Row], header: str, name: Callable[[Row], str]) -> str:
+    contestants = list(dict.fromkeys(row["contestant"] for row in rows))
+    ways = [way for way in ("joined rows", "split") if any(row["way"] == way for row in rows)]
+    lines = []
+    for case in by_case(rows):
+        own = ours(case)
+        cells = [_cell(case, contestant) for contestant in contestants]
+        lines.append([name(case[0]), *cells, *_own_cells(own), *_ratios(own, case, ways)])
+    ratio_names = [f"over best fp32 {way}" for way in ways] or ["over best fp32 peer"]
+    columns = [header, *(f"{contestant}, us" for contestant in contestants)]
+    return _table([*columns, "GFLOP/s", "of fp32 peak", "P99 / median", *ratio_names, "over best of any"], lines)
+
+
+def _cell(case: list[Row], contestant: str) -> str:
+    """Median microseconds; of joined rows and of the split, where both were timed."""
+    rows = [row for row in case if row["contestant"] == contestant]
+    return " / ".join(_microseconds(row["median"]) for row in rows) or "-"
+
+
+def _own_cells(own: Row | None) -> list[str]:
+    if own is None:
+        return ["-"] * 3
+    tail = own["p99"] / own["median"]
+    return [f"{own['gflops']:.1f}", f"{100 * own['share_of_peak']:.1f} %", f"{tail:.2f}"]
+
+
+def _ratios(own: Row | None, case: list[Row], ways: list[str]) -> list[str]:
+    peers = [best_peer(case, precision="float32", way=way) for way in ways] or [best_peer(case, precision="float32")]
+    return [
+        "-" if own is None or peer is None else f"{peer['median'] / own['median']:.2f} ({peer['contestant']})"
+        for peer in (*peers, best_peer(case))
+    ]
+
+
+def _overhead(results: Results) -> list[str]:
+    rows = results.of(form="overhead")
+    if not rows:
+        return []
+    medians = rows[0]["medians"]
+    lines = [[name, f"{value * 1e6:.2f}", f"{(value - medians['C++']) * 1e6:.2f}"] for name, value in medians.items()]
+    return ["### One candidate, by caller", _table(["caller", "median, us", "over C++, us"], lines)]
+
+
+def _growth(results: Results) -> list[str]:
+    parts = []
+    for axis, about in AXES.items():
+        rows = results.of(form="growth", axis=axis)
+        if rows:
+            parts += [
+                f"### {about}",
+                _matrix(rows, about, lambda row, axis=axis: f"{row[axis]:,}"),
+                _slopes(rows, axis),
+            ]
+    return [*parts, _GROWTH_NOTE] if parts else ["Not measured."]
+
+
+def _slopes(rows: list[Row], axis: str) -> str:
+    series: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        series.setdefault((row["contestant"], row["way"]), []).append((row[axis], row["median"]))
+    lines = [[who, way, f"{slope(points):.2f}"] for (who, way), points in series.items()]
+    return _table(["contestant", "form", f"time grows as {axis} to the power of"], lines)
+
+
+def _microseconds(seconds: float) -> str:
+    value = seconds * 1e6
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+_QUICK_NOTE = (
+    "The quick run leaves out most workloads and sizes, and torch.compile everywhere but at one size, because it "
+    "compiles anew for each."
+)
+
+_REQUEST_NOTE = (
+    "A peer's cell is its time on joined rows (the joining itself is not timed) / with the split by hand: the user's "
+    "part of the first layer computed once a request. GFLOP/s count the arithmetic that is left after the split."
+)
+
+_CATALOGUE_NOTE = (
+    "One request of random ids, another list each call. Our cells are times with a float32 / bfloat16 / int8 table; "
+    "peers score the same candidates' joined rows densely. GFLOP/s count the layers after the first."
+)
+
+_GROWTH_NOTE = (
+    "torch.compile stays out of these series: it compiles anew for each size. A power below 1 is a fixed cost that "
+    "wears off; above 1, caches that overflow."
+)
+
+_METHOD = """\
+All contestants of a table row ran in one process, on the same inputs and number of threads, in turns whose order
+changes: a rest, untimed calls, then a burst of timed calls. Times are medians over all turns; a ratio is one of medians
+of the same run. Each contestant's probabilities and score were first checked against the float64 reference (1e-4 for
+float32 peers, 2e-2 for bfloat16, 2e-6 for our float32). Peers return probabilities and score, ours the logits too.
+PyTorch eager runs the first layers of all tasks as one matrix product; the ONNX graph has one a task, which is faster
+there. torch.compile: max-autotune and freezing, compiled for each shape. OpenVINO: compiled for each shape, latency
+hint. The multiply-add peak was measured in the same process from registers alone, in the instruction set of our
+kernels. Pauses are 1 ms of sleep before each call; the busy neighbour is a spinning process that takes one core."""
+
+
+if __name__ == "__main__":
+    print(write(Path(sys.argv[1])))

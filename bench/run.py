@@ -1,0 +1,44 @@
+"""Run the benchmarks and write ``bench/results/<machine>.{json,md}`` and charts: ``make bench``, ``make bench-quick``.
+
+Other arguments go to pytest, such as ``-k small``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.bars import judge, show
+from bench.report import write
+from bench.rows import load
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+
+
+def main(arguments: list[str]) -> int:
+    """Returns pytest's exit code; the report is written whatever it is, as long as there are results."""
+    RESULTS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RESULTS) as folder:
+        raw = Path(folder) / "results.json"
+        command = [sys.executable, "-m", "pytest", str(FOLDER), "-q", "-rs", f"--benchmark-json={raw}"]
+        code = subprocess.run([*command, "--benchmark-quiet", "-p", "no:cacheprovider", *arguments]).returncode
+        if not raw.exists() or not raw.stat().st_size:
+            print("no results", file=sys.stderr)
+            return code or 1
+        path = RESULTS / f"{load(raw).slug}.json"
+        raw.replace(path)
+    report = write(path)
+    results = load(path)
+    for verdict in judge(results):
+        bar, measured = verdict
+        value = "" if measured is None else f": {measured.of}: {show(measured.value, bar.unit)} ({measured.beside})"
+        print(f"{verdict.text.strip('*'):12s} {bar.name} {bar.target}{value}")
+    print("\n".join(filter(None, [results.disturbance, f"report: {report}"])))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""The dense form: latency and FLOP/s against the batch, and the share of the machine's peak."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.cases import CORES, Case
+from resflow_kernels import _runtime
+from resflow_kernels.benchmark.contest import Inputs, enter
+from resflow_kernels.benchmark.peers import OURS, Contestant, label, threads_of
+from resflow_kernels.benchmark.turns import Schedule, take_turns
+from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.testing import WORKLOADS
+
+
+def cases(quick: bool) -> list[Case]:
+    """All workloads and batches; quick: one workload, torch.compile at one size."""
+    if quick:
+        return [Case("dense", "prerank3", batch, compiled=batch == 1024) for batch in (1, 16, 128, 1024, 8192)]
+    batches = (1, 16, 128, 1024, 8192, 65536)
+    several = [Case("dense", workload, batch) for workload in WORKLOADS for batch in batches]
+    return several + [Case("dense", "prerank3", batch, threads=1) for batch in batches if CORES > 1]
+
+
+def test_dense(take_part: Callable[..., None], case: Case, contestant: type[Contestant], way: str) -> None:
+    take_part(case, contestant, way)
+
+
+@pytest.mark.parametrize("ours", OURS, ids=label)
+@pytest.mark.parametrize("threads", sorted({1, min(2, CORES), CORES}))
+@pytest.mark.parametrize("batch", [1024, 8192, 65536])
+@pytest.mark.parametrize("workload", ["prerank3", "ecomm2"])
+def test_share_of_peak(
+    request: pytest.FixtureRequest,
+    record: Callable[..., None],
+    workload: str,
+    batch: int,
+    threads: int,
+    ours: type[Contestant],
+) -> None:
+    """Ours and the peak (registers only, the same instruction set and threads) in turns, without anyone else."""
+    quick = request.config.getoption("--quick")
+    if quick and batch > 1024:
+        pytest.skip("left out of the quick run")
+    case = Case("share of peak", workload, batch, threads=threads)
+    peaks: list[float] = []
+    with threads_of(threads):
+        entry = enter(case.model, Inputs.dense(case.model, batch), threads, [ours])[0]
+        assert entry.call is not None and entry.problem is None, entry.problem
+        schedule = Schedule(rounds=9 if quick else 25, burst_seconds=0.05)
+        timing = take_turns(
+            {"ours": entry.call},
+            schedule,
+            lambda: peaks.append(_runtime.measure_peak(PRECISIONS.index(ours.precision), threads, 0.03)),
+        )["ours"]
+    rates = [case.flops("dense") / seconds * 1e-9 for seconds in timing.turn_medians]
+    shares = [rate / peak for rate, peak in zip(rates, peaks, strict=True)]
+    info: dict[str, Any] = {
+        "form": case.form,
+        "workload": workload,
+        "candidates": batch,
+        "threads": threads,
+        "contestant": label(ours),
+        "precision": ours.precision,
+        "ours": True,
+        "error": entry.error,
+        "gflops": statistics.median(rates),
+        "peak_gflops": statistics.median(peaks),
+        "share_of_peak": statistics.median(shares),
+        "share_quartiles": np.quantile(shares, [0.25, 0.75]).tolist(),
+    }
+    record(timing.samples, info)
