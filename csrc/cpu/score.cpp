@@ -26,8 +26,8 @@ constexpr int64_t kTileRows = 48;
 constexpr int64_t kTailTiles = 4;
 constexpr int64_t kTailBlocks = 2;
 
-// Up to here a second thread costs more than it brings: waking it takes 10 to 60 us, a pause before the call
-// included, and 16 rows take about 60.
+// Up to here waking a thread costs more than it brings: it takes 10 to 60 us, a pause before the call included, and 16
+// rows take 30 to 60.
 constexpr int64_t kRowsWithoutHelp = 16;
 
 // A growing buffer of floats that starts on a cache line.
@@ -59,8 +59,12 @@ class Tiling {
   };
 
   Tiling(int64_t count, int64_t wanted_threads, int64_t block_rows) : count_(count), block_rows_(block_rows) {
+    if (count <= kRowsWithoutHelp) {
+      cut_small(wanted_threads);
+      return;
+    }
     const int64_t blocks = (count + block_rows - 1) / block_rows;
-    threads = count <= kRowsWithoutHelp ? 1 : std::max<int64_t>(std::min(wanted_threads, blocks), 1);
+    threads = std::max<int64_t>(std::min(wanted_threads, blocks), 1);
     const int64_t tail_tiles = threads > 1 ? kTailTiles * threads : 0;
     tail_blocks_ = std::min(blocks / 2, tail_tiles * kTailBlocks);
     tail_tiles_ = std::min(tail_tiles, tail_blocks_);
@@ -81,6 +85,15 @@ class Tiling {
   int64_t threads;
 
  private:
+  // A tile a thread that is awake, of a block's rows at least: nobody is woken.
+  void cut_small(int64_t wanted_threads) {
+    threads = std::max<int64_t>(std::min(wanted_threads, count_ / block_rows_), 1);
+    if (threads > 1) threads = 1 + awake_workers(threads - 1);
+    block_rows_ = std::max<int64_t>((count_ + threads - 1) / threads, 1);
+    full_blocks_ = full_tiles_ = tiles = threads;
+    tail_blocks_ = tail_tiles_ = 0;
+  }
+
   // The blocks of either part are spread over its tiles as evenly as they go.
   int64_t first_row(int64_t tile) const {
     const int64_t block = tile < full_tiles_ ? full_blocks_ * tile / full_tiles_

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <memory>
@@ -21,6 +22,10 @@ constexpr int64_t kMaxWorkers = 255;
 // Polls before sleeping: about 20 us, a few times what waking a thread costs, so that back-to-back calls find
 // the workers awake and a pause costs nobody a core.
 constexpr int kPolls = 400;
+constexpr int kSummonedPolls = 2000;
+
+// Small batches asked for within so many microseconds of each other are a stream, worth keeping a worker awake for.
+constexpr int64_t kCloseMicroseconds = 100;
 
 void relax() {
 #if defined(__x86_64__)
@@ -107,7 +112,24 @@ class ThreadPool {
     job->wait();
   }
 
+  // See awake_workers.
+  int64_t awake(int64_t wanted) {
+    const int64_t now = std::chrono::steady_clock::now().time_since_epoch() / std::chrono::microseconds(1);
+    const bool close = now - last_asked_.exchange(now, std::memory_order_relaxed) < kCloseMicroseconds;
+    const int64_t awake = awake_.load(std::memory_order_relaxed);
+    if (awake < wanted && close) summon(wanted - awake);
+    return std::min(awake, wanted);
+  }
+
  private:
+  void summon(int64_t workers) {
+    std::lock_guard lock(mutex_);
+    start_workers(workers);
+    steering_.avoid(sched_getcpu());
+    summoned_ = workers;
+    for (; workers > 0; --workers) wake_.notify_one();
+  }
+
   void start_workers(int64_t wanted) {
     for (; workers_ < std::min(wanted, kMaxWorkers); ++workers_) std::thread([this] { serve(); }).detach();
   }
@@ -118,15 +140,22 @@ class ThreadPool {
       steering_.add(gettid());
       steering_.forget();
     }
+    int polls = kPolls;
     for (;;) {
       const int64_t seen = posted_.load(std::memory_order_acquire);
       if (const std::shared_ptr<Job> job = take_seat()) {
         job->help();
+        polls = kPolls;
         continue;
       }
-      for (int poll = 0; poll < kPolls && posted_.load(std::memory_order_acquire) == seen; ++poll) relax();
+      awake_.fetch_add(1, std::memory_order_relaxed);
+      for (int poll = 0; poll < polls && posted_.load(std::memory_order_acquire) == seen; ++poll) relax();
+      awake_.fetch_sub(1, std::memory_order_relaxed);
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [this] { return !jobs_.empty(); });
+      wake_.wait(lock, [this] { return !jobs_.empty() || summoned_ > 0; });
+      // Called for work that comes after a small batch or so, not at once.
+      polls = summoned_ > 0 ? kSummonedPolls : kPolls;
+      if (summoned_ > 0) --summoned_;
     }
   }
 
@@ -142,6 +171,9 @@ class ThreadPool {
   std::condition_variable wake_;
   std::deque<std::shared_ptr<Job>> jobs_;
   std::atomic<int64_t> posted_{0};
+  std::atomic<int64_t> awake_{0};
+  std::atomic<int64_t> last_asked_{0};  // microseconds
+  int64_t summoned_ = 0;                // workers to wake without a job; guarded by the mutex
   int64_t workers_ = 0;
   Steering steering_;
 };
@@ -175,6 +207,8 @@ void parallel_for(int64_t count, int64_t threads, void (*work)(void*, int64_t), 
   job->seats = helpers;
   pool().run(job);
 }
+
+int64_t awake_workers(int64_t wanted) { return pool().awake(wanted); }
 
 int64_t usable_cores() {
   cpu_set_t set;

@@ -326,8 +326,8 @@ inline void run_tower(const Tile& tile, const FirstLayerRows& x, int32_t task, c
     const auto finish_block = [&](const float* sums, int64_t row, const Block& block) {
       fetcher.fetch_some();
       const float* const parent = parent_hidden ? parent_hidden + row * layer.padded : nullptr;
-      finish(layer.activation, {epilogue.slope, epilogue.scale, epilogue.shift, parent},
-             BlockSums{sums, block.column}, block, hidden + row * layer.padded, layer.padded);
+      finish(layer.activation, {epilogue.slope, epilogue.scale, epilogue.shift, parent}, BlockSums{sums, block.column},
+             block, hidden + row * layer.padded, layer.padded);
     };
     if (l > 0) {
       multiply<kPrecision>({&layer, weights, 0, layer.words, operand, tile.rows}, StartRows{weights + layer.bias},
