@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .convert.fuse import fuse
+    from .feature_nn import FeatureRanker, PackedFeatureRanker
     from .fusion import Additive, ExpectedValue, Multiplicative
     from .nn import ESMM, NSE, PackedResFlow, ResFlow
     from .plan import Plan, chain
@@ -28,7 +29,9 @@ __all__ = [
     "NSE",
     "Additive",
     "ExpectedValue",
+    "FeatureRanker",
     "Multiplicative",
+    "PackedFeatureRanker",
     "PackedResFlow",
     "Plan",
     "ResFlow",
@@ -41,6 +44,7 @@ __all__ = [
 
 _HOMES = {
     "convert": ("fuse",),
+    "feature_nn": ("FeatureRanker", "PackedFeatureRanker"),
     "fusion": ("Additive", "ExpectedValue", "Multiplicative"),
     "nn": ("ESMM", "NSE", "PackedResFlow", "ResFlow"),
     "plan": ("Plan", "chain"),

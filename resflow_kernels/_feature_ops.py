@@ -46,6 +46,11 @@ class FeatureTables(NamedTuple):
         return sum(table.shape[1] for table in self.tables)
 
 
+# So that an exported program can say what it takes, and be loaded with its example without unpickling at large.
+torch.utils._pytree._register_namedtuple(FeatureIds, serialized_type_name="resflow_kernels.FeatureIds")
+torch.serialization.add_safe_globals([FeatureIds])
+
+
 def one_id_each(ids: Tensor) -> FeatureIds:
     """``ids [n, features]`` without ragged features."""
     return FeatureIds(ids, ids.new_empty((0,)), ids.new_zeros((1,)))

@@ -191,6 +191,39 @@ def feature_ids(
     vector(op, argument, value_offsets)
 
 
+def feature_id_values(
+    op: str,
+    prefix: str,
+    ids: Tensor,
+    values: Tensor,
+    value_offsets: Tensor,
+    tables: Sequence[Tensor],
+    ragged: Sequence[int],
+    first: int,
+) -> None:
+    """Offsets that cut up the values, and no id outside its table; ``tables`` from place ``first`` of all on."""
+    argument, cuts = f"{prefix}value_offsets", value_offsets.tolist()
+    _require(cuts[0] == 0, op, f"{argument}[0]", "offsets_start", cuts[0])
+    for at, (before, own) in enumerate(pairwise(cuts), 1):
+        _require(own >= before, op, f"{argument}[{at}]", "offsets_grow", f"{own} after {before}")
+    last = f"{argument}[{len(cuts) - 1}]"
+    _require(cuts[-1] == values.shape[0], op, last, "list_offsets_end", cuts[-1], values.shape[0])
+    column = place = 0
+    for at, table in enumerate(tables):
+        count, begin = table.shape[0], 0
+        if at in ragged:
+            begin, end = cuts[place * ids.shape[0]], cuts[(place + 1) * ids.shape[0]]
+            looked_up = values[begin:end]
+            place += 1
+        else:
+            looked_up = ids[:, column]
+            column += 1
+        bad = ((looked_up < 0) | (looked_up >= count)).nonzero().flatten().tolist()
+        if bad:
+            name = f"{prefix}values[{begin + bad[0]}]" if at in ragged else f"{prefix}ids[{bad[0]}, {column - 1}]"
+            _require(False, op, name, "feature_id", int(looked_up[bad[0]]), first + at, count - 1)
+
+
 def positive(op: str, argument: str, value: int) -> None:
     _require(value >= 1, op, argument, "positive", value)
 

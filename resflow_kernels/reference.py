@@ -226,7 +226,7 @@ def feature_rows(
         else:
             chosen = ids[:, column]
             column += 1
-        rows = table[chosen].to(dtype)
+        rows = F.embedding(chosen, table).to(dtype)
         if scale is not None:
             rows = rows * scale[chosen, None].to(dtype)
         if at in ragged:
