@@ -1,5 +1,5 @@
-// The interface between the driver (score.cpp, compiled for any machine) and the kernels (compiled once for
-// each instruction set). Plain pointers only: an inline STL function compiled for AVX-512 could be the copy the
+// The interface between the driver (tile.cpp and project.cpp, compiled for any machine) and the kernels (compiled once
+// for each instruction set). Plain pointers only: an inline STL function compiled for AVX-512 could be the copy the
 // linker keeps for everybody.
 #pragma once
 
