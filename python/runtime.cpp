@@ -13,6 +13,7 @@
 #include "core/check.h"
 #include "core/error.h"
 #include "core/pack.h"
+#include "cpu/feature_form.h"
 #include "cpu/isa.h"
 #include "cpu/request.h"
 #include "cpu/score.h"
@@ -165,6 +166,13 @@ py::tuple catalog_rows(const py::array& item, const py::array& packed, const Enc
   return py::make_tuple(rows, row_scales);
 }
 
+// A table's rows: what NumPy calls uint16 are the bits of bfloat16.
+TensorView table_of(const View& view) {
+  TensorView table = view;
+  if (std::string(table.dtype) == "uint16") table.dtype = "bfloat16";
+  return table;
+}
+
 struct CatalogArguments {
   View user, ids, offsets, table, scales;
 
@@ -177,9 +185,7 @@ struct CatalogArguments {
         scales(op, "scales", scales_array) {}
 
   cpu::Candidates candidates(const cpu::Request& request) const {
-    TensorView rows = table;
-    if (std::string(rows.dtype) == "uint16") rows.dtype = "bfloat16";  // see catalog_rows
-    return request.catalog(user, ids, offsets, rows, scales);
+    return request.catalog(user, ids, offsets, table_of(table), scales);
   }
 };
 
@@ -198,6 +204,91 @@ py::tuple catalog_topk(const py::array& user, const py::array& ids, const py::ar
   const CatalogArguments arguments(settings.request.op, user, ids, offsets, table, scales);
   const cpu::Candidates candidates = arguments.candidates(settings.request);
   check_positive(settings.request.op, "k", k);
+  return best_of(settings.request, candidates, k);
+}
+
+struct FeatureArguments {
+  std::deque<View> views;
+  FeatureTables all;
+
+  FeatureArguments(const char* op, const std::vector<py::array>& tables, const std::vector<py::array>& scales,
+                   const Encoded& ragged)
+      : all{{}, {}, ragged} {
+    for (const py::array& table : tables) all.tables.push_back(table_of(views.emplace_back(op, "tables", table)));
+    for (const py::array& scale : scales) all.scales.push_back(views.emplace_back(op, "scales", scale));
+  }
+
+  FeatureIds ids(const char* op, const std::string& prefix, const py::array& ids, const py::array& values,
+                 const py::array& value_offsets) {
+    const View& own = views.emplace_back(op, (prefix + "ids").c_str(), ids);
+    const View& lists = views.emplace_back(op, (prefix + "values").c_str(), values);
+    const View& offsets = views.emplace_back(op, (prefix + "value_offsets").c_str(), value_offsets);
+    return {prefix, own, lists, offsets, 0, static_cast<int64_t>(all.tables.size())};
+  }
+};
+
+py::tuple feature_scores(const py::array& ids, const py::array& values, const py::array& value_offsets,
+                         const std::vector<py::array>& tables, const std::vector<py::array>& scales,
+                         const Encoded& ragged, const py::array& packed, const py::array& fusion_weights,
+                         const Encoded& plan, int64_t fusion, int64_t weights_per, int64_t threads) {
+  const Settings settings("feature_scores", packed, fusion_weights, plan, fusion, weights_per, threads);
+  const char* const op = settings.request.op;
+  FeatureArguments arguments(op, tables, scales, ragged);
+  const FeatureIds looked_up = arguments.ids(op, "", ids, values, value_offsets);
+  cpu::FeatureForm form(settings.request, arguments.all);
+  const cpu::Candidates candidates = form.dense(looked_up);
+  return scores_of(settings.request, candidates);
+}
+
+py::tuple feature_topk(const py::array& ids, const py::array& values, const py::array& value_offsets,
+                       const py::array& offsets, const std::vector<py::array>& tables,
+                       const std::vector<py::array>& scales, const Encoded& ragged, const py::array& packed,
+                       const py::array& fusion_weights, const Encoded& plan, int64_t fusion, int64_t weights_per,
+                       int64_t k, int64_t threads) {
+  const Settings settings("feature_topk", packed, fusion_weights, plan, fusion, weights_per, threads);
+  const char* const op = settings.request.op;
+  FeatureArguments arguments(op, tables, scales, ragged);
+  const FeatureIds looked_up = arguments.ids(op, "", ids, values, value_offsets);
+  const View offsets_view(op, "offsets", offsets);
+  cpu::FeatureForm form(settings.request, arguments.all);
+  const cpu::Candidates candidates = form.dense_requests(looked_up, offsets_view, k);
+  return best_of(settings.request, candidates, k);
+}
+
+py::tuple feature_request_scores(const py::array& user_ids, const py::array& user_values,
+                                 const py::array& user_value_offsets, const py::array& item_ids,
+                                 const py::array& item_values, const py::array& item_value_offsets,
+                                 const py::array& offsets, const std::vector<py::array>& tables,
+                                 const std::vector<py::array>& scales, const Encoded& ragged, int64_t user_features,
+                                 const py::array& packed, const py::array& fusion_weights, const Encoded& plan,
+                                 int64_t fusion, int64_t weights_per, int64_t threads) {
+  const Settings settings("feature_request_scores", packed, fusion_weights, plan, fusion, weights_per, threads);
+  const char* const op = settings.request.op;
+  FeatureArguments arguments(op, tables, scales, ragged);
+  const FeatureIds user = arguments.ids(op, "user_", user_ids, user_values, user_value_offsets);
+  const FeatureIds item = arguments.ids(op, "item_", item_ids, item_values, item_value_offsets);
+  const View offsets_view(op, "offsets", offsets);
+  cpu::FeatureForm form(settings.request, arguments.all);
+  const cpu::Candidates candidates = form.split(user, item, offsets_view, user_features);
+  return scores_of(settings.request, candidates);
+}
+
+py::tuple feature_request_topk(const py::array& user_ids, const py::array& user_values,
+                               const py::array& user_value_offsets, const py::array& item_ids,
+                               const py::array& item_values, const py::array& item_value_offsets,
+                               const py::array& offsets, const std::vector<py::array>& tables,
+                               const std::vector<py::array>& scales, const Encoded& ragged, int64_t user_features,
+                               const py::array& packed, const py::array& fusion_weights, const Encoded& plan,
+                               int64_t fusion, int64_t weights_per, int64_t k, int64_t threads) {
+  const Settings settings("feature_request_topk", packed, fusion_weights, plan, fusion, weights_per, threads);
+  const char* const op = settings.request.op;
+  FeatureArguments arguments(op, tables, scales, ragged);
+  const FeatureIds user = arguments.ids(op, "user_", user_ids, user_values, user_value_offsets);
+  const FeatureIds item = arguments.ids(op, "item_", item_ids, item_values, item_value_offsets);
+  const View offsets_view(op, "offsets", offsets);
+  cpu::FeatureForm form(settings.request, arguments.all);
+  const cpu::Candidates candidates = form.split(user, item, offsets_view, user_features);
+  check_positive(op, "k", k);
   return best_of(settings.request, candidates, k);
 }
 
@@ -256,6 +347,22 @@ PYBIND11_MODULE(_runtime, m) {
   m.def("catalog_topk", &catalog_topk, py::arg("user"), py::arg("ids"), py::arg("offsets"), py::arg("table"),
         py::arg("scales"), py::arg("packed"), py::arg("fusion_weights"), py::arg("plan"), py::arg("fusion"),
         py::arg("weights_per"), py::arg("k"), py::arg("threads") = 0);
+  m.def("feature_scores", &feature_scores, py::arg("ids"), py::arg("values"), py::arg("value_offsets"),
+        py::arg("tables"), py::arg("scales"), py::arg("ragged"), py::arg("packed"), py::arg("fusion_weights"),
+        py::arg("plan"), py::arg("fusion"), py::arg("weights_per"), py::arg("threads") = 0);
+  m.def("feature_topk", &feature_topk, py::arg("ids"), py::arg("values"), py::arg("value_offsets"), py::arg("offsets"),
+        py::arg("tables"), py::arg("scales"), py::arg("ragged"), py::arg("packed"), py::arg("fusion_weights"),
+        py::arg("plan"), py::arg("fusion"), py::arg("weights_per"), py::arg("k"), py::arg("threads") = 0);
+  m.def("feature_request_scores", &feature_request_scores, py::arg("user_ids"), py::arg("user_values"),
+        py::arg("user_value_offsets"), py::arg("item_ids"), py::arg("item_values"), py::arg("item_value_offsets"),
+        py::arg("offsets"), py::arg("tables"), py::arg("scales"), py::arg("ragged"), py::arg("user_features"),
+        py::arg("packed"), py::arg("fusion_weights"), py::arg("plan"), py::arg("fusion"), py::arg("weights_per"),
+        py::arg("threads") = 0);
+  m.def("feature_request_topk", &feature_request_topk, py::arg("user_ids"), py::arg("user_values"),
+        py::arg("user_value_offsets"), py::arg("item_ids"), py::arg("item_values"), py::arg("item_value_offsets"),
+        py::arg("offsets"), py::arg("tables"), py::arg("scales"), py::arg("ragged"), py::arg("user_features"),
+        py::arg("packed"), py::arg("fusion_weights"), py::arg("plan"), py::arg("fusion"), py::arg("weights_per"),
+        py::arg("k"), py::arg("threads") = 0);
   m.def("measure_peak", &measure_peak, py::arg("precision"), py::arg("threads"), py::arg("seconds"),
         "10^9 operations a second of register-only products in a precision (its place in contract.PRECISIONS): the "
         "peak benchmarks are held against.");

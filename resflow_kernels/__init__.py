@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .catalog import Catalog, build_catalog
     from .convert.fuse import fuse
+    from .feature_nn import FeatureRanker, PackedFeatureRanker
     from .fusion import Additive, ExpectedValue, Multiplicative
     from .nn import ESMM, NSE, PackedResFlow, ResFlow
     from .plan import Plan, chain
@@ -30,7 +31,9 @@ __all__ = [
     "Additive",
     "Catalog",
     "ExpectedValue",
+    "FeatureRanker",
     "Multiplicative",
+    "PackedFeatureRanker",
     "PackedResFlow",
     "Plan",
     "ResFlow",
@@ -45,6 +48,7 @@ __all__ = [
 _HOMES = {
     "catalog": ("Catalog", "build_catalog"),
     "convert": ("fuse",),
+    "feature_nn": ("FeatureRanker", "PackedFeatureRanker"),
     "fusion": ("Additive", "ExpectedValue", "Multiplicative"),
     "nn": ("ESMM", "NSE", "PackedResFlow", "ResFlow"),
     "plan": ("Plan", "chain"),

@@ -6,6 +6,9 @@ A column is encoded as int64 row numbers ``[n]`` of its table, or, where a row h
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +25,25 @@ def row_count(encoded: Encoded) -> int:
     if len(set(lengths.values())) != 1:
         raise ValueError(f"embed: encoded must be columns of one length, got {lengths}")
     return next(iter(lengths.values()))
+
+
+def looked_up(encoded: Encoded, names: Sequence[str], ragged: Collection[str]) -> tuple[Indices, Indices, Indices]:
+    """Columns as the feature ops take them: ids ``[n, columns]``, the lists' values, and their offsets.
+
+    Args:
+        encoded: at least the columns ``names``.
+        names: in the order of the tables.
+        ragged: those of them that are lists.
+    """
+    for name in names:
+        _check_kind(name, encoded[name], name in ragged)
+    rows = row_count({name: encoded[name] for name in names})
+    singles = [cast(Indices, encoded[name]) for name in names if name not in ragged]
+    lists = [cast(Ragged, encoded[name]) for name in names if name in ragged]
+    ids = np.stack(singles).T if singles else np.empty((rows, 0), np.int64)
+    none = np.empty(0, np.int64)
+    counts = np.concatenate([none, *(np.diff(offsets) for _, offsets in lists)])
+    return ids, np.concatenate([none, *(values for values, _ in lists)]), np.append(0, counts.cumsum())
 
 
 def rows_of(encoded: Encoded, start: int, stop: int) -> Encoded:
@@ -41,9 +63,7 @@ def gather(
     name: str, column: Indices | Ragged, table: NDArray[np.float32], out: NDArray[np.float32], ragged: bool
 ) -> None:
     """Fill ``out [n, dim]`` with a column's rows of ``table [V, dim]``, lists summed."""
-    if isinstance(column, tuple) != ragged:
-        expected = "values and offsets" if ragged else "one index a row"
-        raise ValueError(f"embed: {name} must be encoded as {expected}, got {type(column).__name__}")
+    _check_kind(name, column, ragged)
     indices = column[0] if isinstance(column, tuple) else column
     if len(indices):
         low, high = int(indices.min()), int(indices.max())
@@ -55,6 +75,12 @@ def gather(
     for start in range(0, len(out), _POOLED_ROWS):
         stop = min(start + _POOLED_ROWS, len(out))
         _pool(column[0], column[1][start : stop + 1], table, out[start:stop])
+
+
+def _check_kind(name: str, column: Indices | Ragged, ragged: bool) -> None:
+    if isinstance(column, tuple) != ragged:
+        expected = "values and offsets" if ragged else "one index a row"
+        raise ValueError(f"embed: {name} must be encoded as {expected}, got {type(column).__name__}")
 
 
 def _pool(values: Indices, offsets: Indices, table: NDArray[np.float32], out: NDArray[np.float32]) -> None:

@@ -7,6 +7,9 @@ a test sends every bad input to both). Uses only sizes, strides and dtypes, so i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -140,6 +143,85 @@ def id_values(op: str, tensor: Tensor, items: int) -> None:
     bad = ((tensor < 0) | (tensor >= items)).nonzero().flatten().tolist()
     if bad:
         _require(False, op, f"ids[{bad[0]}]", "ids", int(tensor[bad[0]]), items - 1)
+
+
+def feature_tables(
+    op: str, tables: Sequence[Tensor], scales: Sequence[Tensor], ragged: Sequence[int], plan: Plan
+) -> None:
+    """The tables of all features, the scales of the int8 ones, and the places of those that take lists."""
+    _require(len(tables) > 0, op, "tables", "tables", "none")
+    for at, table in enumerate(tables):
+        argument = f"tables[{at}]"
+        _require(table.dim() == 2, op, argument, "any_matrix", _sizes(table))
+        dtype(op, argument, table, torch.float32, torch.bfloat16, torch.int8)
+        strides = list(table.stride())
+        side_by_side = table.shape[0] == 0 or table.shape[1] <= 1 or strides[1] == 1
+        _require(side_by_side, op, argument, "unit_stride", f"strides {strides}")
+    columns = sum(table.shape[1] for table in tables)
+    _require(columns == plan.in_features, op, "tables", "tables_columns", columns, plan.in_features)
+    rows = [table.shape[0] for table in tables if table.dtype == torch.int8]
+    _require(len(scales) == len(rows), op, "scales", "scale_count", len(scales), len(rows))
+    for at, (scale, count) in enumerate(zip(scales, rows, strict=True)):
+        argument = f"scales[{at}]"
+        _require(scale.dim() == 1 and scale.shape[0] == count, op, argument, "vector", _sizes(scale), count)
+        dtype(op, argument, scale, torch.float32)
+        vector(op, argument, scale)
+    places = list(ragged)
+    ascending = all(a < b for a, b in pairwise([-1, *places, len(tables)]))
+    _require(ascending, op, "ragged", "ragged", places, len(tables) - 1)
+
+
+def user_features(op: str, count: int, tables: int) -> None:
+    _require(0 <= count <= tables, op, "user_features", "user_features", count, tables)
+
+
+def feature_ids(
+    op: str, prefix: str, ids: Tensor, values: Tensor, value_offsets: Tensor, columns: int, lists: int
+) -> None:
+    """What is looked up in ``columns`` features of one id and ``lists`` ragged ones, its values aside."""
+    _require(ids.dim() == 2 and ids.shape[1] == columns, op, f"{prefix}ids", "matrix", _sizes(ids), columns)
+    dtype(op, f"{prefix}ids", ids, torch.int64)
+    _require(values.dim() == 1, op, f"{prefix}values", "vector", _sizes(values), "ids")
+    dtype(op, f"{prefix}values", values, torch.int64)
+    vector(op, f"{prefix}values", values)
+    argument, count = f"{prefix}value_offsets", lists * ids.shape[0] + 1
+    holds = value_offsets.dim() == 1 and value_offsets.shape[0] == count
+    _require(holds, op, argument, "list_offsets", _sizes(value_offsets), count)
+    dtype(op, argument, value_offsets, torch.int64)
+    vector(op, argument, value_offsets)
+
+
+def feature_id_values(
+    op: str,
+    prefix: str,
+    ids: Tensor,
+    values: Tensor,
+    value_offsets: Tensor,
+    tables: Sequence[Tensor],
+    ragged: Sequence[int],
+    first: int,
+) -> None:
+    """Offsets that cut up the values, and no id outside its table; ``tables`` from place ``first`` of all on."""
+    argument, cuts = f"{prefix}value_offsets", value_offsets.tolist()
+    _require(cuts[0] == 0, op, f"{argument}[0]", "offsets_start", cuts[0])
+    for at, (before, own) in enumerate(pairwise(cuts), 1):
+        _require(own >= before, op, f"{argument}[{at}]", "offsets_grow", f"{own} after {before}")
+    last = f"{argument}[{len(cuts) - 1}]"
+    _require(cuts[-1] == values.shape[0], op, last, "list_offsets_end", cuts[-1], values.shape[0])
+    column = place = 0
+    for at, table in enumerate(tables):
+        count, begin = table.shape[0], 0
+        if at in ragged:
+            begin, end = cuts[place * ids.shape[0]], cuts[(place + 1) * ids.shape[0]]
+            looked_up = values[begin:end]
+            place += 1
+        else:
+            looked_up = ids[:, column]
+            column += 1
+        bad = ((looked_up < 0) | (looked_up >= count)).nonzero().flatten().tolist()
+        if bad:
+            name = f"{prefix}values[{begin + bad[0]}]" if at in ragged else f"{prefix}ids[{bad[0]}, {column - 1}]"
+            _require(False, op, name, "feature_id", int(looked_up[bad[0]]), first + at, count - 1)
 
 
 def positive(op: str, argument: str, value: int) -> None:

@@ -11,6 +11,9 @@
 ``catalog_topk``   the k best of each request of that form
 =================  ================================================================================
 
+The feature form, ``feature_scores``, ``feature_topk`` and the same of requests, takes ids and embedding tables instead
+of rows: :mod:`resflow_kernels._feature_ops`.
+
 Inference only: a call whose input asks for a gradient raises instead of losing it. The raw
 ``torch.ops.resflow`` ops do not check that (an autograd kernel would tax every call), so prefer these
 functions or the modules of :mod:`resflow_kernels.nn` where gradients are about. Under autocast the ops take rows
@@ -24,10 +27,42 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _library, checks, reference
+from . import _feature_ops, _library, checks, reference
+from ._feature_ops import (
+    FeatureIds,
+    FeatureTables,
+    empty_scores,
+    empty_topk,
+    feature_request_scores,
+    feature_request_topk,
+    feature_scores,
+    feature_topk,
+    one_id_each,
+)
 from .contract import OP_SCHEMAS, PRECISIONS
 from .plan import Plan
 from .reference import Scores, TopK
+
+__all__ = [
+    "FeatureIds",
+    "FeatureTables",
+    "available",
+    "catalog_rows",
+    "catalog_scores",
+    "catalog_topk",
+    "dense_scores",
+    "dense_topk",
+    "feature_request_scores",
+    "feature_request_topk",
+    "feature_scores",
+    "feature_topk",
+    "library_status",
+    "one_id_each",
+    "pack_towers",
+    "request_scores",
+    "request_topk",
+    "why_unavailable",
+]
 
 _compiled, _ = _library.load()
 _ops = torch.ops.resflow
@@ -352,18 +387,6 @@ def _only(dtype: torch.dtype | None) -> tuple[torch.dtype, ...]:
     return () if dtype is None else (dtype,)
 
 
-def _empty_scores(like: Tensor, candidates: int, tasks: int) -> tuple[Tensor, Tensor, Tensor]:
-    both = (candidates, tasks)
-    shapes = (both, both, (candidates,))
-    logits, probs, score = (like.new_empty(shape, dtype=torch.float32) for shape in shapes)
-    return logits, probs, score
-
-
-def _empty_topk(like: Tensor, requests: int, k: int) -> tuple[Tensor, Tensor]:
-    shape = (requests, k)
-    return like.new_empty(shape, dtype=torch.float32), like.new_empty(shape, dtype=torch.int64)
-
-
 def _fake_pack_towers(weights: list[Tensor], plan: list[int]) -> Tensor:
     decoded = Plan.decode(plan)
     checks.weights("pack_towers", weights, decoded)
@@ -375,7 +398,7 @@ def _fake_dense_scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded = Plan.decode(plan)
     _check_dense("dense_scores", x, None, fusion_weights, decoded, fusion, weights_per)
-    return _empty_scores(x, x.shape[0], decoded.tasks)
+    return empty_scores(x, x.shape[0], decoded.tasks)
 
 
 def _fake_dense_topk(
@@ -390,7 +413,7 @@ def _fake_dense_topk(
 ) -> tuple[Tensor, Tensor]:
     _check_dense("dense_topk", x, offsets, fusion_weights, Plan.decode(plan), fusion, weights_per)
     checks.positive("dense_topk", "k", k)
-    return _empty_topk(x, offsets.shape[0] - 1, k)
+    return empty_topk(x, offsets.shape[0] - 1, k)
 
 
 def _fake_request_scores(
@@ -405,7 +428,7 @@ def _fake_request_scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded = Plan.decode(plan)
     _check_request("request_scores", user, item, offsets, fusion_weights, decoded, fusion, weights_per)
-    return _empty_scores(item, item.shape[0], decoded.tasks)
+    return empty_scores(item, item.shape[0], decoded.tasks)
 
 
 def _fake_request_topk(
@@ -421,7 +444,7 @@ def _fake_request_topk(
 ) -> tuple[Tensor, Tensor]:
     _check_request("request_topk", user, item, offsets, fusion_weights, Plan.decode(plan), fusion, weights_per)
     checks.positive("request_topk", "k", k)
-    return _empty_topk(item, user.shape[0], k)
+    return empty_topk(item, user.shape[0], k)
 
 
 def _fake_catalog_rows(item: Tensor, packed: Tensor, plan: list[int], element: int) -> tuple[Tensor, Tensor]:
@@ -447,7 +470,7 @@ def _fake_catalog_scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded, inputs = Plan.decode(plan), (user, ids, offsets, table, scales)
     _check_catalog("catalog_scores", *inputs, fusion_weights, decoded, fusion, weights_per)
-    return _empty_scores(user, ids.shape[0], decoded.tasks)
+    return empty_scores(user, ids.shape[0], decoded.tasks)
 
 
 def _fake_catalog_topk(
@@ -466,11 +489,14 @@ def _fake_catalog_topk(
     inputs = (user, ids, offsets, table, scales)
     _check_catalog("catalog_topk", *inputs, fusion_weights, Plan.decode(plan), fusion, weights_per)
     checks.positive("catalog_topk", "k", k)
-    return _empty_topk(user, user.shape[0], k)
+    return empty_topk(user, user.shape[0], k)
 
 
 for _name in OP_SCHEMAS:
-    torch.library.register_fake(f"resflow::{_name}", globals()[f"_fake_{_name}"])
-    if _compiled:
-        # Autocast would hand the op bfloat16 rows; it computes in float32.
+    _is_feature_op = _name in _feature_ops.FAKES
+    _fake = _feature_ops.FAKES[_name] if _is_feature_op else globals()[f"_fake_{_name}"]
+    torch.library.register_fake(f"resflow::{_name}", _fake)
+    if _compiled and not _is_feature_op:
+        # Autocast would hand the op bfloat16 rows; it computes in float32. (The feature form's tables are to be taken
+        # as they are, not copied.)
         torch.library.register_autocast(f"resflow::{_name}", "cpu", torch.float32)

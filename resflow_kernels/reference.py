@@ -7,6 +7,7 @@ the README: ``x [B, D]``, logits and probabilities ``[B, K]``, score ``[B]``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -197,6 +198,42 @@ def catalog_scores(
     request = request_of_candidates(offsets, products.shape[0])
     logits = _logits([_Part(user[request], 0)], weights, plan, products)
     return finish(logits, spread_weights(fusion_weights, weights_per, request), fusion)
+
+
+def feature_rows(
+    ids: Tensor,
+    values: Tensor,
+    value_offsets: Tensor,
+    tables: Sequence[Tensor],
+    scales: Sequence[Tensor] = (),
+    ragged: Sequence[int] = (),
+) -> Tensor:
+    """Form 4's input rows ``[n, D]``: each feature's table row, or the sum of a list's rows, side by side.
+
+    Tables are of any floating dtype, or int8 with ``scales``; the rows have the widest of their dtypes, and lists are
+    summed in it. Differentiable in the tables.
+    """
+    candidates, int8_scales, parts = ids.shape[0], iter(scales), []
+    column = place = 0
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (*tables, *scales) if t.is_floating_point()))
+    dtype = torch.promote_types(dtype, torch.float32)
+    for at, table in enumerate(tables):
+        scale = None if table.is_floating_point() else next(int8_scales)
+        if at in ragged:
+            offsets = value_offsets[place * candidates : (place + 1) * candidates + 1]
+            chosen = values[offsets[0] : offsets[-1]]
+            place += 1
+        else:
+            chosen = ids[:, column]
+            column += 1
+        rows = F.embedding(chosen, table).to(dtype)
+        if scale is not None:
+            rows = rows * scale[chosen, None].to(dtype)
+        if at in ragged:
+            owner = request_of_candidates(offsets - offsets[0], len(chosen))
+            rows = rows.new_zeros((candidates, table.shape[1])).index_add(0, owner, rows)
+        parts.append(rows)
+    return torch.cat(parts, dim=1)
 
 
 def rounded(values: Tensor, precision: str, dim: int = -1) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib import import_module
 from operator import index
 from types import ModuleType
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._embedding import Encoded, looked_up
 from .bundle import Bundle
 from .bundle import load as load_bundle
 from .contract import PRECISIONS, WEIGHTS_PER
-from .features import FeatureSet, check_table
+from .features import Feature, FeatureSet, check_table
 from .fusion import Additive, Fusion
 from .plan import Plan
 
@@ -286,6 +288,68 @@ class Scorer:
         fusion = self._fusion(weights, weights_per)
         return TopK(*self._library.catalog_topk(*inputs, self.packed, *fusion, _count(k), self._threads))
 
+    def feature_scores(self, encoded: Encoded, weights: ArrayLike | None = None, weights_per: str = "call") -> Scores:
+        """Score candidates by their encoded features, without their embeddings in memory.
+
+        Args:
+            encoded: all features of ``B`` candidates, as ``FeatureSet.encode_user`` and ``encode_item`` give them
+                (both in one dict).
+            weights: as in :meth:`scores`.
+
+        Returns:
+            :class:`Scores` of the ``B`` candidates.
+
+        Raises:
+            ValueError: the model has no features, or they are not the encoded ones; an index out of range.
+        """
+        looked_up = self._looked_up(encoded, self._features().all)
+        fusion = self._fusion(weights, weights_per)
+        return Scores(*self._library.feature_scores(*looked_up, *self._tables, self.packed, *fusion, self._threads))
+
+    def feature_request_scores(
+        self,
+        user: Encoded,
+        item: Encoded,
+        offsets: ArrayLike,
+        weights: ArrayLike | None = None,
+        weights_per: str = "call",
+    ) -> Scores:
+        """:meth:`request_scores` by encoded features: the users' ``R`` rows and the items' ``N`` rows.
+
+        Example:
+            >>> user, item = features.encode_user(users), features.encode_item(candidates)  # doctest: +SKIP
+            >>> scorer.feature_request_scores(user, item, offsets).score                    # doctest: +SKIP
+        """
+        inputs, fusion = self._split(user, item, offsets), self._fusion(weights, weights_per)
+        return Scores(*self._library.feature_request_scores(*inputs, self.packed, *fusion, self._threads))
+
+    def top_k_features(
+        self,
+        encoded: Encoded,
+        k: int,
+        offsets: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+        weights_per: str = "call",
+    ) -> TopK:
+        """:meth:`top_k` by encoded features; see :meth:`feature_scores`."""
+        looked_up = self._looked_up(encoded, self._features().all)
+        places = np.array([0, len(looked_up[0])], np.int64) if offsets is None else np.asarray(offsets)
+        settings = (self.packed, *self._fusion(weights, weights_per), _count(k), self._threads)
+        return TopK(*self._library.feature_topk(*looked_up, places, *self._tables, *settings))
+
+    def top_k_feature_requests(
+        self,
+        user: Encoded,
+        item: Encoded,
+        offsets: ArrayLike,
+        k: int,
+        weights: ArrayLike | None = None,
+        weights_per: str = "call",
+    ) -> TopK:
+        """:meth:`top_k_requests` by encoded features; see :meth:`feature_request_scores`."""
+        inputs, fusion = self._split(user, item, offsets), self._fusion(weights, weights_per)
+        return TopK(*self._library.feature_request_topk(*inputs, self.packed, *fusion, _count(k), self._threads))
+
     def embed_users(self, table: pa.Table) -> Floats:
         """User rows ``[n, Du]`` of a table that has the user's feature columns.
 
@@ -304,6 +368,24 @@ class Scorer:
         if self.features is None:
             raise ValueError("Scorer: features must be in the bundle to embed a table, got a bundle without")
         return self.features
+
+    def _looked_up(self, encoded: Encoded, features: Sequence[Feature]) -> tuple[Any, ...]:
+        names = [feature.name for feature in features]
+        if set(encoded) != set(names):
+            raise ValueError(f"Scorer: encoded must be the features {', '.join(names)}, got {', '.join(encoded)}")
+        return looked_up(encoded, names, {feature.name for feature in features if feature.kind == "ids"})
+
+    def _split(self, user: Encoded, item: Encoded, offsets: ArrayLike) -> tuple[Any, ...]:
+        features = self._features()
+        sides = (*self._looked_up(user, features.user), *self._looked_up(item, features.item))
+        return (*sides, np.asarray(offsets), *self._tables, len(features.user))
+
+    @cached_property
+    def _tables(self) -> tuple[list[Floats], list[Floats], list[int]]:
+        """Tables, scales (none: they are float32) and the places of the features that are lists."""
+        features = self._features().all
+        ragged = [at for at, feature in enumerate(features) if feature.kind == "ids"]
+        return [self.tables[feature.name] for feature in features], [], ragged
 
     @property
     def _threads(self) -> int:

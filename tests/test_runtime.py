@@ -157,6 +157,94 @@ def test_bundle_with_features(tmp_path: Path) -> None:
     assert scorer.tasks == ("a", "b", "c") and scorer.threads == 1
 
 
+def with_features(threads: int | None = None) -> Any:
+    """A scorer of the chain with two features a side, one of each a list or not."""
+    names = tuple("abcde")
+    user = (Feature("user", 8, "id", vocabulary=np.arange(9)), Feature("likes", 4, "ids", vocabulary=names))
+    item = (Feature("tags", 20, "ids", vocabulary=names), Feature("age", 5, "bucket", boundaries=np.arange(3.0)))
+    features, rng = FeatureSet(user, item, "request", "item"), np.random.default_rng(0)
+    tables = {f.name: rng.standard_normal((f.rows, f.dim), dtype=np.float32) for f in features.all}
+    made, _ = make(PLANS["chain"])
+    return Scorer(made.plan, made.packed, features=features, tables=tables, threads=threads)
+
+
+def feature_columns(count: int, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    lists = [["abcdef"[i] for i in rng.integers(0, 6, rng.integers(0, 4))] for _ in range(count)]
+    strings = pa.list_(pa.string())
+    likes, tags = pa.array(lists[::-1], strings), pa.array(lists, strings)
+    return pa.table({"user": rng.integers(0, 12, count), "likes": likes, "tags": tags, "age": rng.normal(size=count)})
+
+
+@pytest.mark.parametrize("count", [0, 1, 150])
+def test_feature_scores_are_those_of_embedded_rows(count: int) -> None:
+    scorer, table = with_features(), feature_columns(count)
+    encoded = scorer.features.encode_user(table) | scorer.features.encode_item(table)
+    x = np.concatenate((scorer.embed_users(table), scorer.embed_items(table)), axis=1)
+    for got, expected in zip(scorer.feature_scores(encoded), scorer.scores(x), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-6)
+    best = scorer.top_k_features(encoded, 3)
+    np.testing.assert_array_equal(best.positions, scorer.top_k(x, 3).positions)
+    assert with_features(1).feature_scores(encoded).score.tobytes() == scorer.feature_scores(encoded).score.tobytes()
+
+
+def test_feature_requests_are_those_of_embedded_rows() -> None:
+    scorer, users, items = with_features(), feature_columns(4, 1), feature_columns(150, 2)
+    offsets = np.array([0, 50, 50, 149, 150])
+    encoded = (scorer.features.encode_user(users), scorer.features.encode_item(items), offsets)
+    embedded = (scorer.embed_users(users), scorer.embed_items(items), offsets)
+    prices = np.random.default_rng(0).random((150, 3))
+    got = scorer.feature_request_scores(*encoded, prices, "candidate")
+    np.testing.assert_allclose(got.score, scorer.request_scores(*embedded, prices, "candidate").score, atol=1e-5)
+    best = scorer.top_k_feature_requests(*encoded, 4)
+    np.testing.assert_array_equal(best.positions, scorer.top_k_requests(*embedded, 4).positions)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"user": np.array([0, 99])}, r"feature_scores: ids\[1, 0\] must be a row of tables\[0\], 0 to 9, got 99"),
+        ({"tags": (np.array([-1]), np.array([0, 1, 1]))}, r"values\[0\] must be a row of tables\[2\], 0 to 5, got -1"),
+        ({"user": np.zeros(3, np.int64)}, "columns of one length"),
+        ({"tags": np.zeros(2, np.int64)}, "tags must be encoded as values and offsets, got ndarray"),
+        ({"other": np.zeros(2, np.int64)}, "encoded must be the features user, likes, tags, age, got .*other"),
+    ],
+)
+def test_bad_encoded_features(change: dict[str, Any], text: str) -> None:
+    scorer = with_features()
+    table = feature_columns(2).slice(0, 2)
+    encoded = scorer.features.encode_user(table) | scorer.features.encode_item(table)
+    encoded["likes"] = (np.zeros(0, np.int64), np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match=text):
+        scorer.feature_scores(encoded | change)
+
+
+@pytest.mark.parametrize("element", ["float32", "bfloat16", "int8"])
+def test_the_library_takes_tables_of_every_precision(element: str) -> None:
+    """bfloat16 as its bits; tables and ids at any stride NumPy knows, backwards too."""
+    scorer, _ = make(PLANS["chain"])
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((20, 37), dtype=np.float32)
+    scales = [rng.random(20, dtype=np.float32)] if element == "int8" else []
+    held = {
+        "float32": values,
+        "bfloat16": (values.view(np.uint32) >> 16).astype(np.uint16),
+        "int8": rng.integers(-127, 128, (20, 37), dtype=np.int8),
+    }[element]
+    wide = {
+        "float32": values,
+        "bfloat16": (held.astype(np.uint32) << 16).view(np.float32),
+        "int8": held.astype(np.float32) * (scales[0][:, None] if scales else 1.0),
+    }[element]
+    ids, none, zero = rng.integers(0, 20, (60, 1)), np.empty(0, np.int64), np.zeros(1, np.int64)
+    fusion = (scorer.packed, np.ones(3, np.float32), scorer.plan.encoded, 0, 0)
+    expected = scorer.scores(wide[ids[:, 0]])
+    backwards, turned = held[::-1].copy()[::-1], ids[::-1].copy()[::-1]
+    for table, looked_up in ((held, ids), (backwards, turned)):
+        got = scorer._library.feature_scores(looked_up, none, zero, [table], scales, [], *fusion)
+        assert got[0].tobytes() == expected.logits.tobytes()
+
+
 X = rows(4, 37)
 
 

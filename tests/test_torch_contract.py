@@ -28,6 +28,12 @@ def op_arguments(candidates: int = 9) -> dict[str, tuple[object, ...]]:
     rest = (PACKED, torch.rand(3), PLAN.encoded, 0, 0)
     ids = torch.arange(candidates) % 5
     catalogue = (user, ids, offsets, *ops.catalog_rows(torch.randn(5, 7), PACKED, PLAN, "int8"))
+    table, scale = torch.randint(-9, 9, (5, 7), dtype=torch.int8), torch.rand(5)
+    single, lists = torch.arange(2)[:, None], (torch.arange(candidates) % 5, torch.arange(candidates + 1))
+    tables = ([torch.randn(3, 5), table], [scale], [1])
+    looked_up = (torch.arange(candidates)[:, None] % 3, *lists)
+    none = torch.zeros(0, dtype=torch.int64)
+    sides = (single, none, torch.zeros(1, dtype=torch.int64), ids[:, None][:, :0], *lists, offsets)
     return {
         "pack_towers": (random_weights(PLAN), PLAN.encoded),
         "dense_scores": (x, *rest),
@@ -37,6 +43,10 @@ def op_arguments(candidates: int = 9) -> dict[str, tuple[object, ...]]:
         "catalog_rows": (item, PACKED, PLAN.encoded, 1),
         "catalog_scores": (*catalogue, *rest),
         "catalog_topk": (*catalogue, *rest, 3),
+        "feature_scores": (*looked_up, *tables, *rest),
+        "feature_topk": (*looked_up, offsets, *tables, *rest, 3),
+        "feature_request_scores": (*sides, *tables, 1, *rest),
+        "feature_request_topk": (*sides, *tables, 1, *rest, 3),
     }
 
 
@@ -54,6 +64,7 @@ def test_ops_compile_without_a_graph_break(name: str) -> None:
     def scored(*arguments: object) -> tuple[Tensor, ...]:
         return tuple(part * 2 for part in op(*arguments))
 
+    torch._dynamo.reset()  # it counts compilations of `scored` over all ops
     compiled = torch.compile(scored, fullgraph=True, dynamic=True)
     for candidates in (9, 30):
         arguments = op_arguments(candidates)[name]
@@ -68,7 +79,7 @@ def test_fakes_refuse_what_the_ops_refuse(name: str) -> None:
     with pytest.raises(ValueError, match="must be") as real:
         getattr(torch.ops.resflow, name)(*arguments)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        faked = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments]
+        faked = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, arguments)
         with pytest.raises(ValueError) as fake:
             getattr(torch.ops.resflow, name)(*faked)
     assert str(fake.value) == str(real.value)
@@ -140,6 +151,17 @@ def catalogue(x: Tensor) -> tuple[Tensor, ...]:
     return (x[:1, :5], torch.zeros(len(x), dtype=torch.int64), torch.tensor([0, len(x)]), *table)
 
 
+def features(x: Tensor) -> tuple[ops.FeatureIds, ops.FeatureTables]:
+    """The rows as a table, looked up in their order."""
+    return ops.one_id_each(torch.arange(len(x))[:, None]), ops.FeatureTables([x])
+
+
+def feature_requests(x: Tensor) -> tuple[object, ...]:
+    ids, tables = features(x)
+    nobody = ops.one_id_each(torch.zeros(1, 0, dtype=torch.int64))
+    return nobody, ids, torch.tensor([0, len(x)]), tables, 0
+
+
 CALLS: dict[str, Callable[[Tensor], object]] = {
     "dense_scores": lambda x: ops.dense_scores(x, PACKED, PLAN, torch.ones(3)),
     "dense_topk": lambda x: ops.dense_topk(x, torch.tensor([0, len(x)]), PACKED, PLAN, torch.ones(3), k=2),
@@ -152,6 +174,12 @@ CALLS: dict[str, Callable[[Tensor], object]] = {
     "catalog_rows": lambda x: ops.catalog_rows(x[:, 5:], PACKED, PLAN),
     "catalog_scores": lambda x: ops.catalog_scores(*catalogue(x), PACKED, PLAN, torch.ones(3)),
     "catalog_topk": lambda x: ops.catalog_topk(*catalogue(x), PACKED, PLAN, torch.ones(3), k=2),
+    "feature_scores": lambda x: ops.feature_scores(*features(x), PACKED, PLAN, torch.ones(3)),
+    "feature_topk": lambda x: ops.feature_topk(
+        features(x)[0], torch.tensor([0, len(x)]), features(x)[1], PACKED, PLAN, torch.ones(3), k=2
+    ),
+    "feature_request_scores": lambda x: ops.feature_request_scores(*feature_requests(x), PACKED, PLAN, torch.ones(3)),
+    "feature_request_topk": lambda x: ops.feature_request_topk(*feature_requests(x), PACKED, PLAN, torch.ones(3), k=2),
 }
 
 

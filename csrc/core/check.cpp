@@ -19,10 +19,6 @@ constexpr const char* kPrecisionNames[] = {
 #include "contract/enums.def"
 };
 
-std::string sizes_text(const TensorView& tensor) { return list_text(tensor.sizes, tensor.dim); }
-
-std::string strides_text(const TensorView& tensor) { return "strides " + list_text(tensor.strides, tensor.dim); }
-
 }  // namespace
 
 std::string list_text(const int64_t* values, int64_t count) {
@@ -31,13 +27,17 @@ std::string list_text(const int64_t* values, int64_t count) {
   return text + "]";
 }
 
+std::string sizes_text(const TensorView& tensor) { return list_text(tensor.sizes, tensor.dim); }
+
+std::string strides_text(const TensorView& tensor) { return "strides " + list_text(tensor.strides, tensor.dim); }
+
 void check_dtype(const char* op, const std::string& argument, const TensorView& tensor, const char* dtype,
-                 const char* choice = nullptr) {
+                 const char* choice) {
   if (std::strcmp(tensor.dtype, dtype) == 0) return;
   complain(op, argument, expected::dtype, tensor.dtype, choice ? choice : dtype);
 }
 
-void check_vector(const char* op, const char* argument, const TensorView& tensor) {
+void check_vector(const char* op, const std::string& argument, const TensorView& tensor) {
   if (tensor.sizes[0] > 1 && tensor.strides[0] != 1) {
     complain(op, argument, expected::contiguous, strides_text(tensor));
   }

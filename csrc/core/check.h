@@ -2,10 +2,23 @@
 // where a call does not reach C++.
 #pragma once
 
+#include <string>
+
 #include "core/plan.h"
 #include "core/tensor_view.h"
 
 namespace resflow {
+
+// What messages say a tensor has.
+std::string sizes_text(const TensorView& tensor);
+std::string strides_text(const TensorView& tensor);
+
+// `choice` is what the message says if several dtypes will do.
+void check_dtype(const char* op, const std::string& argument, const TensorView& tensor, const char* dtype,
+                 const char* choice = nullptr);
+
+// A vector's elements lie side by side.
+void check_vector(const char* op, const std::string& argument, const TensorView& tensor);
 
 constexpr int64_t kAnyColumns = -1;
 constexpr int64_t kNoRequests = -1;

@@ -21,6 +21,7 @@ namespace resflow {
 
 constexpr int64_t kLane = 16;        // floats in a cache line: the unit all widths are padded to
 constexpr int64_t kPanelWidth = 64;  // 4 cache lines: 6 rows of it fill 24 of AVX-512's 32 registers
+constexpr int64_t kLineBytes = 64;
 constexpr int64_t kHeaderBytes = 64;
 
 constexpr int64_t bytes_of(Precision element) {

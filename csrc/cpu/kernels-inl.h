@@ -12,6 +12,8 @@
 
 #include "cpu/tower-inl.h"
 
+#include "cpu/features-inl.h"
+
 #include "cpu/fusion-inl.h"
 
 namespace resflow::cpu {
@@ -82,7 +84,8 @@ double peak_operations(Precision precision, int64_t count, float* sink) {
 
 #define RESFLOW_TEXT_(name) #name
 #define RESFLOW_TEXT(name) RESFLOW_TEXT_(name)
-const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET), RESFLOW_TARGET::kBlockRows, RESFLOW_TARGET::score_tile,
-                                 RESFLOW_TARGET::project, RESFLOW_TARGET::peak_operations};
+const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET), RESFLOW_TARGET::kBlockRows,
+                                 RESFLOW_TARGET::score_tile,   RESFLOW_TARGET::pool,
+                                 RESFLOW_TARGET::project,      RESFLOW_TARGET::peak_operations};
 
 }  // namespace resflow::cpu

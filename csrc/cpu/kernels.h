@@ -1,5 +1,5 @@
-// The interface between the driver (score.cpp, compiled for any machine) and the kernels (compiled once for
-// each instruction set). Plain pointers only: an inline STL function compiled for AVX-512 could be the copy the
+// The interface between the driver (tile.cpp and project.cpp, compiled for any machine) and the kernels (compiled once
+// for each instruction set). Plain pointers only: an inline STL function compiled for AVX-512 could be the copy the
 // linker keeps for everybody.
 #pragma once
 
@@ -25,6 +25,41 @@ constexpr int64_t operand_floats(int64_t rows, int64_t words) {
   return pad_to_lane(rows * words + kLane) + 2 * pad_to_lane(rows);
 }
 
+// A feature of the input row: which rows of an embedding table a candidate has, summed.
+struct Feature {
+  Rows table;
+  int64_t width;
+  int64_t elements;     // from the table's first on that may be read: a row's tail is loaded with what follows it
+  const float* scales;  // [rows] of an int8 table, or null
+
+  // Candidate c has ids[c * stride], or a list: ids[offsets[c]] to ids[offsets[c + 1] - 1].
+  const int64_t* ids;
+  int64_t stride;
+  const int64_t* offsets;  // null in a feature of one id
+};
+
+// Features side by side: rows of `width` columns.
+struct Features {
+  const Feature* all;
+  int64_t count;
+  int64_t width;
+};
+
+// Rows that features are pooled into lie this far apart: a feature's last store may go a lane beyond its columns, into
+// those of the next feature, which follow, or into this room.
+constexpr int64_t pooled_stride(int64_t width) { return pad_to_lane(width) + kLane; }
+
+// Memory to fetch ahead of its use.
+struct Span {
+  const char* begin;
+  int64_t bytes;
+};
+struct Spans {
+  const Span* all;
+  int64_t count;
+  int64_t lines;  // of cache, of all of them together, at most one a span too few
+};
+
 // One tile of consecutive candidates. All per-candidate outputs are laid out [task][stride].
 struct Tile {
   const Plan* plan;
@@ -40,10 +75,8 @@ struct Tile {
   const float* table_scales;
   Precision table_element;
 
-  // Rows to fetch from memory meanwhile, as x or as table_rows.
-  Rows next_x;
-  const void* const* next_table_rows;
-  int64_t next_rows;
+  // What the next tile will read, to be fetched from memory meanwhile.
+  Spans next;
 
   // Where each candidate's first-layer sums start: [tasks * first_padded()], the task's biases in the dense
   // form, the user's projection in the others.
@@ -78,6 +111,9 @@ struct Kernels {
 
   // Towers, heads, probabilities and score of one tile.
   void (*score_tile)(const Tile& tile);
+
+  // Pools candidates first to first + rows into out [rows][pooled_stride(width)], in float32 and in list order.
+  void (*pool)(const Features& features, int64_t first, int64_t rows, float* out);
 
   // Rows times consecutive inputs of all tasks' first layers, out [rows][tasks * first_padded()].
   void (*project)(const Plan& plan, const float* weights, const Projection& projection);

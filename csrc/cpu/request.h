@@ -27,7 +27,7 @@ struct Request {
     check_matrix(op, "x", x, plan.in_features);
     check_rest(x.sizes[0], kNoRequests);
     Candidates candidates{};
-    candidates.x = rows_of(x);
+    candidates.x = {rows_of(x), {}};
     candidates.count = x.sizes[0];
     return candidates;
   }
@@ -41,7 +41,7 @@ struct Request {
     check_rest(x.sizes[0], requests);
     check_positive(op, "k", k);
     Candidates candidates{};
-    candidates.x = rows_of(x);
+    candidates.x = {rows_of(x), {}};
     candidates.count = x.sizes[0];
     candidates.offsets = offsets.as<int64_t>();
     candidates.requests = requests;
@@ -53,8 +53,8 @@ struct Request {
     check_matrix(op, "user", user, kAnyColumns);
     check_matrix(op, "item", item, kAnyColumns);
     check_columns_sum(op, plan, user, item);
-    Candidates candidates = of_users(user, offsets, item.sizes[0]);
-    candidates.x = rows_of(item);
+    Candidates candidates = of_user_rows(user, offsets, item.sizes[0]);
+    candidates.x = {rows_of(item), {}};
     return candidates;
   }
 
@@ -64,7 +64,7 @@ struct Request {
     check_side(op, "user", plan, user);
     check_table(op, plan, table, scales);
     check_ids(op, ids, table.sizes[0]);
-    Candidates candidates = of_users(user, offsets, ids.sizes[0]);
+    Candidates candidates = of_user_rows(user, offsets, ids.sizes[0]);
     candidates.ids = ids.as<int64_t>();
     candidates.table = {rows_of(table), scales.sizes[0] > 0 ? scales.as<float>() : nullptr, table.sizes[0]};
     return candidates;
@@ -72,19 +72,19 @@ struct Request {
 
   static Rows rows_of(const TensorView& matrix) { return {matrix.data, element_of(matrix), matrix.row_stride()}; }
 
- private:
-  Candidates of_users(const TensorView& user, const TensorView& offsets, int64_t count) const {
-    const int64_t requests = user.sizes[0];
+  // What exists of a user without columns: an empty tensor has no address.
+  static Source no_user() {
+    static const float nothing = 0.0f;
+    return {{&nothing, Precision::float32, 0}, {}};
+  }
+
+  // Candidates of `requests` users, with the user and the items left to fill in.
+  Candidates of_users(int64_t requests, const TensorView& offsets, int64_t count) const {
     check_offsets(op, offsets, requests);
     check_offset_values(op, offsets, count);
     check_rest(count, requests);
     Candidates candidates{};
     candidates.count = count;
-    // Null would mean the dense form: an empty tensor has no address.
-    static const float no_user = 0.0f;
-    candidates.user = rows_of(user);
-    if (!candidates.user.data) candidates.user.data = &no_user;
-    candidates.user_columns = user.sizes[1];
     candidates.offsets = offsets.as<int64_t>();
     candidates.requests = requests;
     return candidates;
@@ -93,6 +93,15 @@ struct Request {
   void check_rest(int64_t candidates, int64_t requests) const {
     check_fusion(op, plan, fusion_weights, fusion, weights_per, candidates, requests);
     check_packed(op, plan, packed);
+  }
+
+ private:
+  Candidates of_user_rows(const TensorView& user, const TensorView& offsets, int64_t count) const {
+    Candidates candidates = of_users(user.sizes[0], offsets, count);
+    candidates.user = {rows_of(user), {}};
+    if (!candidates.user.exists()) candidates.user = no_user();
+    candidates.user_columns = user.sizes[1];
+    return candidates;
   }
 };
 

@@ -12,11 +12,20 @@ struct Table {
   int64_t items;
 };
 
+// Input rows: in memory, or features pooled from their tables, a tile at a time.
+struct Source {
+  Rows rows;
+  Features features;  // none: the rows are in memory
+
+  bool pooled() const { return features.count > 0; }
+  bool exists() const { return rows.data || pooled(); }
+};
+
 // Candidates of the dense form (no user), the request form, or the catalogue form (ids instead of x).
 struct Candidates {
-  Rows x;  // [count, D], or the items [count, Di]
+  Source x;  // [count, D], or the items [count, Di]
   int64_t count;
-  Rows user;  // [requests, user_columns]; data is null in the dense form
+  Source user;  // [requests, user_columns]; does not exist in the dense form
   int64_t user_columns;
   const int64_t* offsets;  // [requests + 1]; null if there are no requests
   int64_t requests;
@@ -33,6 +42,10 @@ struct FusionWeights {
 struct Model {
   const Plan& plan;
   const void* packed;
+
+  const float* weights() const {
+    return reinterpret_cast<const float*>(static_cast<const char*>(packed) + kHeaderBytes);
+  }
 };
 
 // Writes logits [count, K], probs [count, K] and score [count].

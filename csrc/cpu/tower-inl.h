@@ -235,43 +235,34 @@ inline FirstLayerRows first_layer_rows(const Rows& x, int64_t rows, int64_t firs
   return {first_word, words, make_operand<kPrecision>(values, x.stride, rows, columns, lead, words, buffer)};
 }
 
-// Asks for the next tile's rows, a few cache lines after each block of this one: read when they are needed, their
+// Asks for what the next tile reads, a few cache lines after each block of this one: read when it is needed, its
 // latency is 5 % of a tile's time (prerank3 with x in memory), and most of it in the catalogue form.
 class Fetcher {
  public:
-  explicit Fetcher(const Tile& tile) : tile_(tile) {
+  explicit Fetcher(const Tile& tile) : spans_(tile.next) {
     const Plan& plan = *tile.plan;
-    const int64_t row_bytes = tile.table_rows ? plan.tasks * plan.first_padded() * bytes_of(tile.table_element)
-                                              : (plan.in_features - tile.first_input) * bytes_of(tile.next_x.element);
-    row_lines_ = (row_bytes + kLineBytes - 1) / kLineBytes;
     int64_t blocks = 0;
     for (int32_t l = 0; l < plan.layers; ++l) blocks += (plan.layer[l].padded + kPanelWidth - 1) / kPanelWidth;
     blocks *= plan.tasks * ((tile.rows + kBlockRows - 1) / kBlockRows);
-    lines_a_block_ = (tile.next_rows * row_lines_ + blocks - 1) / blocks;
+    lines_a_block_ = (spans_.lines + blocks - 1) / blocks;
   }
 
   void fetch_some() {
-    for (int64_t left = lines_a_block_; left > 0 && row_ < tile_.next_rows;) {
-      const void* const row = tile_.table_rows ? tile_.next_table_rows[row_] : tile_.next_x.from(row_).data;
-      const char* const line = static_cast<const char*>(row) + at_ * kLineBytes;
-      const int64_t count = left < row_lines_ - at_ ? left : row_lines_ - at_;
-      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(line + i * kLineBytes, 0, 2);
-      left -= count;
-      at_ += count;
-      if (at_ < row_lines_) return;
+    for (int64_t left = lines_a_block_; left > 0 && span_ < spans_.count; --left) {
+      const Span& span = spans_.all[span_];
+      __builtin_prefetch(span.begin + at_, 0, 2);
+      at_ += kLineBytes;
+      if (at_ < span.bytes) continue;
       at_ = 0;
-      ++row_;
+      ++span_;
     }
   }
 
  private:
-  static constexpr int64_t kLineBytes = 64;
-
-  const Tile& tile_;
-  int64_t row_lines_;
+  const Spans spans_;
   int64_t lines_a_block_;
-  int64_t row_ = 0;
-  int64_t at_ = 0;  // lines of the row that are asked for
+  int64_t span_ = 0;
+  int64_t at_ = 0;  // bytes of the span that are asked for
 };
 
 // A layer's outputs as the next layer multiplies them.

@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/pack.h"
+#include "cpu/feature_form.h"
 #include "cpu/request.h"
 #include "cpu/score.h"
 #include "torch/tensor.h"
@@ -131,6 +132,80 @@ Best catalog_topk(Tensor user, Tensor ids, Tensor offsets, Tensor table, Tensor 
                   Tensor fusion_weights, std::vector<int64_t> plan, int64_t fusion, int64_t weights_per, int64_t k) {
   const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("catalog_topk");
   const auto candidates = catalog_candidates(request, user, ids, offsets, table, scales);
+  check_positive(request.op, "k", k);
+  return best_of(request, candidates, k);
+}
+
+std::vector<TensorView> views_of(const char* op, const char* argument, const std::vector<Tensor>& tensors) {
+  std::vector<TensorView> views;
+  views.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) views.push_back(view_of(op, argument, tensor));
+  return views;
+}
+
+FeatureIds feature_ids(const char* op, const char* prefix, const Tensor& ids, const Tensor& values,
+                       const Tensor& value_offsets, const std::vector<Tensor>& tables) {
+  const std::string name(prefix);
+  return {name,
+          view_of(op, (name + "ids").c_str(), ids),
+          view_of(op, (name + "values").c_str(), values),
+          view_of(op, (name + "value_offsets").c_str(), value_offsets),
+          0,
+          static_cast<int64_t>(tables.size())};
+}
+
+FeatureTables feature_tables(const char* op, const std::vector<Tensor>& tables, const std::vector<Tensor>& scales,
+                             const std::vector<int64_t>& ragged) {
+  return {views_of(op, "tables", tables), views_of(op, "scales", scales), ragged};
+}
+
+Scores feature_scores(Tensor ids, Tensor values, Tensor value_offsets, std::vector<Tensor> tables,
+                      std::vector<Tensor> scales, std::vector<int64_t> ragged, Tensor packed, Tensor fusion_weights,
+                      std::vector<int64_t> plan, int64_t fusion, int64_t weights_per) {
+  const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("feature_scores");
+  const FeatureTables all = feature_tables(request.op, tables, scales, ragged);
+  cpu::FeatureForm form(request, all);
+  return scores_of(request, form.dense(feature_ids(request.op, "", ids, values, value_offsets, tables)));
+}
+
+Best feature_topk(Tensor ids, Tensor values, Tensor value_offsets, Tensor offsets, std::vector<Tensor> tables,
+                  std::vector<Tensor> scales, std::vector<int64_t> ragged, Tensor packed, Tensor fusion_weights,
+                  std::vector<int64_t> plan, int64_t fusion, int64_t weights_per, int64_t k) {
+  const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("feature_topk");
+  const FeatureTables all = feature_tables(request.op, tables, scales, ragged);
+  cpu::FeatureForm form(request, all);
+  const auto candidates = form.dense_requests(feature_ids(request.op, "", ids, values, value_offsets, tables),
+                                              view_of(request.op, "offsets", offsets), k);
+  return best_of(request, candidates, k);
+}
+
+Scores feature_request_scores(Tensor user_ids, Tensor user_values, Tensor user_value_offsets, Tensor item_ids,
+                              Tensor item_values, Tensor item_value_offsets, Tensor offsets, std::vector<Tensor> tables,
+                              std::vector<Tensor> scales, std::vector<int64_t> ragged, int64_t user_features,
+                              Tensor packed, Tensor fusion_weights, std::vector<int64_t> plan, int64_t fusion,
+                              int64_t weights_per) {
+  const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("feature_request_scores");
+  const FeatureTables all = feature_tables(request.op, tables, scales, ragged);
+  cpu::FeatureForm form(request, all);
+  const auto candidates =
+      form.split(feature_ids(request.op, "user_", user_ids, user_values, user_value_offsets, tables),
+                 feature_ids(request.op, "item_", item_ids, item_values, item_value_offsets, tables),
+                 view_of(request.op, "offsets", offsets), user_features);
+  return scores_of(request, candidates);
+}
+
+Best feature_request_topk(Tensor user_ids, Tensor user_values, Tensor user_value_offsets, Tensor item_ids,
+                          Tensor item_values, Tensor item_value_offsets, Tensor offsets, std::vector<Tensor> tables,
+                          std::vector<Tensor> scales, std::vector<int64_t> ragged, int64_t user_features, Tensor packed,
+                          Tensor fusion_weights, std::vector<int64_t> plan, int64_t fusion, int64_t weights_per,
+                          int64_t k) {
+  const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("feature_request_topk");
+  const FeatureTables all = feature_tables(request.op, tables, scales, ragged);
+  cpu::FeatureForm form(request, all);
+  const auto candidates =
+      form.split(feature_ids(request.op, "user_", user_ids, user_values, user_value_offsets, tables),
+                 feature_ids(request.op, "item_", item_ids, item_values, item_value_offsets, tables),
+                 view_of(request.op, "offsets", offsets), user_features);
   check_positive(request.op, "k", k);
   return best_of(request, candidates, k);
 }

@@ -1,0 +1,150 @@
+"""The feature form against what replaces it: ``nn.Embedding`` and ``nn.EmbeddingBag``, a concatenation, and the towers.
+
+Eight features of one id and two lists of five ids on average in tables of a million rows, and small tables up to the
+576 columns of ``prerank3``. Ids are random and every call has new ones, so that table rows come from memory as they do
+in service. Each case asserts first that the numbers are right; the rivals take turns. Run with ``make bench``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resflow_kernels import FeatureRanker, ResFlow, _runtime, ops
+from resflow_kernels.feature_nn import round_table
+from resflow_kernels.ops import FeatureIds, FeatureTables
+from resflow_kernels.testing import WORKLOADS, random_weights
+
+WIDTH = 32
+LARGE, SMALL = 1_000_000, 1000  # rows
+LARGE_FEATURES, LISTS, SMALL_FEATURES = 8, 2, 8
+MEAN_LENGTH = 5
+CALLS = 24  # distinct batches: at 1024 candidates 58 MB of float32 rows, more than the 32 MB of a last-level cache
+TURNS = 5
+
+
+class Batch(NamedTuple):
+    ours: FeatureIds
+    columns: list[Tensor]  # ids of a feature, contiguous, as a data loader hands them to nn.Embedding
+    lists: list[tuple[Tensor, Tensor]]  # values and offsets
+
+
+@cache
+def tables() -> list[Tensor]:
+    """Large tables, then those of the lists, then small ones."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [LARGE] * (LARGE_FEATURES + LISTS) + [SMALL] * SMALL_FEATURES
+    return [0.1 * torch.randn(count, WIDTH, generator=generator) for count in rows]
+
+
+@cache
+def module() -> FeatureRanker:
+    """The same as PyTorch modules."""
+    ragged = range(LARGE_FEATURES, LARGE_FEATURES + LISTS)
+    embeddings = [
+        nn.EmbeddingBag.from_pretrained(table, mode="sum") if at in ragged else nn.Embedding.from_pretrained(table)
+        for at, table in enumerate(tables())
+    ]
+    torch.manual_seed(0)
+    towers = ResFlow(WIDTH * len(tables()), tasks=("ctr", "atcr", "ctcvr"), norm="batch")
+    return FeatureRanker(embeddings, towers).eval()
+
+
+def random_batch(candidates: int, generator: torch.Generator) -> Batch:
+    def ids(rows: int, count: int = candidates) -> Tensor:
+        return torch.randint(0, rows, (count,), generator=generator)
+
+    columns = [ids(rows) for rows in [LARGE] * LARGE_FEATURES + [SMALL] * SMALL_FEATURES]
+    counts = [torch.randint(0, 2 * MEAN_LENGTH + 1, (candidates,), generator=generator) for _ in range(LISTS)]
+    values = [ids(LARGE, int(count.sum())) for count in counts]
+    starts = [torch.cat((count.new_zeros(1), count.cumsum(0)[:-1])) for count in counts]
+    offsets = torch.cat((torch.tensor([0]), torch.cat(counts).cumsum(0)))
+    ours = FeatureIds(torch.stack(columns, 1), torch.cat(values), offsets)
+    return Batch(ours, columns, list(zip(values, starts, strict=True)))
+
+
+def embedded(batch: Batch) -> Tensor:
+    """``[B, D]`` by PyTorch."""
+    columns, lists = iter(batch.columns), iter(batch.lists)
+    parts = [
+        one(*next(lists)) if isinstance(one, nn.EmbeddingBag) else one(next(columns)) for one in module().embeddings
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def in_turns(calls: dict[str, Callable[[Batch], object]], batches: list[Batch]) -> dict[str, float]:
+    """Milliseconds of each: the lower quartile, which other users of the machine disturb least."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(TURNS):
+        for name, call in calls.items():
+            for batch in batches:
+                begin = time.perf_counter()
+                call(batch)
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: 1e3 * statistics.quantiles(each, n=4)[0] for name, each in seconds.items()}
+
+
+@pytest.mark.parametrize("candidates", [1024, 8192])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_against_embedding_bags(  # type: ignore[no-untyped-def]
+    benchmark, threads: int, precision: str, candidates: int
+) -> None:
+    """``precision`` is that of the towers; the tables are in each in turn."""
+    plan = replace(WORKLOADS["prerank3"].plan, precision=precision)
+    weights = random_weights(plan)
+    packed, fusion_weights = ops.pack_towers(weights, plan), torch.ones(plan.tasks)
+    ragged = tuple(range(LARGE_FEATURES, LARGE_FEATURES + LISTS))
+    generator = torch.Generator().manual_seed(1)
+    batches = [random_batch(candidates, generator) for _ in range(CALLS if candidates < 8192 else CALLS // 6)]
+
+    def ours(element: str) -> Callable[[Batch], object]:
+        rounded = [round_table(table, element) for table in tables()]
+        scales = [one for _, one in rounded if one is not None]
+        held = FeatureTables([table for table, _ in rounded], scales, ragged)
+        return lambda batch: ops.feature_scores(batch.ours, held, packed, plan, fusion_weights)
+
+    def dense(batch: Batch) -> object:
+        return ops.dense_scores(embedded(batch), packed, plan, fusion_weights)
+
+    x = embedded(batches[0])
+    calls: dict[str, Callable[[Batch], object]] = {
+        "float32": ours("float32"),
+        "bfloat16": ours("bfloat16"),
+        "int8": ours("int8"),
+        "bags": dense,
+        "eager": lambda batch: module().towers._reference_logits(embedded(batch)),
+        "dense op alone": lambda _: ops.dense_scores(x, packed, plan, fusion_weights),
+    }
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        got, expected = calls["float32"](batches[0]), dense(batches[0])
+        for a, b in zip(got, expected, strict=True):  # type: ignore[call-overload]
+            torch.testing.assert_close(a, b, atol=1e-2 if precision != "float32" else 2e-6, rtol=1e-5)
+        times = in_turns(calls, batches)
+        benchmark.pedantic(calls["float32"], args=(batches[0],), rounds=5, warmup_rounds=1)
+    torch.set_num_threads(before)
+    ratios = {element: round(times["bags"] / times[element], 2) for element in ("float32", "bfloat16", "int8")}
+    benchmark.extra_info.update(
+        candidates=candidates,
+        towers=precision,
+        threads=threads,
+        isa=_runtime.isa(),
+        milliseconds={name: round(each, 3) for name, each in times.items()},
+        ratio_to_bags=ratios,
+    )
+    print(
+        f"\nB={candidates} towers={precision} isa={_runtime.isa()} threads={threads}: "
+        + ", ".join(f"{name} {each:.2f} ms" for name, each in times.items())
+        + "; bags / ours: "
+        + ", ".join(f"{element} tables {ratio:.2f}" for element, ratio in ratios.items())
+    )

@@ -1,0 +1,42 @@
+// What the ops ask of the feature form's inputs; see check.h.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/plan.h"
+#include "core/tensor_view.h"
+
+namespace resflow {
+
+// The tables of all features in the order of the input row's columns; those at `ragged` places take lists of ids.
+struct FeatureTables {
+  std::vector<TensorView> tables, scales;
+  const std::vector<int64_t>& ragged;
+
+  bool is_ragged(int64_t table) const;
+  // The scales of an int8 table, or null.
+  const float* scales_of(int64_t table) const;
+};
+
+// What candidates (or users) look up in tables `first` to `last`: ids [rows, features that are not ragged], and the
+// lists of the ragged ones, values [total] and value_offsets [lists * rows + 1], list after list of the first of them,
+// then of the next. Messages put `prefix` before the arguments' names.
+struct FeatureIds {
+  std::string prefix;
+  TensorView ids, values, value_offsets;
+  int64_t first, last;
+
+  int64_t rows() const { return ids.sizes[0]; }
+};
+
+// Tables [rows, width] of any precision that make up the plan's input row, and a scale a row of the int8 ones.
+void check_feature_tables(const char* op, const Plan& plan, const FeatureTables& tables);
+
+// Shapes and dtypes, offsets that cut up the values, and no id outside its table.
+void check_feature_ids(const char* op, const FeatureTables& tables, const FeatureIds& ids);
+void check_feature_id_values(const char* op, const FeatureTables& tables, const FeatureIds& ids);
+
+void check_user_features(const char* op, const FeatureTables& tables, int64_t user_features);
+
+}  // namespace resflow
