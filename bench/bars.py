@@ -136,6 +136,19 @@ def _catalogue(precision: str | None) -> Callable[[Results], list[Measured]]:
     return measure
 
 
+def _features(results: Results) -> list[Measured]:
+    found = []
+    for row in results.of(form="features", candidates=lambda count: count >= 1024):
+        ours_of = {name: value for name, value in row["medians"].items() if name.endswith("tables")}
+        fastest = min(ours_of, key=lambda name: ours_of[name])
+        bags = row["medians"]["bags, concat, dense op"]
+        about = f"{_about(row)}, {row['precision']} towers, {fastest}"
+        found.append(
+            Measured(about, bags / ours_of[fastest], f"{bags * 1e6:.0f} us; ours {ours_of[fastest] * 1e6:.0f} us")
+        )
+    return found
+
+
 def _tail(results: Results) -> list[Measured]:
     rows = results.of(form="small batches", ours=True, precision="float32")
     return [
@@ -156,7 +169,7 @@ def _overhead(results: Results) -> list[Measured]:
 
 
 def _about(row: Row) -> str:
-    mode = "" if row["mode"] == "back to back" else f", {row['mode']}"
+    mode = "" if row.get("mode", "back to back") == "back to back" else f", {row['mode']}"
     return f"{row['workload']}, {size(row)}, {row['threads']} thread{'s' * (row['threads'] > 1)}{mode}"
 
 
@@ -187,6 +200,7 @@ BARS = (
     ),
     Bar("catalogue: over the best peer on dense rows", _catalogue(None), least=12.0),
     Bar("catalogue: float32 over the best fp32 peer", _catalogue("float32"), least=8.0),
+    Bar("features: over nn.EmbeddingBag, concat and our dense op", _features, least=1.5),
     Bar("small batches: over the best fp32 peer", _over_best_peer(_SMALL, **_FP32), least=2.0),
     Bar("small batches: bfloat16 over the best fp32 peer", _over_best_peer(_SMALL, "bfloat16", **_FP32), least=3.0),
     Bar("small batches: P99 over the median", _tail, most=3.0),

@@ -38,6 +38,7 @@ def markdown(results: Results, charts: dict[str, Path] | None = None, note: str 
     parts += ["## Dense form", *_matrices(results, "dense")]
     parts += ["## Request form", _REQUEST_NOTE, *_matrices(results, "request")]
     parts += ["## Catalogue form", _CATALOGUE_NOTE, *_matrices(results, "catalogue")]
+    parts += ["## Feature form", _FEATURES_NOTE, *_medians(results, "features")]
     parts += ["## Small batches", *_matrices(results, "small batches"), *_overhead(results)]
     parts += ["## How cost grows", *_growth(results), "## How it was measured", _METHOD]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -160,6 +161,24 @@ def _overhead(results: Results) -> list[str]:
     return ["### One candidate, by caller", _table(["caller", "median, us", "over C++, us"], lines)]
 
 
+def _medians(results: Results, form: str) -> list[str]:
+    """A form whose rows hold all contestants' medians: a line a row."""
+    rows = results.of(form=form)
+    if not rows:
+        return ["Not measured."]
+    names = list(dict.fromkeys(name for row in rows for name in row["medians"]))
+    lines = [
+        [
+            str(row["threads"]),
+            size(row),
+            row["precision"],
+            *(_microseconds(row["medians"][name]) if name in row["medians"] else "-" for name in names),
+        ]
+        for row in rows
+    ]
+    return [_table(["threads", "candidates", "precision", *(f"{name}, us" for name in names)], lines)]
+
+
 def _growth(results: Results) -> list[str]:
     parts = []
     for axis, about in AXES.items():
@@ -204,6 +223,11 @@ _REQUEST_NOTE = (
 _CATALOGUE_NOTE = (
     "One request of random ids, another list each call. Our cells are times with a float32 / bfloat16 / int8 table; "
     "peers score the same candidates' joined rows densely. GFLOP/s count the layers after the first."
+)
+
+_FEATURES_NOTE = (
+    "Ids and lists of ids against nn.Embedding and nn.EmbeddingBag, a concatenation and our dense op (or PyTorch eager "
+    "all the way); tables of a million rows, new ids each call. The precision is that of the towers."
 )
 
 _GROWTH_NOTE = (

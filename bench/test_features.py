@@ -7,18 +7,21 @@ in service. Each case asserts first that the numbers are right; the rivals take 
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import cycle
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from resflow_kernels import FeatureRanker, ResFlow, _runtime, ops
+from bench.cases import CORES
+from resflow_kernels import FeatureRanker, ResFlow, ops
+from resflow_kernels.benchmark.peers import threads_of
+from resflow_kernels.benchmark.turns import Schedule, take_turns
+from resflow_kernels.contract import PRECISIONS
 from resflow_kernels.feature_nn import round_table
 from resflow_kernels.ops import FeatureIds, FeatureTables
 from resflow_kernels.testing import WORKLOADS, random_weights
@@ -28,7 +31,6 @@ LARGE, SMALL = 1_000_000, 1000  # rows
 LARGE_FEATURES, LISTS, SMALL_FEATURES = 8, 2, 8
 MEAN_LENGTH = 5
 CALLS = 24  # distinct batches: at 1024 candidates 58 MB of float32 rows, more than the 32 MB of a last-level cache
-TURNS = 5
 
 
 class Batch(NamedTuple):
@@ -80,25 +82,22 @@ def embedded(batch: Batch) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def in_turns(calls: dict[str, Callable[[Batch], object]], batches: list[Batch]) -> dict[str, float]:
-    """Milliseconds of each: the lower quartile, which other users of the machine disturb least."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(TURNS):
-        for name, call in calls.items():
-            for batch in batches:
-                begin = time.perf_counter()
-                call(batch)
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: 1e3 * statistics.quantiles(each, n=4)[0] for name, each in seconds.items()}
+def cycled(call: Callable[[Batch], object], batches: list[Batch]) -> Callable[[], object]:
+    """A call on the next batch each time."""
+    following = cycle(batches)
+    return lambda: call(next(following))
 
 
 @pytest.mark.parametrize("candidates", [1024, 8192])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_against_embedding_bags(  # type: ignore[no-untyped-def]
-    benchmark, threads: int, precision: str, candidates: int
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("threads", sorted({1, CORES}))
+def test_against_embedding_bags(
+    request: pytest.FixtureRequest, record: Callable[..., None], threads: int, precision: str, candidates: int
 ) -> None:
     """``precision`` is that of the towers; the tables are in each in turn."""
+    quick = request.config.getoption("--quick")
+    if quick and (candidates, threads) != (1024, CORES):
+        pytest.skip("left out of the quick run")
     plan = replace(WORKLOADS["prerank3"].plan, precision=precision)
     weights = random_weights(plan)
     packed, fusion_weights = ops.pack_towers(weights, plan), torch.ones(plan.tasks)
@@ -117,34 +116,18 @@ def test_against_embedding_bags(  # type: ignore[no-untyped-def]
 
     x = embedded(batches[0])
     calls: dict[str, Callable[[Batch], object]] = {
-        "float32": ours("float32"),
-        "bfloat16": ours("bfloat16"),
-        "int8": ours("int8"),
-        "bags": dense,
+        **{f"{element} tables": ours(element) for element in PRECISIONS},
+        "bags, concat, dense op": dense,
         "eager": lambda batch: module().towers._reference_logits(embedded(batch)),
         "dense op alone": lambda _: ops.dense_scores(x, packed, plan, fusion_weights),
     }
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    with torch.inference_mode():
-        got, expected = calls["float32"](batches[0]), dense(batches[0])
+    with threads_of(threads):
+        got, expected = calls["float32 tables"](batches[0]), dense(batches[0])
         for a, b in zip(got, expected, strict=True):  # type: ignore[call-overload]
             torch.testing.assert_close(a, b, atol=1e-2 if precision != "float32" else 2e-6, rtol=1e-5)
-        times = in_turns(calls, batches)
-        benchmark.pedantic(calls["float32"], args=(batches[0],), rounds=5, warmup_rounds=1)
-    torch.set_num_threads(before)
-    ratios = {element: round(times["bags"] / times[element], 2) for element in ("float32", "bfloat16", "int8")}
-    benchmark.extra_info.update(
-        candidates=candidates,
-        towers=precision,
-        threads=threads,
-        isa=_runtime.isa(),
-        milliseconds={name: round(each, 3) for name, each in times.items()},
-        ratio_to_bags=ratios,
-    )
-    print(
-        f"\nB={candidates} towers={precision} isa={_runtime.isa()} threads={threads}: "
-        + ", ".join(f"{name} {each:.2f} ms" for name, each in times.items())
-        + "; bags / ours: "
-        + ", ".join(f"{element} tables {ratio:.2f}" for element, ratio in ratios.items())
-    )
+        contestants = {name: cycled(call, batches) for name, call in calls.items()}
+        timings = take_turns(contestants, Schedule(rounds=5 if quick else 9, burst_seconds=0.1))
+    medians = {name: timing.median for name, timing in timings.items()}
+    about = {"form": "features", "workload": "prerank3", "candidates": candidates, "threads": threads}
+    info = {**about, "contestant": "resflow", "ours": True, "precision": precision, "medians": medians}
+    record(timings["bfloat16 tables"].samples, info)
