@@ -9,6 +9,7 @@
 ``catalog_rows``   items' side of the first layers, for the table of the next two
 ``catalog_scores`` one user row and many ids of table rows a request
 ``catalog_topk``   the k best of each request of that form
+``twin_...``       the twin tower form: :mod:`resflow_kernels.ops_twin`
 =================  ================================================================================
 
 Inference only: a call whose input asks for a gradient raises instead of losing it. The raw
@@ -24,10 +25,34 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _library, checks, reference
+from . import _library, checks, ops_twin, reference
 from .contract import OP_SCHEMAS, PRECISIONS
+from .ops_twin import twin_ids_scores, twin_ids_topk, twin_rows, twin_scores, twin_topk
 from .plan import Plan
 from .reference import Scores, TopK
+
+__all__ = [
+    "available",
+    "catalog_rows",
+    "catalog_scores",
+    "catalog_topk",
+    "dense_scores",
+    "dense_topk",
+    "library_status",
+    "pack_towers",
+    "reference_request_scores",
+    "reference_request_topk",
+    "reference_scores",
+    "reference_topk",
+    "request_scores",
+    "request_topk",
+    "twin_ids_scores",
+    "twin_ids_topk",
+    "twin_rows",
+    "twin_scores",
+    "twin_topk",
+    "why_unavailable",
+]
 
 _compiled, _ = _library.load()
 _ops = torch.ops.resflow
@@ -308,7 +333,7 @@ def _check_dense(
     if offsets is not None:
         checks.offsets(op, offsets, None)
     requests = None if offsets is None else offsets.shape[0] - 1
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan, x.shape[0], requests, dtype or torch.float32)
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, x.shape[0], requests, dtype or torch.float32)
 
 
 def _check_request(
@@ -326,7 +351,9 @@ def _check_request(
     checks.matrix(op, "item", item, None, *_only(dtype))
     checks.columns_sum(op, user, item, plan)
     checks.offsets(op, offsets, user.shape[0])
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan, item.shape[0], user.shape[0], dtype or torch.float32)
+    checks.fusion(
+        op, fusion_weights, fusion, weights_per, plan.tasks, item.shape[0], user.shape[0], dtype or torch.float32
+    )
 
 
 def _check_catalog(
@@ -345,7 +372,7 @@ def _check_catalog(
     checks.table(op, table, scales, plan)
     checks.ids(op, ids)
     checks.offsets(op, offsets, user.shape[0])
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan, ids.shape[0], user.shape[0], torch.float32)
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, ids.shape[0], user.shape[0], torch.float32)
 
 
 def _only(dtype: torch.dtype | None) -> tuple[torch.dtype, ...]:
@@ -470,7 +497,7 @@ def _fake_catalog_topk(
 
 
 for _name in OP_SCHEMAS:
-    torch.library.register_fake(f"resflow::{_name}", globals()[f"_fake_{_name}"])
+    torch.library.register_fake(f"resflow::{_name}", ops_twin.FAKES.get(_name) or globals()[f"_fake_{_name}"])
     if _compiled:
         # Autocast would hand the op bfloat16 rows; it computes in float32.
         torch.library.register_autocast(f"resflow::{_name}", "cpu", torch.float32)

@@ -132,10 +132,10 @@ def test_the_kernels_of_every_instruction_set_pass_the_same_tests() -> None:
 
     if os.environ.get("RESFLOW_ISA"):
         pytest.skip("RESFLOW_ISA is set: this is such a run")
-    tests = Path(__file__).parent / "test_ops.py"
+    tests = [str(Path(__file__).parent / name) for name in ("test_ops.py", "test_ops_twin.py")]
     for isa in _runtime.supported_isas():
         if isa == _runtime.isa():
             continue
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(tests)]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
         result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RESFLOW_ISA": isa})
         assert result.returncode == 0, f"{isa}:\n{result.stdout[-3000:]}"

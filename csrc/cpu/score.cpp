@@ -2,17 +2,15 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdlib>
-#include <memory>
-#include <new>
 #include <thread>
 #include <vector>
 
-#include "core/bfloat16.h"
 #include "core/check.h"
+#include "core/round_row.h"
 #include "core/topk.h"
 #include "cpu/isa.h"
+#include "cpu/scratch.h"
 #include "cpu/thread_pool.h"
 
 namespace resflow::cpu {
@@ -29,25 +27,6 @@ constexpr int64_t kTailBlocks = 2;
 // Up to here a second thread costs more than it brings: waking it takes 10 to 60 us, a pause before the call
 // included, and 16 rows take about 60.
 constexpr int64_t kRowsWithoutHelp = 16;
-
-// A growing buffer of floats that starts on a cache line.
-class Scratch {
- public:
-  float* floats(int64_t count) {
-    if (count > capacity_) {
-      buffer_.reset(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t{64})));
-      capacity_ = count;
-    }
-    return buffer_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* buffer) const { ::operator delete(buffer, std::align_val_t{64}); }
-  };
-  std::unique_ptr<float, Free> buffer_;
-  int64_t capacity_ = 0;
-};
 
 // How `count` rows are cut: tiles of about kTileRows, and for several threads a tail of small ones, so that none of
 // them waits long for another's last (prerank3, 1024 rows on 2 threads: 88 % of the peak without the tail, 90 % with).
@@ -218,11 +197,6 @@ TileScores score_tile(const Call& call, Tiling::Rows own, Tiling::Rows next) {
   return {tile.logits, tile.probs, tile.score, stride};
 }
 
-template <class Work>
-void run_parallel(int64_t count, int64_t threads, Work work) {
-  parallel_for(count, threads, [](void* context, int64_t index) { (*static_cast<Work*>(context))(index); }, &work);
-}
-
 // Multiplies rows [count, columns] with the first layers' weights from first_input on: done(products, rows) has each
 // tile's products, [rows][tasks * first_padded()], in to(first row).
 template <class To, class Done>
@@ -256,24 +230,6 @@ void copy_tasks(const float* from, int64_t stride, int64_t tasks, int64_t rows, 
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < tasks; ++k) to[r * tasks + k] = from[k * stride + r];
   }
-}
-
-// Rounds a row of products to `element`; in int8 to the row's largest magnitude over 127, written to `scale`.
-void round_row(const float* products, int64_t width, Precision element, void* row, float* scale) {
-  if (element == Precision::bfloat16) {
-    std::transform(products, products + width, static_cast<uint16_t*>(row), to_bfloat16);
-    return;
-  }
-  float largest = 0.0f, not_finite = 0.0f;
-  for (int64_t i = 0; i < width; ++i) {
-    largest = std::max(largest, std::abs(products[i]));
-    not_finite += 0.0f * products[i];
-  }
-  *scale = largest / 127.0f + not_finite;
-  const float step = *scale;
-  std::transform(products, products + width, static_cast<int8_t*>(row), [step](float product) {
-    return static_cast<int8_t>(step > 0 ? std::nearbyint(product / step) : 0.0f);
-  });
 }
 
 // The best of a chunk's first and last request, which its neighbours may share; requests that lie inside a

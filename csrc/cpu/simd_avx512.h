@@ -11,6 +11,8 @@ namespace resflow::cpu::RESFLOW_TARGET {
 // 6 rows x 4 registers: 24 accumulators, 4 weights and a broadcast in 29 of 32 registers.
 constexpr int kBlockRows = 6;
 constexpr int kBlockLanes = 4;
+// Dot products of 16 rows keep one accumulator each in registers.
+constexpr int kSumsAtOnce = 16;
 
 struct Lanes {
   __m512 v;
@@ -59,6 +61,7 @@ inline Lanes to_float(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline Ints to_int(Lanes a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline Ints operator^(Ints a, Ints b) { return {_mm512_xor_si512(a.v, b.v)}; }
 template <int kBits>
 inline Ints shift_left(Ints a) {
   return {_mm512_slli_epi32(a.v, kBits)};
@@ -73,6 +76,41 @@ inline Ints maximum(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
 inline int32_t total(Ints a) { return _mm512_reduce_add_epi32(a.v); }
 inline int32_t maximum(Ints a) { return _mm512_reduce_max_epi32(a.v); }
 inline float total(Lanes a) { return _mm512_reduce_add_ps(a.v); }
+
+// Lane i: the total of rows[i]. 4 x 4 transposes within quarters of registers, then one of quarters: 30 shuffles and 15
+// additions, against 16 reductions of 4 each.
+inline Lanes totals(const Lanes (&rows)[16]) {
+  __m512 pair[8], quad[4];
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = rows[2 * i].v, b = rows[2 * i + 1].v;
+    pair[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pair[2 * i]), b = _mm512_castps_pd(pair[2 * i + 1]);
+    quad[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto add_halves = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+  };
+  const __m512 low = add_halves(quad[0], quad[1]), high = add_halves(quad[2], quad[3]);
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD))};
+}
+inline Ints totals(const Ints (&rows)[16]) {
+  __m512i pair[8], quad[4];
+  for (int i = 0; i < 8; ++i) {
+    const __m512i a = rows[2 * i].v, b = rows[2 * i + 1].v;
+    pair[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512i a = pair[2 * i], b = pair[2 * i + 1];
+    quad[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  }
+  const auto add_halves = [](__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xEE));
+  };
+  const __m512i low = add_halves(quad[0], quad[1]), high = add_halves(quad[2], quad[3]);
+  return {_mm512_add_epi32(_mm512_shuffle_i32x4(low, high, 0x88), _mm512_shuffle_i32x4(low, high, 0xDD))};
+}
 
 inline Lanes load_bfloat16(const uint16_t* from) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
