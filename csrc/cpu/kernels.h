@@ -101,7 +101,7 @@ struct TwinTile {
   const int64_t* ids;  // null: items first, first + 1, ...
   int64_t first;       // the item, or the place in ids
   int64_t rows;
-  int64_t fetch_from;  // what to fetch from memory meanwhile, as `first` and `rows`
+  int64_t fetch_from;  // places in ids whose items to fetch from memory meanwhile
   int64_t fetch_rows;
 
   Fusion fusion;

@@ -103,6 +103,20 @@ inline float total(Lanes a) {
   return parts[0];
 }
 
+// Columns of 16 rows [16][columns].
+class Columns {
+ public:
+  explicit Columns(int64_t columns) : columns_(columns) {}
+  Lanes load(const float* rows, int64_t column) const {
+    float values[16];
+    for (int64_t i = 0; i < 16; ++i) values[i] = rows[i * columns_ + column];
+    return RESFLOW_TARGET::load(values);
+  }
+
+ private:
+  int64_t columns_;
+};
+
 // Lane i: the total of rows[i].
 inline Lanes totals(const Lanes (&rows)[16]) {
   const auto quad = [&](int first) {
