@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .convert.fuse import fuse
     from .fusion import Additive, ExpectedValue, Multiplicative
     from .nn import ESMM, NSE, PackedResFlow, ResFlow
+    from .nn_twin import TwinTable, TwinTower
     from .plan import Plan, chain
     from .reference import Scores, TopK
     from .runtime import Scorer
@@ -35,6 +36,8 @@ __all__ = [
     "Scorer",
     "Scores",
     "TopK",
+    "TwinTable",
+    "TwinTower",
     "chain",
     "fuse",
 ]
@@ -43,6 +46,7 @@ _HOMES = {
     "convert": ("fuse",),
     "fusion": ("Additive", "ExpectedValue", "Multiplicative"),
     "nn": ("ESMM", "NSE", "PackedResFlow", "ResFlow"),
+    "nn_twin": ("TwinTable", "TwinTower"),
     "plan": ("Plan", "chain"),
     "reference": ("Scores", "TopK"),
     "runtime": ("Scorer",),

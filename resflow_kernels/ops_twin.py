@@ -13,7 +13,8 @@ Part of :mod:`resflow_kernels.ops`, which re-exports these functions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -287,7 +288,7 @@ def _fake_twin_ids_topk(
     return _empty_topk(user, user.shape[0], k)
 
 
-FAKES = {
+FAKES: dict[str, Callable[..., Any]] = {
     "twin_rows": _fake_twin_rows,
     "twin_scores": _fake_twin_scores,
     "twin_topk": _fake_twin_topk,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .reference import Scores, finish, request_of_candidates, rounded, spread_weights
+from .reference import Layer, Scores, finish, request_of_candidates, rounded, spread_weights
 
 
 def twin_logits(user: Tensor, item: Tensor, parents: Sequence[int], non_increasing: bool = False) -> Tensor:
@@ -20,6 +20,22 @@ def twin_logits(user: Tensor, item: Tensor, parents: Sequence[int], non_increasi
             logit = (torch.where(logit > 0, 0.0, logit) if non_increasing else logit) + logits[parent]
         logits.append(logit)
     return torch.stack(logits, dim=-1)
+
+
+def tower_vectors(
+    x: Tensor, towers: Sequence[Sequence[Layer]], parents: Sequence[int], feature_residual: bool
+) -> Tensor:
+    """Last hidden outputs ``[B, K, W]`` of towers given as callables, feature residuals included."""
+    outputs: list[list[Tensor]] = []
+    for tower, parent in zip(towers, parents, strict=True):
+        hidden = x
+        outputs.append([])
+        for level, layer in enumerate(tower):
+            hidden = layer(hidden)
+            if feature_residual and parent >= 0:
+                hidden = hidden + outputs[parent][level]
+            outputs[-1].append(hidden)
+    return torch.stack([own[-1] for own in outputs], dim=1)
 
 
 def held_vectors(table: Tensor, scales: Tensor, tasks: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -45,8 +61,8 @@ def twin_scores(
 ) -> Scores:
     """Every item for every request, ``[R * M]`` candidates; computes in ``user``'s dtype. Arguments as the op's."""
     requests, items = len(user), len(table)
-    ids = torch.arange(items).repeat(requests)
-    offsets = torch.arange(requests + 1) * items
+    ids = torch.arange(items, device=user.device).repeat(requests)
+    offsets = torch.arange(requests + 1, device=user.device) * items
     if weights_per == 2:  # an item's
         fusion_weights = fusion_weights[ids]
     settings = (parents, non_increasing, fusion, weights_per)
