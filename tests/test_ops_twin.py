@@ -303,3 +303,36 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
     far.copy_(case.table)
     case.table = far
     assert same_bits(case.all(), expected)
+
+
+@pytest.mark.parametrize("element", PRECISIONS)
+def test_numpy_has_the_same_bits(element: str) -> None:
+    runtime = pytest.importorskip("resflow_kernels._runtime")
+    case = Case(3, 21, 90, 4, element, 2, REQUEST, non_increasing=True)
+    table, scales = runtime.twin_rows(case.vectors.numpy(), 3, PRECISIONS.index(element), threads=2)
+    assert torch.equal(torch.from_numpy(table).view(case.table.dtype), case.table)
+    assert torch.equal(torch.from_numpy(scales), case.scales)
+    user, weights = case.user.numpy(), case.weights(0).numpy()
+    ids, offsets = case.ids.numpy(), case.offsets.numpy()
+    everything = (user, table, scales, weights, *case.settings)
+    lists = (user, ids, offsets, table, scales, weights, *case.settings)
+    inputs = (case.table, case.scales, case.weights(0), *case.settings)
+    pairs = [
+        (runtime.twin_scores(*everything, threads=1), case.all()),
+        (runtime.twin_ids_scores(*lists, threads=3), case.listed()),
+        (runtime.twin_topk(*everything, 9), ops.twin_topk(case.user, *inputs, 9)),
+        (runtime.twin_ids_topk(*lists, 9), ops.twin_ids_topk(case.user, case.ids, case.offsets, *inputs, 9)),
+    ]
+    for got, expected in pairs:
+        assert same_bits(tuple(map(torch.from_numpy, got)), expected)
+
+
+def test_a_measured_bandwidth_is_a_rate() -> None:
+    """Reading twice as much takes longer than reading half: the bytes are read."""
+    runtime = pytest.importorskip("resflow_kernels._runtime")
+    memory = torch.ones(1 << 26, dtype=torch.uint8).numpy()
+    seconds = [
+        min(size / runtime.measure_read_bandwidth(memory[:size], 1) for _ in range(5)) for size in (1 << 22, 1 << 26)
+    ]
+    assert 1 < runtime.measure_read_bandwidth(memory, 2) < 10_000
+    assert seconds[1] > 4 * seconds[0]

@@ -8,6 +8,9 @@
 //   float32    products and sums in float32
 //   bfloat16   the item's values widened, the user's float32: only the table is rounded
 //   int8       integer products; the user is rounded to bytes once a request, with a scale a task
+//
+// An int8 item has a scale for each task, 12 bytes beside 192 for 3 tasks of width 64: tasks whose vectors are 4 times
+// larger than the others' make a single scale an item's error 3 times as large, 16 times larger ones 10 times.
 #pragma once
 
 namespace resflow::cpu::RESFLOW_TARGET {
@@ -167,29 +170,37 @@ inline PartChunk part_chunk(int64_t bytes, const char* table_end) {
   return {bytes, load_chunk(reinterpret_cast<const char*>(mask)), table_end};
 }
 
-// How far ahead of a stream's reads its lines are asked for. Rows are read 16 at a time and task by task, an order in
-// which the machine's own prefetching reaches a third of the memory's rate; one prefetch beside each read reaches four
-// fifths (1M items of 3 x 64 bytes). 8 KB were measured to be better than 2, 4 and 16.
+// How far ahead of a stream's reads its lines are asked for: at least so much, in whole groups of 16 rows, so that the
+// lines asked for in a group are those of one other. Rows are read 16 at a time and task by task, an order in which the
+// machine's own prefetching reaches a third of the memory's rate; one prefetch beside each read reaches four fifths
+// (1M items of 3 x 64 bytes).
 constexpr int64_t kStreamAhead = 8192;
 
-// 16 items of a table, one after another or anywhere in it. row(i) is asked for in order.
+constexpr int64_t stream_ahead(int64_t row_stride) {
+  const int64_t group = kLane * row_stride;
+  return group > 0 ? (kStreamAhead + group - 1) / group * group : 0;
+}
+
+// 16 items of a table, one after another or anywhere in it; a cursor's rows are asked for in order.
 struct ConsecutiveItems {
   const char* first;
   int64_t stride;
+  int64_t ahead;
   const float* scale_rows;
   const Columns* columns;
 
   struct Cursor {
     const char* at;
     int64_t stride;
+    int64_t ahead;
     const char* next(int) {
       const char* const row = at;
-      __builtin_prefetch(row + kStreamAhead);
+      __builtin_prefetch(row + ahead);
       at += stride;
       return row;
     }
   };
-  Cursor rows(int first_row, int64_t offset) const { return {first + first_row * stride + offset, stride}; }
+  Cursor rows(int first_row, int64_t offset) const { return {first + first_row * stride + offset, stride, ahead}; }
   Lanes scales(int64_t task) const { return columns->load(scale_rows, task); }
 };
 
@@ -337,6 +348,7 @@ inline void score_twin_tile_in(const TwinTile& tile) {
   const PartChunk rest = part_chunk(task_bytes % kChunkBytes, table_end);
   const int64_t stride_bytes = table.rows.stride * bytes_of(kElement);
   const Columns columns(model.tasks);
+  const int64_t ahead = stream_ahead(stride_bytes);
   int64_t fetched = 0;
   for (int64_t at = 0; at < tile.stride; at += kLane) {
     if (tile.ids) {
@@ -346,7 +358,7 @@ inline void score_twin_tile_in(const TwinTile& tile) {
     }
     if (!tile.ids && at + kLane <= tile.rows) {
       const int64_t item = tile.first + at;
-      const ConsecutiveItems items{static_cast<const char*>(table.rows.from(item).data), stride_bytes,
+      const ConsecutiveItems items{static_cast<const char*>(table.rows.from(item).data), stride_bytes, ahead,
                                    table.scales + item * model.tasks, &columns};
       twin_logits(tile, user, items, whole_chunks, rest, tile.logits + at);
     } else {
