@@ -335,4 +335,4 @@ def test_a_measured_bandwidth_is_a_rate() -> None:
         min(size / runtime.measure_read_bandwidth(memory[:size], 1) for _ in range(5)) for size in (1 << 22, 1 << 26)
     ]
     assert 1 < runtime.measure_read_bandwidth(memory, 2) < 10_000
-    assert seconds[1] > 4 * seconds[0]
+    assert seconds[1] > 2 * seconds[0]

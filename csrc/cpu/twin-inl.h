@@ -301,6 +301,11 @@ inline void twin_logits(const TwinTile& tile, const TwinUser<kElement>& user, co
   }
 }
 
+// An item's scales; null where the table has none.
+inline const float* scales_of(const TwinTile& tile, int64_t item) {
+  return tile.table->scales ? tile.table->scales + item * tile.model->tasks : nullptr;
+}
+
 // Items of a tile from place `at` on; the last one again where the tile ends.
 inline ListedItems listed_items(const TwinTile& tile, int64_t at) {
   ListedItems items;
@@ -308,7 +313,7 @@ inline ListedItems listed_items(const TwinTile& tile, int64_t at) {
     const int64_t place = tile.first + (at + i < tile.rows ? at + i : tile.rows - 1);
     const int64_t item = tile.ids ? tile.ids[place] : place;
     items.row[i] = static_cast<const char*>(tile.table->rows.from(item).data);
-    items.scale_row[i] = tile.table->scales + item * tile.model->tasks;
+    items.scale_row[i] = scales_of(tile, item);
   }
   return items;
 }
@@ -359,7 +364,7 @@ inline void score_twin_tile_in(const TwinTile& tile) {
     if (!tile.ids && at + kLane <= tile.rows) {
       const int64_t item = tile.first + at;
       const ConsecutiveItems items{static_cast<const char*>(table.rows.from(item).data), stride_bytes, ahead,
-                                   table.scales + item * model.tasks, &columns};
+                                   scales_of(tile, item), &columns};
       twin_logits(tile, user, items, whole_chunks, rest, tile.logits + at);
     } else {
       twin_logits(tile, user, listed_items(tile, at), whole_chunks, rest, tile.logits + at);
