@@ -149,6 +149,17 @@ def _features(results: Results) -> list[Measured]:
     return found
 
 
+def _bandwidth(results: Results) -> list[Measured]:
+    return [
+        Measured(
+            f"{row['candidates']:,} items, {row['workload']}, int8, {row['threads']} thread{'s' * (row['threads'] > 1)}",
+            row["share_of_bandwidth"],
+            f"{row['read_gbytes_per_second']:.1f} GB/s",
+        )
+        for row in results.of(form="twin tower", precision="int8")
+    ]
+
+
 def _tail(results: Results) -> list[Measured]:
     rows = results.of(form="small batches", ours=True, precision="float32")
     return [
@@ -201,6 +212,7 @@ BARS = (
     Bar("catalogue: over the best peer on dense rows", _catalogue(None), least=12.0),
     Bar("catalogue: float32 over the best fp32 peer", _catalogue("float32"), least=8.0),
     Bar("features: over nn.EmbeddingBag, concat and our dense op", _features, least=1.5),
+    Bar("twin tower: share of the read bandwidth", _bandwidth, least=0.80, unit="%"),
     Bar("small batches: over the best fp32 peer", _over_best_peer(_SMALL, **_FP32), least=2.0),
     Bar("small batches: bfloat16 over the best fp32 peer", _over_best_peer(_SMALL, "bfloat16", **_FP32), least=3.0),
     Bar("small batches: P99 over the median", _tail, most=3.0),

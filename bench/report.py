@@ -39,6 +39,7 @@ def markdown(results: Results, charts: dict[str, Path] | None = None, note: str 
     parts += ["## Request form", _REQUEST_NOTE, *_matrices(results, "request")]
     parts += ["## Catalogue form", _CATALOGUE_NOTE, *_matrices(results, "catalogue")]
     parts += ["## Feature form", _FEATURES_NOTE, *_medians(results, "features")]
+    parts += ["## Twin tower form", _TWIN_NOTE, *_medians(results, "twin tower")]
     parts += ["## Small batches", *_matrices(results, "small batches"), *_overhead(results)]
     parts += ["## How cost grows", *_growth(results), "## How it was measured", _METHOD]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -228,6 +229,11 @@ _CATALOGUE_NOTE = (
 _FEATURES_NOTE = (
     "Ids and lists of ids against nn.Embedding and nn.EmbeddingBag, a concatenation and our dense op (or PyTorch eager "
     "all the way); tables of a million rows, new ids each call. The precision is that of the towers."
+)
+
+_TWIN_NOTE = (
+    "One request, the best 100 of a million items of three tasks of width 64, in one stream; eager: matrix products, "
+    "sigmoid, fusion and topk, in bfloat16 where ours is int8."
 )
 
 _GROWTH_NOTE = (

@@ -1,15 +1,12 @@
 // resflow_kernels._runtime: the CPU kernels on NumPy arrays, without torch. The public face is
 // resflow_kernels/runtime.py.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <chrono>
 #include <deque>
 #include <string>
 #include <vector>
 
+#include "array.h"
 #include "core/check.h"
 #include "core/error.h"
 #include "core/pack.h"
@@ -17,40 +14,11 @@
 #include "cpu/isa.h"
 #include "cpu/request.h"
 #include "cpu/score.h"
-#include "cpu/thread_pool.h"
-
-namespace py = pybind11;
 
 namespace resflow::runtime {
 namespace {
 
-// A TensorView of a NumPy array: NumPy counts strides in bytes, a view in elements.
-class View {
- public:
-  View(const char* op, const char* argument, const py::array& array) : dtype_(py::str(array.dtype())) {
-    const int64_t item = array.itemsize();
-    for (py::ssize_t d = 0; d < array.ndim(); ++d) {
-      sizes_.push_back(array.shape(d));
-      if (item == 0 || array.strides(d) % item != 0) {
-        complain(op, argument, expected::unit_stride, "a stride of " + std::to_string(array.strides(d)) + " bytes");
-      }
-      strides_.push_back(array.strides(d) / item);
-    }
-    data_ = array.data();
-  }
-  operator TensorView() const {
-    return {data_, static_cast<int64_t>(sizes_.size()), sizes_.data(), strides_.data(), dtype_.c_str()};
-  }
-
- private:
-  std::string dtype_;
-  std::vector<int64_t> sizes_, strides_;
-  const void* data_;
-};
-
 using Encoded = std::vector<int64_t>;
-
-int64_t thread_count(int64_t threads) { return threads > 0 ? threads : cpu::usable_cores(); }
 
 // What every scoring function takes after its inputs.
 struct Settings {
@@ -152,8 +120,7 @@ py::tuple catalog_rows(const py::array& item, const py::array& packed, const Enc
   check_packed(kOp, plan, packed_bytes);
   const auto precision = static_cast<Precision>(element);
   const py::ssize_t count = items.sizes[0], width = plan.tasks * plan.first_padded();
-  // NumPy has no bfloat16: its bits come as uint16.
-  constexpr const char* kTypes[] = {"float32", "uint16", "int8"};
+  constexpr const char* kTypes[] = {"float32", "uint16", "int8"};  // see View::table
   py::array rows(py::dtype(kTypes[element]), {count, width});
   py::array_t<float> row_scales(precision == Precision::int8 ? count : 0);
   void* const to_rows = rows.mutable_data();
@@ -164,13 +131,6 @@ py::tuple catalog_rows(const py::array& item, const py::array& packed, const Enc
                        thread_count(threads), precision, to_rows, to_scales);
   }
   return py::make_tuple(rows, row_scales);
-}
-
-// A table's rows: what NumPy calls uint16 are the bits of bfloat16.
-TensorView table_of(const View& view) {
-  TensorView table = view;
-  if (std::string(table.dtype) == "uint16") table.dtype = "bfloat16";
-  return table;
 }
 
 struct CatalogArguments {
@@ -185,7 +145,7 @@ struct CatalogArguments {
         scales(op, "scales", scales_array) {}
 
   cpu::Candidates candidates(const cpu::Request& request) const {
-    return request.catalog(user, ids, offsets, table_of(table), scales);
+    return request.catalog(user, ids, offsets, table.table(), scales);
   }
 };
 
@@ -214,7 +174,7 @@ struct FeatureArguments {
   FeatureArguments(const char* op, const std::vector<py::array>& tables, const std::vector<py::array>& scales,
                    const Encoded& ragged)
       : all{{}, {}, ragged} {
-    for (const py::array& table : tables) all.tables.push_back(table_of(views.emplace_back(op, "tables", table)));
+    for (const py::array& table : tables) all.tables.push_back(views.emplace_back(op, "tables", table).table());
     for (const py::array& scale : scales) all.scales.push_back(views.emplace_back(op, "scales", scale));
   }
 
@@ -323,6 +283,7 @@ std::vector<double> measure_dense_seconds(const py::array& x, const py::array& p
 }  // namespace resflow::runtime
 
 PYBIND11_MODULE(_runtime, m) {
+  namespace py = pybind11;
   using namespace resflow;
   using namespace resflow::runtime;
   m.doc() = "The CPU kernels on NumPy arrays; see resflow_kernels.runtime.";
@@ -369,4 +330,5 @@ PYBIND11_MODULE(_runtime, m) {
   m.def("measure_dense_seconds", &measure_dense_seconds, py::arg("x"), py::arg("packed"), py::arg("fusion_weights"),
         py::arg("plan"), py::arg("fusion"), py::arg("threads"), py::arg("calls"),
         "Seconds of each of `calls` calls of dense_scores made from C++.");
+  define_twin(m);
 }

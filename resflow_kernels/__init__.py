@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .feature_nn import FeatureRanker, PackedFeatureRanker
     from .fusion import Additive, ExpectedValue, Multiplicative
     from .nn import ESMM, NSE, PackedResFlow, ResFlow
+    from .nn_twin import TwinTable, TwinTower
     from .plan import Plan, chain
     from .reference import Scores, TopK
     from .runtime import Scorer
@@ -40,6 +41,8 @@ __all__ = [
     "Scorer",
     "Scores",
     "TopK",
+    "TwinTable",
+    "TwinTower",
     "build_catalog",
     "chain",
     "fuse",
@@ -51,6 +54,7 @@ _HOMES = {
     "feature_nn": ("FeatureRanker", "PackedFeatureRanker"),
     "fusion": ("Additive", "ExpectedValue", "Multiplicative"),
     "nn": ("ESMM", "NSE", "PackedResFlow", "ResFlow"),
+    "nn_twin": ("TwinTable", "TwinTower"),
     "plan": ("Plan", "chain"),
     "reference": ("Scores", "TopK"),
     "runtime": ("Scorer",),

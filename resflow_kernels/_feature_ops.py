@@ -202,7 +202,7 @@ def _check_dense(
     if offsets is not None:
         checks.offsets(op, offsets, None)
     requests = None if offsets is None else offsets.shape[0] - 1
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan, ids.ids.shape[0], requests, torch.float32)
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, ids.ids.shape[0], requests, torch.float32)
 
 
 def _check_request(
@@ -226,7 +226,7 @@ def _check_request(
     checks.feature_ids(op, "item_", *item, count - user_features - lists, lists)
     requests, candidates = user.ids.shape[0], item.ids.shape[0]
     checks.offsets(op, offsets, requests)
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan, candidates, requests, torch.float32)
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, candidates, requests, torch.float32)
 
 
 def empty_scores(like: Tensor, candidates: int, tasks: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .contract import FUSIONS, PRECISIONS, WEIGHTS_PER, complaint
+from .contract import FUSIONS, PLAN_LIMITS, PRECISIONS, WEIGHTS_PER, complaint
 from .fusion import weight_count
 from .plan import Plan
 
@@ -78,7 +78,7 @@ def fusion(
     weights: Tensor,
     code: int,
     weights_per: int,
-    plan: Plan,
+    tasks: int,
     candidates: int,
     requests: int | None,
     floating: torch.dtype,
@@ -90,7 +90,7 @@ def fusion(
     _require(
         known, op, "weights_per", "one_of", weights_per, ", ".join(f"{WEIGHTS_PER.index(n)} ({n})" for n in allowed)
     )
-    count = weight_count(code, plan.tasks)
+    count = weight_count(code, tasks)
     per = WEIGHTS_PER[weights_per]
     if per == "call":
         holds = weights.dim() == 1 and weights.shape[0] == count
@@ -118,13 +118,48 @@ def table(op: str, rows: Tensor, scales: Tensor, plan: Plan) -> None:
     """A catalogue's table ``[M, K * H_1]`` and its scales."""
     width = plan.table_width
     _require(rows.dim() == 2 and rows.shape[1] == width, op, "table", "matrix", _sizes(rows), width)
-    dtype(op, "table", rows, torch.float32, torch.bfloat16, torch.int8)
-    strides = list(rows.stride())
-    _require(rows.shape[0] == 0 or strides[1] == 1, op, "table", "unit_stride", f"strides {strides}")
+    _table_element(op, rows)
     count = rows.shape[0] if rows.dtype == torch.int8 else 0
     _require(scales.dim() == 1 and scales.shape[0] == count, op, "scales", "table_scales", _sizes(scales), count)
     dtype(op, "scales", scales, torch.float32)
     vector(op, "scales", scales)
+
+
+def _table_element(op: str, rows: Tensor) -> None:
+    dtype(op, "table", rows, torch.float32, torch.bfloat16, torch.int8)
+    strides = list(rows.stride())
+    _require(rows.shape[0] == 0 or strides[1] == 1, op, "table", "unit_stride", f"strides {strides}")
+
+
+def task_count(op: str, tasks: int) -> None:
+    most = PLAN_LIMITS["max_tasks"]
+    _require(1 <= tasks <= most, op, "tasks", "one_of", tasks, f"1 to {most}")
+
+
+def twin_parents(op: str, parents: list[int]) -> None:
+    """Each task's parent stands before it, or is -1."""
+    most = PLAN_LIMITS["max_tasks"]
+    earlier = all(-1 <= parent < task for task, parent in enumerate(parents))
+    _require(1 <= len(parents) <= most and earlier, op, "parents", "parents", list(parents), most)
+
+
+def task_columns(op: str, argument: str, tensor: Tensor, tasks: int) -> None:
+    divides = tensor.dim() == 2 and tensor.shape[1] > 0 and tensor.shape[1] % tasks == 0
+    _require(divides, op, argument, "task_columns", _sizes(tensor), tasks)
+
+
+def twin_table(op: str, rows: Tensor, scales: Tensor, tasks: int) -> None:
+    """Item vectors ``[M, K * W]`` and their scales ``[M, K]``."""
+    task_columns(op, "table", rows, tasks)
+    _table_element(op, rows)
+    int8 = rows.dtype == torch.int8
+    most = PLAN_LIMITS["max_int8_inputs"]
+    _require(not int8 or rows.shape[1] // tasks <= most, op, "table", "int8_columns", _sizes(rows), most)
+    count = rows.shape[0] if int8 else 0
+    holds = scales.dim() == 2 and scales.shape[0] == count and scales.shape[1] == tasks
+    _require(holds, op, "scales", "rows", _sizes(scales), count, tasks)
+    dtype(op, "scales", scales, torch.float32)
+    _require(scales.is_contiguous(), op, "scales", "contiguous", f"strides {list(scales.stride())}")
 
 
 def vector(op: str, argument: str, tensor: Tensor) -> None:

@@ -91,6 +91,23 @@ class TowerLayer(nn.Module):
         return weights
 
 
+def check_layer_settings(activation: str, norm: str | None) -> None:
+    """Refuse what :func:`make_layer` does not know."""
+    if activation not in ACTIVATION_MODULES:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATION_MODULES)}, got {activation!r}")
+    if norm not in (None, "batch"):
+        raise ValueError(f"norm must be None or 'batch', got {norm!r}")
+
+
+def make_layer(
+    inputs: int, width: int, activation: str, norm: str | None, norm_after_activation: bool, norm_eps: float
+) -> TowerLayer:
+    """A new layer ``[B, inputs]`` to ``[B, width]``."""
+    act = nn.PReLU(width) if activation == "prelu" else ACTIVATION_MODULES[activation]()
+    batch_norm = nn.BatchNorm1d(width, eps=norm_eps) if norm else None
+    return TowerLayer(nn.Linear(inputs, width), act, batch_norm, norm_after_activation)
+
+
 def activation_name(module: nn.Module) -> str:
     """A PyTorch activation module's name in the plan.
 
@@ -284,10 +301,7 @@ class ResFlow(_Scorer):
         conditional: bool = False,
         precision: str = "float32",
     ) -> None:
-        if activation not in ACTIVATION_MODULES:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATION_MODULES)}, got {activation!r}")
-        if norm not in (None, "batch"):
-            raise ValueError(f"norm must be None or 'batch', got {norm!r}")
+        check_layer_settings(activation, norm)
         parents = chain(len(tasks)) if parents is None else tuple(parents)
         if len(parents) != len(tasks):
             raise ValueError(f"parents must be one a task ({len(tasks)}), got {len(parents)}")
@@ -305,10 +319,7 @@ class ResFlow(_Scorer):
         )
 
         def layer(inputs: int, width: int) -> TowerLayer:
-            make = ACTIVATION_MODULES[activation]
-            act = nn.PReLU(width) if activation == "prelu" else make()
-            batch_norm = nn.BatchNorm1d(width, eps=norm_eps) if norm else None
-            return TowerLayer(nn.Linear(inputs, width), act, batch_norm, norm_after_activation)
+            return make_layer(inputs, width, activation, norm, norm_after_activation, norm_eps)
 
         widths = (in_features, *plan.hidden)
         towers = [[layer(a, b) for a, b in pairwise(widths)] for _ in parents]

@@ -9,6 +9,7 @@
 ``catalog_rows``   items' side of the first layers, for the table of the next two
 ``catalog_scores`` one user row and many ids of table rows a request
 ``catalog_topk``   the k best of each request of that form
+``twin_...``       the twin tower form: :mod:`resflow_kernels.ops_twin`
 =================  ================================================================================
 
 The feature form, ``feature_scores``, ``feature_topk`` and the same of requests, takes ids and embedding tables instead
@@ -27,7 +28,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _feature_ops, _library, checks, reference
+from . import _feature_ops, _library, checks, ops_twin, reference
 from ._feature_ops import (
     FeatureIds,
     FeatureTables,
@@ -40,6 +41,7 @@ from ._feature_ops import (
     one_id_each,
 )
 from .contract import OP_SCHEMAS, PRECISIONS
+from .ops_twin import twin_ids_scores, twin_ids_topk, twin_rows, twin_scores, twin_topk
 from .plan import Plan
 from .reference import Scores, TopK
 
@@ -59,8 +61,17 @@ __all__ = [
     "library_status",
     "one_id_each",
     "pack_towers",
+    "reference_request_scores",
+    "reference_request_topk",
+    "reference_scores",
+    "reference_topk",
     "request_scores",
     "request_topk",
+    "twin_ids_scores",
+    "twin_ids_topk",
+    "twin_rows",
+    "twin_scores",
+    "twin_topk",
     "why_unavailable",
 ]
 
@@ -343,7 +354,7 @@ def _check_dense(
     if offsets is not None:
         checks.offsets(op, offsets, None)
     requests = None if offsets is None else offsets.shape[0] - 1
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan, x.shape[0], requests, dtype or torch.float32)
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, x.shape[0], requests, dtype or torch.float32)
 
 
 def _check_request(
@@ -361,7 +372,9 @@ def _check_request(
     checks.matrix(op, "item", item, None, *_only(dtype))
     checks.columns_sum(op, user, item, plan)
     checks.offsets(op, offsets, user.shape[0])
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan, item.shape[0], user.shape[0], dtype or torch.float32)
+    checks.fusion(
+        op, fusion_weights, fusion, weights_per, plan.tasks, item.shape[0], user.shape[0], dtype or torch.float32
+    )
 
 
 def _check_catalog(
@@ -380,7 +393,7 @@ def _check_catalog(
     checks.table(op, table, scales, plan)
     checks.ids(op, ids)
     checks.offsets(op, offsets, user.shape[0])
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan, ids.shape[0], user.shape[0], torch.float32)
+    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, ids.shape[0], user.shape[0], torch.float32)
 
 
 def _only(dtype: torch.dtype | None) -> tuple[torch.dtype, ...]:
@@ -493,10 +506,9 @@ def _fake_catalog_topk(
 
 
 for _name in OP_SCHEMAS:
-    _is_feature_op = _name in _feature_ops.FAKES
-    _fake = _feature_ops.FAKES[_name] if _is_feature_op else globals()[f"_fake_{_name}"]
+    _fake = _feature_ops.FAKES.get(_name) or ops_twin.FAKES.get(_name) or globals()[f"_fake_{_name}"]
     torch.library.register_fake(f"resflow::{_name}", _fake)
-    if _compiled and not _is_feature_op:
+    if _compiled and _name not in _feature_ops.FAKES:
         # Autocast would hand the op bfloat16 rows; it computes in float32. (The feature form's tables are to be taken
         # as they are, not copied.)
         torch.library.register_autocast(f"resflow::{_name}", "cpu", torch.float32)

@@ -78,6 +78,25 @@ def _bad_inputs() -> dict[str, tuple[str, dict[str, object]]]:
         "ids of a matrix": ("catalog_scores", {"ids": torch.zeros(3, 1, dtype=torch.int64)}),
         "an id too large": ("catalog_scores", {"ids": torch.tensor([0, 4, 1])}),
         "a negative id": ("catalog_topk", {"ids": torch.tensor([0, -1, 1])}),
+        "no parents": ("twin_scores", {"parents": []}),
+        "parents that come later": ("twin_scores", {"parents": [-1, 1]}),
+        "a parent below -1": ("twin_ids_scores", {"parents": [-2, 0]}),
+        "vectors of unequal width": ("twin_scores", {"table": torch.zeros(4, 7)}),
+        "a table without columns": ("twin_topk", {"table": torch.zeros(4, 0)}),
+        "vectors of float64": ("twin_ids_scores", {"table": torch.zeros(4, 6, dtype=double)}),
+        "vectors transposed": ("twin_topk", {"table": torch.zeros(6, 4).T}),
+        "scales of a float32 twin table": ("twin_scores", {"scales": torch.zeros(4, 2)}),
+        "scales of a vector": ("twin_scores", {"scales": torch.zeros(0)}),
+        "scales of float64": ("twin_topk", {"scales": torch.zeros(0, 2, dtype=double)}),
+        "user vectors too narrow": ("twin_scores", {"user": torch.zeros(2, 5)}),
+        "user vectors transposed": ("twin_topk", {"user": torch.zeros(6, 2).T}),
+        "weights of too few items": ("twin_scores", {"fusion_weights": torch.zeros(3, 2), "weights_per": 2}),
+        "weights of too few ids": ("twin_ids_topk", {"fusion_weights": torch.zeros(4, 2), "weights_per": 2}),
+        "an id past the table": ("twin_ids_scores", {"ids": torch.tensor([0, 4, 1])}),
+        "ids that are not all cut": ("twin_ids_topk", {"offsets": torch.tensor([0, 1, 2])}),
+        "unknown fusion of twins": ("twin_topk", {"fusion": 7}),
+        "k of 0 of all items": ("twin_topk", {"k": 0}),
+        "k of 0 of a list": ("twin_ids_topk", {"k": 0}),
         "k of 0": ("dense_topk", {"k": 0}),
         "negative k": ("request_topk", {"k": -3}),
     }
@@ -85,6 +104,8 @@ def _bad_inputs() -> dict[str, tuple[str, dict[str, object]]]:
 
 def _good(op: str, plan: Plan = PLAN) -> dict[str, object]:
     arguments: dict[str, object] = {}
+    if op.startswith("twin"):
+        return _good_twin(op)
     if op.startswith("dense"):
         arguments["x"] = torch.zeros(3, 6)
     else:
@@ -99,7 +120,18 @@ def _good(op: str, plan: Plan = PLAN) -> dict[str, object]:
     return arguments | ({"k": 2} if op.endswith("topk") else {})
 
 
+def _good_twin(op: str) -> dict[str, object]:
+    arguments: dict[str, object] = {"user": torch.zeros(2, 6), "table": torch.zeros(4, 6), "scales": torch.zeros(0, 2)}
+    arguments |= {"fusion_weights": torch.zeros(2), "parents": [-1, 0], "non_increasing": False}
+    arguments |= {"fusion": 0, "weights_per": 0}
+    if "ids" in op:
+        arguments |= {"ids": torch.tensor([3, 0, 0]), "offsets": torch.tensor([0, 1, 3])}
+    return arguments | ({"k": 2} if op.endswith("topk") else {})
+
+
 def _fused(op: str, arguments: dict[str, object]) -> object:
+    if op.startswith("twin"):
+        return getattr(ops, op)(**arguments)
     packed = ops.pack_towers(random_weights(PLAN), PLAN)
     return getattr(ops, op)(packed=packed, plan=PLAN, **arguments)
 
@@ -112,6 +144,8 @@ def _reference(op: str, arguments: dict[str, object]) -> object:
 def _numpy(op: str, arguments: dict[str, object]) -> object:
     runtime = pytest.importorskip("resflow_kernels._runtime")
     arrays = {name: a.numpy() if isinstance(a, torch.Tensor) else a for name, a in arguments.items()}
+    if op.startswith("twin"):
+        return getattr(runtime, op)(**arrays)
     packed = runtime.pack_towers([weight.numpy() for weight in random_weights(PLAN)], PLAN.encoded)
     return getattr(runtime, op)(packed=packed, plan=PLAN.encoded, **arrays)
 
@@ -122,7 +156,7 @@ def _takes_rows(name: str) -> bool:
 
 @pytest.mark.parametrize("op", [name for name in contract.OP_SCHEMAS if _takes_rows(name)])
 def test_good_inputs_pass_everywhere(op: str) -> None:
-    for call in (_fused, _numpy, *([] if op.startswith("catalog") else [_reference])):
+    for call in (_fused, _numpy, *([] if op.startswith(("catalog", "twin")) else [_reference])):
         call(op, _good(op))
 
 
@@ -141,13 +175,49 @@ def test_bad_input_is_named_alike_by_all_paths(name: str) -> None:
     floating = next(
         (a.dtype for n, a in changes.items() if n in ("x", "user", "item") and isinstance(a, torch.Tensor)), None
     )
-    if floating in (None, torch.float32) and not op.startswith("catalog"):  # the reference takes any floating dtype
+    if floating in (None, torch.float32) and not op.startswith(
+        ("catalog", "twin")
+    ):  # the reference takes any floating dtype
         with pytest.raises(ValueError) as by_reference:
             _reference(op, arguments)
         assert str(by_reference.value) == text
     with pytest.raises(ValueError) as by_runtime:
         _numpy(op, arguments)
     assert str(by_runtime.value) == text
+
+
+@pytest.mark.parametrize(
+    ("tasks", "columns", "element", "text"),
+    [
+        (0, 6, 2, "tasks must be one of 1 to 64, got 0"),
+        (65, 65, 2, "tasks must be one of 1 to 64, got 65"),
+        (4, 6, 2, "vectors must be a matrix of columns for 4 tasks, as many for each and at least one, got [3, 6]"),
+        (2, 6, 3, "element must be one of 0 to 2, got 3"),
+    ],
+)
+def test_twin_rows_names_bad_input(tasks: int, columns: int, element: int, text: str) -> None:
+    vectors = torch.zeros(3, columns)
+    runtime = pytest.importorskip("resflow_kernels._runtime")
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = mode.from_tensor(vectors)
+    for op, argument in (
+        (torch.ops.resflow.twin_rows, vectors),
+        (torch.ops.resflow.twin_rows, fake),
+        (runtime.twin_rows, vectors.numpy()),
+    ):
+        with pytest.raises(ValueError) as raised:
+            op(argument, tasks, element)
+        assert str(raised.value) == f"twin_rows: {text}"
+    with pytest.raises(ValueError, match="element must be one of float32, bfloat16, int8, got 'int4'"):
+        ops.twin_rows(vectors, 1, "int4")
+
+
+def test_int8_vectors_have_a_widest() -> None:
+    """Beyond it an int32 sum could overflow."""
+    table, scales, user = torch.zeros(1, 65537, dtype=torch.int8), torch.zeros(1, 1), torch.zeros(1, 65537)
+    with pytest.raises(ValueError, match="table must be of at most 65536 columns a task where it is int8"):
+        ops.twin_scores(user, table, scales, torch.ones(1), [-1])
+    assert ops.twin_scores(user[:, 1:], table[:, 1:], scales, torch.ones(1), [-1]).logits.tolist() == [[0.0]]
 
 
 def test_messages_word_by_word() -> None:

@@ -21,6 +21,9 @@ PLAN = Plan(12, (20, 8), (-1, 0, 1), affine=True)
 PACKED = ops.pack_towers(random_weights(PLAN), PLAN)
 
 
+PACKING = ("pack_towers", "catalog_rows", "twin_rows")
+
+
 def op_arguments(candidates: int = 9) -> dict[str, tuple[object, ...]]:
     """Good arguments of every op."""
     x = torch.randn(candidates, 12)
@@ -34,7 +37,15 @@ def op_arguments(candidates: int = 9) -> dict[str, tuple[object, ...]]:
     looked_up = (torch.arange(candidates)[:, None] % 3, *lists)
     none = torch.zeros(0, dtype=torch.int64)
     sides = (single, none, torch.zeros(1, dtype=torch.int64), ids[:, None][:, :0], *lists, offsets)
+    twin = (torch.randn(2, 3 * 7), *ops.twin_rows(torch.randn(candidates, 3 * 7), 3, "int8"))
+    twin_ids = (twin[0], ids, offsets, *twin[1:])
+    twin_rest = (torch.rand(3), [-1, 0, 1], True, 0, 0)
     return {
+        "twin_rows": (torch.randn(candidates, 3 * 7), 3, 2),
+        "twin_scores": (*twin, *twin_rest),
+        "twin_topk": (*twin, *twin_rest, 3),
+        "twin_ids_scores": (*twin_ids, *twin_rest),
+        "twin_ids_topk": (*twin_ids, *twin_rest, 3),
         "pack_towers": (random_weights(PLAN), PLAN.encoded),
         "dense_scores": (x, *rest),
         "dense_topk": (x, offsets, *rest, 3),
@@ -57,7 +68,7 @@ def test_opcheck(name: str) -> None:
     assert set(results.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("name", [name for name in op_arguments() if name not in ("pack_towers", "catalog_rows")])
+@pytest.mark.parametrize("name", [name for name in op_arguments() if name not in PACKING])
 def test_ops_compile_without_a_graph_break(name: str) -> None:
     op = getattr(torch.ops.resflow, name)
 
@@ -72,7 +83,7 @@ def test_ops_compile_without_a_graph_break(name: str) -> None:
             assert torch.equal(got.nan_to_num(-7), expected.nan_to_num(-7))
 
 
-@pytest.mark.parametrize("name", [name for name in op_arguments() if name not in ("pack_towers", "catalog_rows")])
+@pytest.mark.parametrize("name", [name for name in op_arguments() if name not in PACKING])
 def test_fakes_refuse_what_the_ops_refuse(name: str) -> None:
     arguments = list(op_arguments()[name])
     arguments[0] = torch.zeros(2, 3, dtype=torch.float64)
@@ -162,6 +173,9 @@ def feature_requests(x: Tensor) -> tuple[object, ...]:
     return nobody, ids, torch.tensor([0, len(x)]), tables, 0
 
 
+TWIN_TABLE = ops.twin_rows(torch.randn(5, 12), 3)
+LISTS = (torch.tensor([1, 0, 4]), torch.tensor([0, 1, 1, 2, 3]))
+
 CALLS: dict[str, Callable[[Tensor], object]] = {
     "dense_scores": lambda x: ops.dense_scores(x, PACKED, PLAN, torch.ones(3)),
     "dense_topk": lambda x: ops.dense_topk(x, torch.tensor([0, len(x)]), PACKED, PLAN, torch.ones(3), k=2),
@@ -180,6 +194,11 @@ CALLS: dict[str, Callable[[Tensor], object]] = {
     ),
     "feature_request_scores": lambda x: ops.feature_request_scores(*feature_requests(x), PACKED, PLAN, torch.ones(3)),
     "feature_request_topk": lambda x: ops.feature_request_topk(*feature_requests(x), PACKED, PLAN, torch.ones(3), k=2),
+    "twin_rows": lambda x: ops.twin_rows(x, 3),
+    "twin_scores": lambda x: ops.twin_scores(x, *TWIN_TABLE, torch.ones(3), (-1, 0, 1)),
+    "twin_topk": lambda x: ops.twin_topk(x, *TWIN_TABLE, torch.ones(3), (-1, 0, 1), k=2),
+    "twin_ids_scores": lambda x: ops.twin_ids_scores(x, *LISTS, *TWIN_TABLE, torch.ones(3), (-1, 0, 1)),
+    "twin_ids_topk": lambda x: ops.twin_ids_topk(x, *LISTS, *TWIN_TABLE, torch.ones(3), (-1, 0, 1), k=2),
 }
 
 

@@ -43,6 +43,17 @@ void check_vector(const char* op, const std::string& argument, const TensorView&
   }
 }
 
+void check_contiguous(const char* op, const char* argument, const TensorView& tensor) {
+  int64_t expected_stride = 1;
+  bool contiguous = true;
+  for (int64_t d = tensor.dim - 1; d >= 0; --d) {
+    contiguous = contiguous && (tensor.sizes[d] <= 1 || tensor.strides[d] == expected_stride);
+    if (tensor.sizes[d] == 0) return;
+    expected_stride *= tensor.sizes[d];
+  }
+  if (!contiguous) complain(op, argument, expected::contiguous, strides_text(tensor));
+}
+
 Precision element_of(const TensorView& tensor) {
   for (int64_t at = 0; at < static_cast<int64_t>(Precision::count); ++at) {
     if (std::strcmp(tensor.dtype, kPrecisionNames[at]) == 0) return static_cast<Precision>(at);
@@ -63,23 +74,59 @@ void check_element(const char* op, int64_t element) {
   complain(op, "element", expected::one_of, std::to_string(element), "0 to " + std::to_string(kPrecisions - 1));
 }
 
-void check_table(const char* op, const Plan& plan, const TensorView& table, const TensorView& scales) {
-  const int64_t width = plan.tasks * plan.first_padded();
-  if (table.dim != 2 || table.sizes[1] != width) {
-    complain(op, "table", expected::matrix, sizes_text(table), std::to_string(width));
-  }
+// What a table holds, side by side in each row.
+void check_table_element(const char* op, const TensorView& table) {
   if (element_of(table) == Precision::count) {
     complain(op, "table", expected::dtype, table.dtype, "float32, bfloat16 or int8");
   }
   if (table.sizes[0] > 0 && table.strides[1] != 1) {
     complain(op, "table", expected::unit_stride, strides_text(table));
   }
+}
+
+void check_table(const char* op, const Plan& plan, const TensorView& table, const TensorView& scales) {
+  const int64_t width = plan.tasks * plan.first_padded();
+  if (table.dim != 2 || table.sizes[1] != width) {
+    complain(op, "table", expected::matrix, sizes_text(table), std::to_string(width));
+  }
+  check_table_element(op, table);
   const int64_t count = element_of(table) == Precision::int8 ? table.sizes[0] : 0;
   if (scales.dim != 1 || scales.sizes[0] != count) {
     complain(op, "scales", expected::table_scales, sizes_text(scales), std::to_string(count));
   }
   check_dtype(op, "scales", scales, "float32");
   check_vector(op, "scales", scales);
+}
+
+void check_task_count(const char* op, int64_t tasks) {
+  if (tasks >= 1 && tasks <= limit::max_tasks) return;
+  complain(op, "tasks", expected::one_of, std::to_string(tasks), "1 to " + std::to_string(limit::max_tasks));
+}
+
+void check_twin_parents(const char* op, const int64_t* parents, int64_t tasks) {
+  bool good = tasks >= 1 && tasks <= limit::max_tasks;
+  for (int64_t k = 0; good && k < tasks; ++k) good = parents[k] >= -1 && parents[k] < k;
+  if (!good) complain(op, "parents", expected::parents, list_text(parents, tasks), std::to_string(limit::max_tasks));
+}
+
+void check_task_columns(const char* op, const char* argument, const TensorView& tensor, int64_t tasks) {
+  if (tensor.dim == 2 && tensor.sizes[1] > 0 && tensor.sizes[1] % tasks == 0) return;
+  complain(op, argument, expected::task_columns, sizes_text(tensor), std::to_string(tasks));
+}
+
+void check_twin_table(const char* op, int64_t tasks, const TensorView& table, const TensorView& scales) {
+  check_task_columns(op, "table", table, tasks);
+  check_table_element(op, table);
+  const bool int8 = element_of(table) == Precision::int8;
+  if (int8 && table.sizes[1] / tasks > limit::max_int8_inputs) {
+    complain(op, "table", expected::int8_columns, sizes_text(table), std::to_string(limit::max_int8_inputs));
+  }
+  const int64_t count = int8 ? table.sizes[0] : 0;
+  if (scales.dim != 2 || scales.sizes[0] != count || scales.sizes[1] != tasks) {
+    complain(op, "scales", expected::rows, sizes_text(scales), std::to_string(count), std::to_string(tasks));
+  }
+  check_dtype(op, "scales", scales, "float32");
+  check_contiguous(op, "scales", scales);
 }
 
 void check_ids(const char* op, const TensorView& ids, int64_t items) {
@@ -143,7 +190,7 @@ void check_columns_sum(const char* op, const Plan& plan, const TensorView& user,
 
 int64_t fusion_weight_count(Fusion fusion, int64_t tasks) { return tasks + (fusion == Fusion::expected_value ? 1 : 0); }
 
-void check_fusion(const char* op, const Plan& plan, const TensorView& weights, int64_t fusion, int64_t weights_per,
+void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int64_t fusion, int64_t weights_per,
                   int64_t candidates, int64_t requests) {
   constexpr auto kForms = static_cast<int64_t>(Fusion::count);
   if (fusion < 0 || fusion >= kForms) {
@@ -160,7 +207,7 @@ void check_fusion(const char* op, const Plan& plan, const TensorView& weights, i
     }
     complain(op, "weights_per", expected::one_of, std::to_string(weights_per), known);
   }
-  const int64_t count = fusion_weight_count(static_cast<Fusion>(fusion), plan.tasks);
+  const int64_t count = fusion_weight_count(static_cast<Fusion>(fusion), tasks);
   const auto per = static_cast<WeightsPer>(weights_per);
   if (per == WeightsPer::call) {
     if (weights.dim != 1 || weights.sizes[0] != count) {
@@ -173,14 +220,7 @@ void check_fusion(const char* op, const Plan& plan, const TensorView& weights, i
     }
   }
   check_dtype(op, "fusion_weights", weights, "float32");
-  int64_t expected_stride = 1;
-  bool contiguous = true;
-  for (int64_t d = weights.dim - 1; d >= 0; --d) {
-    contiguous = contiguous && (weights.sizes[d] <= 1 || weights.strides[d] == expected_stride);
-    if (weights.sizes[d] == 0) return;
-    expected_stride *= weights.sizes[d];
-  }
-  if (!contiguous) complain(op, "fusion_weights", expected::contiguous, strides_text(weights));
+  check_contiguous(op, "fusion_weights", weights);
 }
 
 void check_packed(const char* op, const Plan& plan, const TensorView& packed) {

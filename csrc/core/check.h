@@ -44,11 +44,17 @@ void check_element(const char* op, int64_t element);
 void check_offsets(const char* op, const TensorView& tensor, int64_t requests);
 void check_offset_values(const char* op, const TensorView& tensor, int64_t candidates);
 
+// Twin towers: 1 to max_tasks parents, and a table [items, tasks * width] with scales [items, tasks] if it is int8.
+void check_task_count(const char* op, int64_t tasks);
+void check_twin_parents(const char* op, const int64_t* parents, int64_t tasks);
+void check_task_columns(const char* op, const char* argument, const TensorView& tensor, int64_t tasks);
+void check_twin_table(const char* op, int64_t tasks, const TensorView& table, const TensorView& scales);
+
 // User and item columns together are the plan's input.
 void check_columns_sum(const char* op, const Plan& plan, const TensorView& user, const TensorView& item);
 
 // The codes are known, and the weights are [count] for the call, or [requests or candidates, count].
-void check_fusion(const char* op, const Plan& plan, const TensorView& weights, int64_t fusion, int64_t weights_per,
+void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int64_t fusion, int64_t weights_per,
                   int64_t candidates, int64_t requests);
 
 // Weights packed by pack_towers for this very plan.

@@ -32,6 +32,9 @@ class TopK {
       replace_worst(candidate);
     }
   }
+  // Offers a run of scores whose positions come after all that were offered before: an equal score ranks behind.
+  void offer_run(const float* scores, int64_t count, int64_t first_position);
+
   void merge(const TopK& other) {
     for (const Ranked& candidate : other.heap_) offer(candidate);
   }

@@ -105,6 +105,48 @@ struct Projection {
   float* out;
 };
 
+// Twin towers: a task's logit is the dot product of the user's vector and the item's.
+struct TwinModel {
+  int32_t tasks;
+  int64_t width;                      // of one task's vectors
+  int32_t parents[limit::max_tasks];  // of the logit residual, -1 for none
+  bool non_increasing;
+};
+
+// Item vectors [items][tasks * width]; int8 ones have scales [items][tasks].
+struct TwinTable {
+  Rows rows;
+  const float* scales;
+  int64_t items;
+};
+
+// Floats of a user's vectors as twin_user leaves them: words of up to two parts, a scale and a start a task.
+constexpr int64_t twin_user_floats(const TwinModel& model, Precision element) {
+  const int64_t chunks = (model.width * bytes_of(element) + 63) / 64;
+  return 2 * model.tasks * chunks * kLane + 2 * pad_to_lane(model.tasks);
+}
+
+// One request's candidates: consecutive items, or those of a list.
+struct TwinTile {
+  const TwinModel* model;
+  const TwinTable* table;
+  const float* user;   // as twin_user left it
+  const int64_t* ids;  // null: items first, first + 1, ...
+  int64_t first;       // the item, or the place in ids
+  int64_t rows;
+  int64_t fetch_from;  // places in ids whose items to fetch from memory meanwhile
+  int64_t fetch_rows;
+
+  Fusion fusion;
+  const float* fusion_weights;  // of the first candidate
+  int64_t fusion_weights_step;  // to the next candidate's; 0: one set for all
+
+  float* logits;   // [tasks][stride]
+  float* probs;    // [tasks][stride]
+  float* score;    // [stride]
+  int64_t stride;  // rows rounded up to kLane
+};
+
 struct Kernels {
   const char* name;
   int64_t block_rows;  // rows a register block holds: tiles of a multiple waste nothing
@@ -121,6 +163,15 @@ struct Kernels {
   // Runs products on registers alone, `count` times; returns their floating-point or integer operations. What a
   // benchmark's peak is.
   double (*peak_operations)(Precision precision, int64_t count, float* sink);
+
+  // A user's vectors [tasks * width] as score_twin_tile multiplies them, in `out` of twin_user_floats.
+  void (*twin_user)(const TwinModel& model, Precision element, const Rows& user, float* out);
+
+  // Logits, probabilities and scores of one twin tile.
+  void (*score_twin_tile)(const TwinTile& tile);
+
+  // Reads whole cache lines; returns a sum of them. What a benchmark's bandwidth is.
+  float (*read_memory)(const void* from, int64_t bytes);
 };
 
 extern const Kernels kPortableKernels;

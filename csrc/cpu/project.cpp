@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/bfloat16.h"
+#include "core/round_row.h"
 #include "cpu/isa.h"
 #include "cpu/source.h"
 #include "cpu/tiling.h"
@@ -27,24 +27,6 @@ void project_rows(const Model& model, const Source& x, int64_t count, int64_t fi
     const Rows x_rows = rows_of(kernels, x, rows.first, rows.count, operand - pooled);
     kernels.project(model.plan, model.weights(), {x_rows, rows.count, first_input, columns, with_bias, operand, out});
     done(out, rows);
-  });
-}
-
-// Rounds a row of products to `element`; in int8 to the row's largest magnitude over 127, written to `scale`.
-void round_row(const float* products, int64_t width, Precision element, void* row, float* scale) {
-  if (element == Precision::bfloat16) {
-    std::transform(products, products + width, static_cast<uint16_t*>(row), to_bfloat16);
-    return;
-  }
-  float largest = 0.0f, not_finite = 0.0f;
-  for (int64_t i = 0; i < width; ++i) {
-    largest = std::max(largest, std::abs(products[i]));
-    not_finite += 0.0f * products[i];
-  }
-  *scale = largest / 127.0f + not_finite;
-  const float step = *scale;
-  std::transform(products, products + width, static_cast<int8_t*>(row), [step](float product) {
-    return static_cast<int8_t>(step > 0 ? std::nearbyint(product / step) : 0.0f);
   });
 }
 

@@ -91,7 +91,7 @@ struct Request {
   }
 
   void check_rest(int64_t candidates, int64_t requests) const {
-    check_fusion(op, plan, fusion_weights, fusion, weights_per, candidates, requests);
+    check_fusion(op, plan.tasks, fusion_weights, fusion, weights_per, candidates, requests);
     check_packed(op, plan, packed);
   }
 

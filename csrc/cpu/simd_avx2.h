@@ -10,6 +10,8 @@ namespace resflow::cpu::RESFLOW_TARGET {
 // 6 rows x 2 registers: 12 accumulators, 2 weights and a broadcast in 15 of 16 registers.
 constexpr int kBlockRows = 6;
 constexpr int kBlockLanes = 1;
+// 4 accumulators of 2 registers, the user's 2 to 4, and a row's 2.
+constexpr int kSumsAtOnce = 4;
 
 struct Lanes {
   __m256 v[2];
@@ -72,6 +74,7 @@ inline Lanes to_float(Ints a) { RESFLOW_EACH_HALF(_mm256_cvtepi32_ps(a.v[h])); }
 inline Ints to_int(Lanes a) { RESFLOW_EACH_INT_HALF(_mm256_cvtps_epi32(a.v[h])); }
 inline Ints operator+(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_add_epi32(a.v[h], b.v[h])); }
 inline Ints operator&(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_and_si256(a.v[h], b.v[h])); }
+inline Ints operator^(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_xor_si256(a.v[h], b.v[h])); }
 template <int kBits>
 inline Ints shift_left(Ints a) {
   RESFLOW_EACH_INT_HALF(_mm256_slli_epi32(a.v[h], kBits));
@@ -101,6 +104,42 @@ inline float total(Lanes a) {
     for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
   }
   return parts[0];
+}
+
+// Columns of 16 rows [16][columns].
+class Columns {
+ public:
+  explicit Columns(int64_t columns) : columns_(columns) {}
+  Lanes load(const float* rows, int64_t column) const {
+    float values[16];
+    for (int64_t i = 0; i < 16; ++i) values[i] = rows[i * columns_ + column];
+    return RESFLOW_TARGET::load(values);
+  }
+
+ private:
+  int64_t columns_;
+};
+
+// Lane i: the total of rows[i].
+inline Lanes totals(const Lanes (&rows)[16]) {
+  const auto quad = [&](int first) {
+    __m256 sum[4];
+    for (int i = 0; i < 4; ++i) sum[i] = _mm256_add_ps(rows[first + i].v[0], rows[first + i].v[1]);
+    return _mm256_hadd_ps(_mm256_hadd_ps(sum[0], sum[1]), _mm256_hadd_ps(sum[2], sum[3]));
+  };
+  const __m256 quads[2][2] = {{quad(0), quad(4)}, {quad(8), quad(12)}};
+  RESFLOW_EACH_HALF(_mm256_add_ps(_mm256_permute2f128_ps(quads[h][0], quads[h][1], 0x20),
+                                  _mm256_permute2f128_ps(quads[h][0], quads[h][1], 0x31)));
+}
+inline Ints totals(const Ints (&rows)[16]) {
+  const auto quad = [&](int first) {
+    __m256i sum[4];
+    for (int i = 0; i < 4; ++i) sum[i] = _mm256_add_epi32(rows[first + i].v[0], rows[first + i].v[1]);
+    return _mm256_hadd_epi32(_mm256_hadd_epi32(sum[0], sum[1]), _mm256_hadd_epi32(sum[2], sum[3]));
+  };
+  const __m256i quads[2][2] = {{quad(0), quad(4)}, {quad(8), quad(12)}};
+  RESFLOW_EACH_INT_HALF(_mm256_add_epi32(_mm256_permute2x128_si256(quads[h][0], quads[h][1], 0x20),
+                                         _mm256_permute2x128_si256(quads[h][0], quads[h][1], 0x31)));
 }
 
 inline Lanes load_bfloat16(const uint16_t* from) {

@@ -11,6 +11,8 @@ namespace resflow::cpu::RESFLOW_TARGET {
 // 6 rows x 4 registers: 24 accumulators, 4 weights and a broadcast in 29 of 32 registers.
 constexpr int kBlockRows = 6;
 constexpr int kBlockLanes = 4;
+// Dot products of 16 rows keep one accumulator each in registers.
+constexpr int kSumsAtOnce = 16;
 
 struct Lanes {
   __m512 v;
@@ -67,6 +69,7 @@ inline Lanes to_float(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline Ints to_int(Lanes a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline Ints operator^(Ints a, Ints b) { return {_mm512_xor_si512(a.v, b.v)}; }
 template <int kBits>
 inline Ints shift_left(Ints a) {
   return {_mm512_slli_epi32(a.v, kBits)};
@@ -81,6 +84,68 @@ inline Ints maximum(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
 inline int32_t total(Ints a) { return _mm512_reduce_add_epi32(a.v); }
 inline int32_t maximum(Ints a) { return _mm512_reduce_max_epi32(a.v); }
 inline float total(Lanes a) { return _mm512_reduce_add_ps(a.v); }
+
+// Columns of 16 rows [16][columns], by permutes of the rows' registers: a gather takes several times as long.
+class Columns {
+ public:
+  explicit Columns(int64_t columns) : columns_(static_cast<int32_t>(columns)) {
+    const __m512i iota = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    first_ = _mm512_mullo_epi32(iota, _mm512_set1_epi32(columns_));
+  }
+  Lanes load(const float* rows, int64_t column) const {
+    const __m512i place = _mm512_add_epi32(first_, _mm512_set1_epi32(static_cast<int32_t>(column)));
+    const __m512i home = _mm512_srli_epi32(place, 4);
+    __m512 result = _mm512_setzero_ps();
+    for (int32_t r = 0; r < columns_; ++r) {
+      const __mmask16 here = _mm512_cmpeq_epi32_mask(home, _mm512_set1_epi32(r));
+      result = _mm512_mask_permutexvar_ps(result, here, place, _mm512_loadu_ps(rows + 16 * r));
+    }
+    return {result};
+  }
+
+ private:
+  int32_t columns_;
+  __m512i first_;
+};
+
+// Lane i: the total of rows[i]. 4 x 4 transposes within quarters of registers, then one of quarters: 30 shuffles and 15
+// additions, against 16 reductions of 4 each.
+inline Lanes totals(const Lanes (&rows)[16]) {
+  __m512 pair[8], quad[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = rows[2 * i].v, b = rows[2 * i + 1].v;
+    pair[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pair[2 * i]), b = _mm512_castps_pd(pair[2 * i + 1]);
+    quad[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto add_halves = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+  };
+  const __m512 low = add_halves(quad[0], quad[1]), high = add_halves(quad[2], quad[3]);
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD))};
+}
+inline Ints totals(const Ints (&rows)[16]) {
+  __m512i pair[8], quad[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m512i a = rows[2 * i].v, b = rows[2 * i + 1].v;
+    pair[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512i a = pair[2 * i], b = pair[2 * i + 1];
+    quad[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  }
+  const auto add_halves = [](__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xEE));
+  };
+  const __m512i low = add_halves(quad[0], quad[1]), high = add_halves(quad[2], quad[3]);
+  return {_mm512_add_epi32(_mm512_shuffle_i32x4(low, high, 0x88), _mm512_shuffle_i32x4(low, high, 0xDD))};
+}
 
 inline Lanes load_bfloat16(const uint16_t* from) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));

@@ -16,6 +16,12 @@ constexpr int kBlockRows = 6;
 constexpr int kBlockRows = 2;
 #endif
 constexpr int kBlockLanes = 1;
+// Accumulators of dot products, 4 registers each.
+#if defined(__aarch64__)
+constexpr int kSumsAtOnce = 4;
+#else
+constexpr int kSumsAtOnce = 2;
+#endif
 
 typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t IntQuad __attribute__((vector_size(16)));
@@ -90,6 +96,7 @@ inline Ints to_int(Lanes a) {
 }
 inline Ints operator+(Ints a, Ints b) { RESFLOW_EACH_INT_QUAD(a.v[q] + b.v[q]); }
 inline Ints operator&(Ints a, Ints b) { RESFLOW_EACH_INT_QUAD(a.v[q] & b.v[q]); }
+inline Ints operator^(Ints a, Ints b) { RESFLOW_EACH_INT_QUAD(a.v[q] ^ b.v[q]); }
 template <int kBits>
 inline Ints shift_left(Ints a) {
   RESFLOW_EACH_INT_QUAD(a.v[q] << kBits);
@@ -122,6 +129,38 @@ inline float total(Lanes a) {
     for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
   }
   return parts[0];
+}
+
+// Columns of 16 rows [16][columns].
+class Columns {
+ public:
+  explicit Columns(int64_t columns) : columns_(columns) {}
+  Lanes load(const float* rows, int64_t column) const {
+    float values[16];
+    for (int64_t i = 0; i < 16; ++i) values[i] = rows[i * columns_ + column];
+    return RESFLOW_TARGET::load(values);
+  }
+
+ private:
+  int64_t columns_;
+};
+
+// Lane i: the total of rows[i].
+inline Lanes totals(const Lanes (&rows)[16]) {
+  Lanes result;
+  for (int i = 0; i < 16; ++i) {
+    const Quad sum = (rows[i].v[0] + rows[i].v[2]) + (rows[i].v[1] + rows[i].v[3]);
+    result.v[i / 4][i % 4] = (sum[0] + sum[2]) + (sum[1] + sum[3]);
+  }
+  return result;
+}
+inline Ints totals(const Ints (&rows)[16]) {
+  Ints result;
+  for (int i = 0; i < 16; ++i) {
+    const IntQuad sum = (rows[i].v[0] + rows[i].v[2]) + (rows[i].v[1] + rows[i].v[3]);
+    result.v[i / 4][i % 4] = (sum[0] + sum[2]) + (sum[1] + sum[3]);
+  }
+  return result;
 }
 
 inline Lanes load_bfloat16(const uint16_t* from) {

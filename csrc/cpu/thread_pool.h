@@ -14,6 +14,11 @@ namespace resflow::cpu {
 // must not throw.
 void parallel_for(int64_t count, int64_t threads, void (*work)(void* context, int64_t index), void* context);
 
+template <class Work>
+void run_parallel(int64_t count, int64_t threads, Work work) {
+  parallel_for(count, threads, [](void* context, int64_t index) { (*static_cast<Work*>(context))(index); }, &work);
+}
+
 // Workers, up to `wanted`, that are awake and begin at once what they are given. After a pause there are none: waking
 // one takes longer than a small batch. Where calls follow each other closely, some are woken for the next call.
 int64_t awake_workers(int64_t wanted);

@@ -81,9 +81,4 @@ class Tiling {
   int64_t tail_tiles_;
 };
 
-template <class Work>
-void run_parallel(int64_t count, int64_t threads, Work work) {
-  parallel_for(count, threads, [](void* context, int64_t index) { (*static_cast<Work*>(context))(index); }, &work);
-}
-
 }  // namespace resflow::cpu
