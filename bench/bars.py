@@ -152,7 +152,7 @@ def _features(results: Results) -> list[Measured]:
 def _bandwidth(results: Results) -> list[Measured]:
     return [
         Measured(
-            f"{row['candidates']:,} items, {row['workload']}, int8, {row['threads']} thread{'s' * (row['threads'] > 1)}",
+            f"{row['candidates']:,} items, {row['workload']}, int8, {row['threads']} threads",
             row["share_of_bandwidth"],
             f"{row['read_gbytes_per_second']:.1f} GB/s",
         )

@@ -48,7 +48,8 @@ void project_in(const Plan& plan, const float* weights, const Projection& projec
         }
       }
     };
-    multiply<kPrecision>({&layer, task, rows.first_word, rows.words, rows.operand, projection.rows}, start, keep);
+    multiply<kPrecision>(
+        {&layer, task, rows.first_word, rows.words, rows.operand, projection.rows}, start, [] {}, keep);
   }
 }
 
