@@ -261,13 +261,15 @@ class Fetcher {
   }
 
   void fetch_some() {
-    for (int64_t left = lines_a_block_; left > 0 && span_ < spans_.count; --left) {
-      const Span& span = spans_.all[span_];
-      __builtin_prefetch(span.begin + at_, 0, 2);
-      at_ += kLineBytes;
-      if (at_ < span.bytes) continue;
+    for (int64_t left = lines_a_block_; left > 0 && span_ < spans_.count; ++span_) {
+      const Span span = spans_.all[span_];
+      const int64_t lines = (span.bytes - at_ + kLineBytes - 1) / kLineBytes;
+      const int64_t some = lines < left ? lines : left;
+      for (int64_t line = 0; line < some; ++line) __builtin_prefetch(span.begin + at_ + line * kLineBytes, 0, 2);
+      left -= some;
+      at_ += some * kLineBytes;
+      if (some < lines) return;
       at_ = 0;
-      ++span_;
     }
   }
 
