@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from .convert.fuse import fuse
     from .feature_nn import FeatureRanker, PackedFeatureRanker
     from .fusion import Additive, ExpectedValue, Multiplicative
-    from .nn import ESMM, NSE, PackedResFlow, ResFlow
-    from .nn_twin import TwinTable, TwinTower
+    from .nn import ESMM, NSE, ResFlow
+    from .packed import PackedResFlow
     from .plan import Plan, chain
     from .reference import Scores, TopK
     from .runtime import Scorer
+    from .twin_nn import TwinTable, TwinTower
 
 __version__ = "0.1.0"
 
@@ -53,8 +54,9 @@ _HOMES = {
     "convert": ("fuse",),
     "feature_nn": ("FeatureRanker", "PackedFeatureRanker"),
     "fusion": ("Additive", "ExpectedValue", "Multiplicative"),
-    "nn": ("ESMM", "NSE", "PackedResFlow", "ResFlow"),
-    "nn_twin": ("TwinTable", "TwinTower"),
+    "nn": ("ESMM", "NSE", "ResFlow"),
+    "packed": ("PackedResFlow",),
+    "twin_nn": ("TwinTable", "TwinTower"),
     "plan": ("Plan", "chain"),
     "reference": ("Scores", "TopK"),
     "runtime": ("Scorer",),

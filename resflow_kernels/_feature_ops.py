@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _library, checks
+from ._results import empty_scores, empty_topk
 from .plan import Plan
 from .reference import Scores, TopK
 
@@ -227,20 +228,6 @@ def _check_request(
     requests, candidates = user.ids.shape[0], item.ids.shape[0]
     checks.offsets(op, offsets, requests)
     checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, candidates, requests, torch.float32)
-
-
-def empty_scores(like: Tensor, candidates: int, tasks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a fake that scores returns."""
-    both = (candidates, tasks)
-    shapes = (both, both, (candidates,))
-    logits, probs, score = (like.new_empty(shape, dtype=torch.float32) for shape in shapes)
-    return logits, probs, score
-
-
-def empty_topk(like: Tensor, requests: int, k: int) -> tuple[Tensor, Tensor]:
-    """What a fake that ranks returns."""
-    shape = (requests, k)
-    return like.new_empty(shape, dtype=torch.float32), like.new_empty(shape, dtype=torch.int64)
 
 
 def _fake_feature_scores(

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from . import checks, ops, reference
 from .contract import PRECISIONS
-from .nn import PackedResFlow, ResFlow
+from .nn import ResFlow
 from .ops import FeatureIds, FeatureTables
+from .packed import PackedResFlow
 from .reference import Scores, TopK
 
 

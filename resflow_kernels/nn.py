@@ -17,241 +17,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import fold, ops, reference
-from .contract import WEIGHTS_PER
+from . import ops, reference
 from .fusion import Additive, Fusion
+from .layers import TowerLayer, check_layer_settings, linear_bias, make_layer, norm_affine
+from .packed import PackedResFlow, RankerBase, one_request
 from .plan import Plan, chain
 from .reference import Scores, TopK
 
-ACTIVATION_MODULES: dict[str, Any] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "prelu": nn.PReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
 
-
-class TowerLayer(nn.Module):
-    """One hidden layer of a tower: Linear, activation, and a BatchNorm before or after the activation.
-
-    ``f_k^l`` of the README, without the residual. Any ``nn.Linear``, activation of
-    :data:`ACTIVATION_MODULES` and ``nn.BatchNorm1d`` will do, so that a user's own layers can be taken as they are.
-    """
-
-    def __init__(
-        self,
-        linear: nn.Linear,
-        activation: nn.Module,
-        norm: nn.BatchNorm1d | None = None,
-        norm_after_activation: bool = True,
-        dropout: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.linear = linear
-        self.activation = activation
-        self.norm = norm
-        self.norm_after_activation = norm_after_activation
-        self.dropout = dropout
-
-    def forward(self, value: Tensor) -> Tensor:
-        """``[B, H_{l-1}]`` to ``[B, H_l]``."""
-        value = self.linear(value)
-        if self.norm is not None and not self.norm_after_activation:
-            value = self.norm(value)
-        value = self.activation(value)
-        if self.norm is not None and self.norm_after_activation:
-            value = self.norm(value)
-        return value if self.dropout is None else self.dropout(value)
-
-    @property
-    def activation_name(self) -> str:
-        """The activation's name in the plan (LeakyReLU is a PReLU there)."""
-        return activation_name(self.activation)
-
-    def canonical_weights(self, affine: bool, input_affine: fold.Affine | None) -> list[Tensor]:
-        """The layer's part of ``Plan.weight_shapes``, in float64."""
-        weight = self.linear.weight.double().T
-        bias = _bias(self.linear, weight)
-        if input_affine is not None:
-            weight, bias = fold.before_linear(input_affine, weight, bias)
-        norm = None if self.norm is None else norm_affine(self.norm)
-        if norm is not None and not self.norm_after_activation:
-            weight, bias = fold.after_linear(weight, bias, norm)
-            norm = None
-        weights = [weight, bias]
-        if self.activation_name == "prelu":
-            weights.append(_slope(self.activation, bias))
-        if affine:
-            weights += [torch.ones_like(bias), torch.zeros_like(bias)] if norm is None else [norm.scale, norm.shift]
-        return weights
-
-
-def check_layer_settings(activation: str, norm: str | None) -> None:
-    """Refuse what :func:`make_layer` does not know."""
-    if activation not in ACTIVATION_MODULES:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATION_MODULES)}, got {activation!r}")
-    if norm not in (None, "batch"):
-        raise ValueError(f"norm must be None or 'batch', got {norm!r}")
-
-
-def make_layer(
-    inputs: int, width: int, activation: str, norm: str | None, norm_after_activation: bool, norm_eps: float
-) -> TowerLayer:
-    """A new layer ``[B, inputs]`` to ``[B, width]``."""
-    act = nn.PReLU(width) if activation == "prelu" else ACTIVATION_MODULES[activation]()
-    batch_norm = nn.BatchNorm1d(width, eps=norm_eps) if norm else None
-    return TowerLayer(nn.Linear(inputs, width), act, batch_norm, norm_after_activation)
-
-
-def activation_name(module: nn.Module) -> str:
-    """A PyTorch activation module's name in the plan.
-
-    Raises:
-        ValueError: the module is none of :data:`ACTIVATION_MODULES`.
-    """
-    if isinstance(module, (nn.PReLU, nn.LeakyReLU)):
-        return "prelu"
-    if isinstance(module, nn.GELU):
-        return "gelu" if module.approximate == "none" else "gelu_tanh"
-    for name in ("identity", "relu", "silu", "tanh", "sigmoid"):
-        if type(module) is ACTIVATION_MODULES[name]:
-            return name
-    raise ValueError(f"activation must be one of {', '.join(ACTIVATION_MODULES)}, got {module}")
-
-
-def norm_affine(norm: nn.BatchNorm1d) -> fold.Affine:
-    """An eval-mode BatchNorm as a scale and shift, in float64."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("BatchNorm1d must keep running statistics (track_running_stats=True) to be scored with")
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    gamma = torch.ones_like(mean) if norm.weight is None else norm.weight.double()
-    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()
-    return fold.batch_norm(gamma, beta, mean, variance, norm.eps)
-
-
-def _bias(linear: nn.Linear, weight: Tensor) -> Tensor:
-    return weight.new_zeros(weight.shape[1]) if linear.bias is None else linear.bias.double()
-
-
-def _slope(activation: nn.Module, like: Tensor) -> Tensor:
-    if isinstance(activation, nn.LeakyReLU):
-        return torch.full_like(like, activation.negative_slope)
-    assert isinstance(activation, nn.PReLU)
-    return activation.weight.double().expand_as(like)
-
-
-class _Scorer(nn.Module):
-    """What :class:`ResFlow` and :class:`PackedResFlow` share: fusion defaults and the op calls."""
-
-    fusion_weights: Tensor
-
-    def __init__(self, plan: Plan, tasks: Sequence[str], fusion: Fusion) -> None:
-        super().__init__()
-        self.plan = plan
-        self.tasks = tuple(tasks)
-        self.fusion = fusion
-        weights = torch.tensor(fusion.weights_for(plan.tasks), dtype=torch.float32)
-        self.register_buffer("fusion_weights", weights, persistent=False)
-
-    def _fusion(self, weights: Tensor | None, weights_per: str) -> tuple[Tensor, int, int]:
-        if weights is None:
-            return self.fusion_weights, self.fusion.code, 0
-        if weights_per not in WEIGHTS_PER:
-            raise ValueError(f"weights_per must be one of {', '.join(WEIGHTS_PER)}, got {weights_per!r}")
-        return weights, self.fusion.code, WEIGHTS_PER.index(weights_per)
-
-    def extra_repr(self) -> str:
-        return f"tasks={self.tasks}, {self.plan}, fusion={self.fusion}"
-
-
-class PackedResFlow(_Scorer):
-    """A ranker with its weights packed for the fused ops and nothing else: made by :meth:`ResFlow.packed`.
-
-    It cannot be trained, holds one buffer, and exports as one op, so ``torch.export`` and AOTInductor packages
-    carry the packed weights. Calls are those of :class:`ResFlow`.
-    """
-
-    packed_weights: Tensor
-
-    def __init__(self, plan: Plan, tasks: Sequence[str], fusion: Fusion, packed_weights: Tensor) -> None:
-        super().__init__(plan, tasks, fusion)
-        self.register_buffer("packed_weights", packed_weights)
-
-    def forward(self, x: Tensor, weights: Tensor | None = None, weights_per: str = "call") -> Scores:
-        """See :meth:`ResFlow.forward`."""
-        return ops.dense_scores(x, self.packed_weights, self.plan, *self._fusion(weights, weights_per))
-
-    def forward_requests(
-        self, user: Tensor, item: Tensor, offsets: Tensor, weights: Tensor | None = None, weights_per: str = "call"
-    ) -> Scores:
-        """See :meth:`ResFlow.forward_requests`."""
-        fusion = self._fusion(weights, weights_per)
-        return ops.request_scores(user, item, offsets, self.packed_weights, self.plan, *fusion)
-
-    def top_k(
-        self, x: Tensor, k: int, offsets: Tensor | None = None, weights: Tensor | None = None, weights_per: str = "call"
-    ) -> TopK:
-        """See :meth:`ResFlow.top_k`."""
-        offsets = _one_request(x) if offsets is None else offsets
-        return ops.dense_topk(x, offsets, self.packed_weights, self.plan, *self._fusion(weights, weights_per), k)
-
-    def top_k_requests(
-        self,
-        user: Tensor,
-        item: Tensor,
-        offsets: Tensor,
-        k: int,
-        weights: Tensor | None = None,
-        weights_per: str = "call",
-    ) -> TopK:
-        """See :meth:`ResFlow.top_k_requests`."""
-        fusion = self._fusion(weights, weights_per)
-        return ops.request_topk(user, item, offsets, self.packed_weights, self.plan, *fusion, k)
-
-    def catalog_rows(self, item: Tensor, element: str = "bfloat16") -> tuple[Tensor, Tensor]:
-        """The items' side of the first layers: table and scales; see :func:`resflow_kernels.ops.catalog_rows`."""
-        return ops.catalog_rows(item, self.packed_weights, self.plan, element)
-
-    def forward_catalog(
-        self,
-        user: Tensor,
-        ids: Tensor,
-        offsets: Tensor,
-        table: Tensor,
-        scales: Tensor,
-        weights: Tensor | None = None,
-        weights_per: str = "call",
-    ) -> Scores:
-        """Score items of a catalogue by id; see :func:`resflow_kernels.ops.catalog_scores`.
-
-        ``table`` and ``scales`` are those of :meth:`catalog_rows`; a :class:`~resflow_kernels.catalog.Catalog`'s
-        become tensors by ``torch.from_numpy`` (bfloat16 by ``.view(torch.bfloat16)``).
-        """
-        fusion = self._fusion(weights, weights_per)
-        return ops.catalog_scores(user, ids, offsets, table, scales, self.packed_weights, self.plan, *fusion)
-
-    def top_k_catalog(
-        self,
-        user: Tensor,
-        ids: Tensor,
-        offsets: Tensor,
-        table: Tensor,
-        scales: Tensor,
-        k: int,
-        weights: Tensor | None = None,
-        weights_per: str = "call",
-    ) -> TopK:
-        """The ``k`` best of each request of the catalogue form; positions are places in the request's list of ids."""
-        fusion = self._fusion(weights, weights_per)
-        return ops.catalog_topk(user, ids, offsets, table, scales, self.packed_weights, self.plan, *fusion, k)
-
-
-class ResFlow(_Scorer):
+class ResFlow(RankerBase):
     """Residual multi-task ranker (ResFlow, KDD 2024, arXiv 2411.09705).
 
     Args:
@@ -414,7 +188,7 @@ class ResFlow(_Scorer):
             lower position, NaN after every number; a request with fewer than ``k`` candidates is filled up with
             score NaN and position -1.
         """
-        offsets = _one_request(x) if offsets is None else offsets
+        offsets = one_request(x) if offsets is None else offsets
         fusion = self._fusion(weights, weights_per)
         if self._use_fused(x):
             return ops.dense_topk(_rows(x), offsets, self._packed_weights(), self.plan, *fusion, k)
@@ -456,7 +230,7 @@ class ResFlow(_Scorer):
             for level, layer in enumerate(tower):
                 weights += layer.canonical_weights(self.plan.affine, input_affine if level == 0 else None)
             weight = head.weight.double().T
-            weights += [weight[:, 0], _bias(head, weight)]
+            weights += [weight[:, 0], linear_bias(head, weight)]
         return [weight.float().contiguous() for weight in weights]
 
     def _tower_layers(self) -> list[list[TowerLayer]]:
@@ -534,10 +308,6 @@ _pointer = Tensor.data_ptr
 def _rows(x: Tensor) -> Tensor:
     """The ops read rows in place at any row stride, but want a row's elements side by side."""
     return x if x.dim() != 2 or x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
-
-
-def _one_request(x: Tensor) -> Tensor:
-    return torch.tensor([0, x.shape[0]], dtype=torch.int64, device=x.device)
 
 
 _warned: set[str] = set()

@@ -9,7 +9,7 @@
 ``catalog_rows``   items' side of the first layers, for the table of the next two
 ``catalog_scores`` one user row and many ids of table rows a request
 ``catalog_topk``   the k best of each request of that form
-``twin_...``       the twin tower form: :mod:`resflow_kernels.ops_twin`
+``twin_...``       the twin tower form: :mod:`resflow_kernels._twin_ops`
 =================  ================================================================================
 
 The feature form, ``feature_scores``, ``feature_topk`` and the same of requests, takes ids and embedding tables instead
@@ -28,20 +28,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _feature_ops, _library, checks, ops_twin, reference
+from . import _catalog_ops, _feature_ops, _library, _twin_ops, checks, reference
+from ._catalog_ops import catalog_rows, catalog_scores, catalog_topk
 from ._feature_ops import (
     FeatureIds,
     FeatureTables,
-    empty_scores,
-    empty_topk,
     feature_request_scores,
     feature_request_topk,
     feature_scores,
     feature_topk,
     one_id_each,
 )
-from .contract import OP_SCHEMAS, PRECISIONS
-from .ops_twin import twin_ids_scores, twin_ids_topk, twin_rows, twin_scores, twin_topk
+from ._results import empty_scores, empty_topk
+from ._twin_ops import twin_ids_scores, twin_ids_topk, twin_rows, twin_scores, twin_topk
+from .contract import OP_SCHEMAS
 from .plan import Plan
 from .reference import Scores, TopK
 
@@ -189,83 +189,6 @@ def request_topk(
     return TopK(*best)
 
 
-def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: str = "bfloat16") -> tuple[Tensor, Tensor]:
-    """The items' side of the first layer of all tasks, computed once for the catalogue form.
-
-    Args:
-        item: ``[M, Di]`` float32 or bfloat16, the last ``Di`` columns of the input row.
-        packed: from :func:`pack_towers`.
-        plan: the plan it was packed for.
-        element: what the rows are rounded to: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (a scale a row).
-
-    Returns:
-        table ``[M, plan.table_width]`` of that dtype, and scales: float32 ``[M]`` for int8, else ``[0]``.
-
-    Raises:
-        ValueError: bad input; the message names the argument, what was expected and what was got.
-    """
-    checks.no_grad("catalog_rows", item=item)
-    if element not in PRECISIONS:
-        raise ValueError(f"catalog_rows: element must be one of {', '.join(PRECISIONS)}, got {element!r}")
-    return _ops.catalog_rows(item, packed, plan.encoded, PRECISIONS.index(element))
-
-
-def catalog_scores(
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    packed: Tensor,
-    plan: Plan,
-    fusion_weights: Tensor,
-    fusion: int = 0,
-    weights_per: int = 0,
-) -> Scores:
-    """Form 3: score items of a catalogue by id.
-
-    Args:
-        user: ``[R, Du]`` float32 or bfloat16, the first ``Du`` columns of the input row.
-        ids: ``[N]`` int64, rows of ``table``, the candidates of all requests one after another.
-        offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
-        table: ``[M, plan.table_width]`` from :func:`catalog_rows`, made with the same weights.
-        scales: from :func:`catalog_rows` as well.
-        packed: from :func:`pack_towers`.
-        plan: the plan it was packed for.
-        fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32 as ``weights_per`` says.
-        fusion: place in ``contract.FUSIONS``.
-        weights_per: place in ``contract.WEIGHTS_PER``.
-
-    Returns:
-        :class:`Scores` of the ``N`` candidates.
-
-    Raises:
-        ValueError: bad input, an id out of range among it; the message names it.
-    """
-    checks.no_grad("catalog_scores", user=user, fusion_weights=fusion_weights)
-    catalogue = (user, ids, offsets, table, scales)
-    return Scores(*_ops.catalog_scores(*catalogue, packed, fusion_weights, plan.encoded, fusion, weights_per))
-
-
-def catalog_topk(
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    packed: Tensor,
-    plan: Plan,
-    fusion_weights: Tensor,
-    fusion: int = 0,
-    weights_per: int = 0,
-    k: int = 100,
-) -> TopK:
-    """The ``k`` best candidates of each request of form 3; positions are places in the request, not ids."""
-    checks.no_grad("catalog_topk", user=user, fusion_weights=fusion_weights)
-    catalogue = (user, ids, offsets, table, scales)
-    return TopK(*_ops.catalog_topk(*catalogue, packed, fusion_weights, plan.encoded, fusion, weights_per, k))
-
-
 # The reference behind the same checks, for training and for models the ops do not serve. `logits_of` maps
 # candidates' rows to logits, as a module's own layers do.
 
@@ -377,25 +300,6 @@ def _check_request(
     )
 
 
-def _check_catalog(
-    op: str,
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    fusion_weights: Tensor,
-    plan: Plan,
-    fusion: int,
-    weights_per: int,
-) -> None:
-    checks.side(op, "user", user, plan)
-    checks.table(op, table, scales, plan)
-    checks.ids(op, ids)
-    checks.offsets(op, offsets, user.shape[0])
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, ids.shape[0], user.shape[0], torch.float32)
-
-
 def _only(dtype: torch.dtype | None) -> tuple[torch.dtype, ...]:
     return () if dtype is None else (dtype,)
 
@@ -460,55 +364,11 @@ def _fake_request_topk(
     return empty_topk(item, user.shape[0], k)
 
 
-def _fake_catalog_rows(item: Tensor, packed: Tensor, plan: list[int], element: int) -> tuple[Tensor, Tensor]:
-    decoded = Plan.decode(plan)
-    checks.side("catalog_rows", "item", item, decoded)
-    checks.element("catalog_rows", element)
-    dtype = (torch.float32, torch.bfloat16, torch.int8)[element]
-    table = item.new_empty((item.shape[0], decoded.table_width), dtype=dtype)
-    return table, item.new_empty((item.shape[0] if dtype == torch.int8 else 0,), dtype=torch.float32)
-
-
-def _fake_catalog_scores(
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    packed: Tensor,
-    fusion_weights: Tensor,
-    plan: list[int],
-    fusion: int,
-    weights_per: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    decoded, inputs = Plan.decode(plan), (user, ids, offsets, table, scales)
-    _check_catalog("catalog_scores", *inputs, fusion_weights, decoded, fusion, weights_per)
-    return empty_scores(user, ids.shape[0], decoded.tasks)
-
-
-def _fake_catalog_topk(
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    packed: Tensor,
-    fusion_weights: Tensor,
-    plan: list[int],
-    fusion: int,
-    weights_per: int,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    inputs = (user, ids, offsets, table, scales)
-    _check_catalog("catalog_topk", *inputs, fusion_weights, Plan.decode(plan), fusion, weights_per)
-    checks.positive("catalog_topk", "k", k)
-    return empty_topk(user, user.shape[0], k)
-
+_FORMS = _catalog_ops.FAKES | _feature_ops.FAKES | _twin_ops.FAKES
 
 for _name in OP_SCHEMAS:
-    _fake = _feature_ops.FAKES.get(_name) or ops_twin.FAKES.get(_name) or globals()[f"_fake_{_name}"]
-    torch.library.register_fake(f"resflow::{_name}", _fake)
-    if _compiled and _name not in _feature_ops.FAKES:
-        # Autocast would hand the op bfloat16 rows; it computes in float32. (The feature form's tables are to be taken
-        # as they are, not copied.)
+    torch.library.register_fake(f"resflow::{_name}", _FORMS.get(_name) or globals()[f"_fake_{_name}"])
+    if _compiled and _name not in _FORMS:
+        # Autocast would hand the op bfloat16 rows; it computes in float32. The other forms' tables are to be taken as
+        # they are: autocast would copy them, whole, each call.
         torch.library.register_autocast(f"resflow::{_name}", "cpu", torch.float32)

@@ -252,3 +252,15 @@ def test_copies_and_pickles_of_modules() -> None:
         fresh = PackedResFlow(packed.plan, packed.tasks, packed.fusion, torch.zeros_like(packed.packed_weights))
         fresh.load_state_dict(packed.state_dict())
         assert torch.equal(fresh(x).score, expected)
+
+
+def test_autocast_leaves_tables_as_they_are() -> None:
+    """Cast to float32, a table would be copied whole each call; and int8's scales stand beside its rows."""
+    user, ids, offsets = torch.randn(2, 5), torch.arange(9) % 4, torch.tensor([0, 4, 9])
+    for element in ("bfloat16", "int8"):
+        table = ops.catalog_rows(torch.randn(4, 7), PACKED, PLAN, element)
+        arguments = (user, ids, offsets, *table, PACKED, PLAN, torch.rand(3))
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
+            got = ops.catalog_scores(*arguments)
+        assert torch.equal(got.logits, ops.catalog_scores(*arguments).logits)
+        assert not any(event.key == "aten::_to_copy" for event in profile.key_averages())

@@ -1,6 +1,6 @@
 // One twin tower call's arguments, checked: the steps the torch ops and the NumPy runtime share.
 //
-// The order of the checks is that of resflow_kernels/ops_twin.py.
+// The order of the checks is that of resflow_kernels/_twin_ops.py.
 #pragma once
 
 #include "core/check.h"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..fusion import Fusion
-from ..nn import ACTIVATION_MODULES, ResFlow, TowerLayer
+from ..layers import ACTIVATION_MODULES, TowerLayer
+from ..nn import ResFlow
 from ..plan import Plan
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..nn import ResFlow, TowerLayer
+from ..layers import TowerLayer
+from ..nn import ResFlow
 from ..plan import Plan
 from . import patterns
 from .patterns import CannotFuse

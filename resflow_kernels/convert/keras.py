@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..fusion import Fusion
-from ..nn import ResFlow, TowerLayer
+from ..layers import TowerLayer
+from ..nn import ResFlow
 from ..plan import Plan, chain
 
 EPS = 1e-3  # Keras' BatchNormalization default, which the authors use

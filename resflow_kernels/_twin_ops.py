@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import _library, checks
+from ._results import empty_scores, empty_topk
 from .contract import PRECISIONS
 from .reference import Scores, TopK
 
@@ -202,16 +203,6 @@ def _check_ids(
     checks.fusion(op, fusion_weights, fusion, weights_per, len(parents), candidates, requests, torch.float32)
 
 
-def _empty_scores(like: Tensor, candidates: int, tasks: int) -> tuple[Tensor, Tensor, Tensor]:
-    both = (candidates, tasks)
-    logits, probs, score = (like.new_empty(shape, dtype=torch.float32) for shape in (both, both, (candidates,)))
-    return logits, probs, score
-
-
-def _empty_topk(like: Tensor, requests: int, k: int) -> tuple[Tensor, Tensor]:
-    return like.new_empty((requests, k), dtype=torch.float32), like.new_empty((requests, k), dtype=torch.int64)
-
-
 def _fake_twin_rows(vectors: Tensor, tasks: int, element: int) -> tuple[Tensor, Tensor]:
     checks.matrix("twin_rows", "vectors", vectors, None)
     checks.task_count("twin_rows", tasks)
@@ -233,7 +224,7 @@ def _fake_twin_scores(
     weights_per: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_all("twin_scores", user, table, scales, fusion_weights, parents, fusion, weights_per)
-    return _empty_scores(user, user.shape[0] * table.shape[0], len(parents))
+    return empty_scores(user, user.shape[0] * table.shape[0], len(parents))
 
 
 def _fake_twin_topk(
@@ -249,7 +240,7 @@ def _fake_twin_topk(
 ) -> tuple[Tensor, Tensor]:
     _check_all("twin_topk", user, table, scales, fusion_weights, parents, fusion, weights_per)
     checks.positive("twin_topk", "k", k)
-    return _empty_topk(user, user.shape[0], k)
+    return empty_topk(user, user.shape[0], k)
 
 
 def _fake_twin_ids_scores(
@@ -266,7 +257,7 @@ def _fake_twin_ids_scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = (user, ids, offsets, table, scales)
     _check_ids("twin_ids_scores", *inputs, fusion_weights, parents, fusion, weights_per)
-    return _empty_scores(user, ids.shape[0], len(parents))
+    return empty_scores(user, ids.shape[0], len(parents))
 
 
 def _fake_twin_ids_topk(
@@ -285,7 +276,7 @@ def _fake_twin_ids_topk(
     inputs = (user, ids, offsets, table, scales)
     _check_ids("twin_ids_topk", *inputs, fusion_weights, parents, fusion, weights_per)
     checks.positive("twin_ids_topk", "k", k)
-    return _empty_topk(user, user.shape[0], k)
+    return empty_topk(user, user.shape[0], k)
 
 
 FAKES: dict[str, Callable[..., Any]] = {

@@ -9,10 +9,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from . import ops, reference, reference_twin
+from . import ops, reference, twin_reference
 from .contract import WEIGHTS_PER
 from .fusion import Additive, Fusion
-from .nn import TowerLayer, check_layer_settings, make_layer
+from .layers import TowerLayer, check_layer_settings, make_layer
 from .plan import chain
 from .reference import Scores, TopK
 
@@ -33,7 +33,7 @@ class TwinTower(nn.Module):
         hidden: widths of each tower's layers; the last one, ``W``, is that of the vectors.
         tasks: names of the ``K`` tasks, dense feedback first.
         parents: the task each task inherits from, -1 for a root; ``None``: a chain in the order of ``tasks``.
-        activation: a name of :data:`resflow_kernels.nn.ACTIVATION_MODULES`.
+        activation: a name of :data:`resflow_kernels.layers.ACTIVATION_MODULES`.
         norm: ``"batch"`` for a BatchNorm a layer, or ``None``.
         norm_after_activation: where that BatchNorm stands.
         norm_eps: its eps.
@@ -119,7 +119,7 @@ class TwinTower(nn.Module):
         tasks = len(self.tasks)
         users = self.user_vectors(user).unflatten(1, (tasks, -1))
         items = self.item_vectors(item).unflatten(1, (tasks, -1))
-        logits = reference_twin.twin_logits(users, items, self._logit_parents, self.non_increasing)
+        logits = twin_reference.twin_logits(users, items, self._logit_parents, self.non_increasing)
         return reference.finish(logits, self.fusion_weights if weights is None else weights, self.fusion.code)
 
     @torch.no_grad()
@@ -210,4 +210,4 @@ class TwinTower(nn.Module):
 
     def _vectors(self, x: Tensor, towers: nn.ModuleList) -> Tensor:
         layers = [cast("list[TowerLayer]", list(cast(nn.ModuleList, tower))) for tower in towers]
-        return reference_twin.tower_vectors(x, layers, self.parents, self.feature_residual).flatten(1)
+        return twin_reference.tower_vectors(x, layers, self.parents, self.feature_residual).flatten(1)

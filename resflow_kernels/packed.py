@@ -1,0 +1,125 @@
+"""A ranker with its weights packed once and for all: what is served and exported. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .contract import WEIGHTS_PER
+from .fusion import Fusion
+from .plan import Plan
+from .reference import Scores, TopK
+
+
+class RankerBase(nn.Module):
+    """What :class:`ResFlow` and :class:`PackedResFlow` share: fusion defaults and the op calls."""
+
+    fusion_weights: Tensor
+
+    def __init__(self, plan: Plan, tasks: Sequence[str], fusion: Fusion) -> None:
+        super().__init__()
+        self.plan = plan
+        self.tasks = tuple(tasks)
+        self.fusion = fusion
+        weights = torch.tensor(fusion.weights_for(plan.tasks), dtype=torch.float32)
+        self.register_buffer("fusion_weights", weights, persistent=False)
+
+    def _fusion(self, weights: Tensor | None, weights_per: str) -> tuple[Tensor, int, int]:
+        if weights is None:
+            return self.fusion_weights, self.fusion.code, 0
+        if weights_per not in WEIGHTS_PER:
+            raise ValueError(f"weights_per must be one of {', '.join(WEIGHTS_PER)}, got {weights_per!r}")
+        return weights, self.fusion.code, WEIGHTS_PER.index(weights_per)
+
+    def extra_repr(self) -> str:
+        return f"tasks={self.tasks}, {self.plan}, fusion={self.fusion}"
+
+
+class PackedResFlow(RankerBase):
+    """A ranker with its weights packed for the fused ops and nothing else: made by :meth:`ResFlow.packed`.
+
+    It cannot be trained, holds one buffer, and exports as one op, so ``torch.export`` and AOTInductor packages
+    carry the packed weights. Calls are those of :class:`ResFlow`.
+    """
+
+    packed_weights: Tensor
+
+    def __init__(self, plan: Plan, tasks: Sequence[str], fusion: Fusion, packed_weights: Tensor) -> None:
+        super().__init__(plan, tasks, fusion)
+        self.register_buffer("packed_weights", packed_weights)
+
+    def forward(self, x: Tensor, weights: Tensor | None = None, weights_per: str = "call") -> Scores:
+        """See :meth:`ResFlow.forward`."""
+        return ops.dense_scores(x, self.packed_weights, self.plan, *self._fusion(weights, weights_per))
+
+    def forward_requests(
+        self, user: Tensor, item: Tensor, offsets: Tensor, weights: Tensor | None = None, weights_per: str = "call"
+    ) -> Scores:
+        """See :meth:`ResFlow.forward_requests`."""
+        fusion = self._fusion(weights, weights_per)
+        return ops.request_scores(user, item, offsets, self.packed_weights, self.plan, *fusion)
+
+    def top_k(
+        self, x: Tensor, k: int, offsets: Tensor | None = None, weights: Tensor | None = None, weights_per: str = "call"
+    ) -> TopK:
+        """See :meth:`ResFlow.top_k`."""
+        offsets = one_request(x) if offsets is None else offsets
+        return ops.dense_topk(x, offsets, self.packed_weights, self.plan, *self._fusion(weights, weights_per), k)
+
+    def top_k_requests(
+        self,
+        user: Tensor,
+        item: Tensor,
+        offsets: Tensor,
+        k: int,
+        weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> TopK:
+        """See :meth:`ResFlow.top_k_requests`."""
+        fusion = self._fusion(weights, weights_per)
+        return ops.request_topk(user, item, offsets, self.packed_weights, self.plan, *fusion, k)
+
+    def catalog_rows(self, item: Tensor, element: str = "bfloat16") -> tuple[Tensor, Tensor]:
+        """The items' side of the first layers: table and scales; see :func:`resflow_kernels.ops.catalog_rows`."""
+        return ops.catalog_rows(item, self.packed_weights, self.plan, element)
+
+    def forward_catalog(
+        self,
+        user: Tensor,
+        ids: Tensor,
+        offsets: Tensor,
+        table: Tensor,
+        scales: Tensor,
+        weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> Scores:
+        """Score items of a catalogue by id; see :func:`resflow_kernels.ops.catalog_scores`.
+
+        ``table`` and ``scales`` are those of :meth:`catalog_rows`; a :class:`~resflow_kernels.catalog.Catalog`'s
+        become tensors by ``torch.from_numpy`` (bfloat16 by ``.view(torch.bfloat16)``).
+        """
+        fusion = self._fusion(weights, weights_per)
+        return ops.catalog_scores(user, ids, offsets, table, scales, self.packed_weights, self.plan, *fusion)
+
+    def top_k_catalog(
+        self,
+        user: Tensor,
+        ids: Tensor,
+        offsets: Tensor,
+        table: Tensor,
+        scales: Tensor,
+        k: int,
+        weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> TopK:
+        """The ``k`` best of each request of the catalogue form; positions are places in the request's list of ids."""
+        fusion = self._fusion(weights, weights_per)
+        return ops.catalog_topk(user, ids, offsets, table, scales, self.packed_weights, self.plan, *fusion, k)
+
+
+def one_request(x: Tensor) -> Tensor:
+    """Offsets that make all rows one request."""
+    return torch.tensor([0, x.shape[0]], dtype=torch.int64, device=x.device)
