@@ -10,6 +10,7 @@ from bench.rows import Results, Row, best_peer, by_case, ours
 from resflow_kernels.testing import WORKLOADS
 
 OURS_STYLE = {"color": "black", "linewidth": 2.5, "zorder": 3}
+LINE_OF_PRECISION = {"float32": "-", "bfloat16": "--", "int8": ":"}
 
 
 def draw(results: Results, folder: Path) -> dict[str, Path]:
@@ -51,14 +52,17 @@ def _roofline(results: Results) -> Any:
 
 def _speed_up(results: Results) -> Any:
     rows = results.of(form="dense", threads=results.machine["resflow"]["cores"])
-    figure, axes = _figure("candidates B", "times as fast as the best float32 peer", "dense, float32, all cores")
+    figure, axes = _figure("candidates B", "times as fast as the best peer", "dense, all cores")
     for workload in dict.fromkeys(row["workload"] for row in rows):
-        points = []
-        for case in by_case(row for row in rows if row["workload"] == workload):
-            own, best = ours(case), best_peer(case, precision="float32")
-            if own and best:
-                points.append((own["candidates"], best["median"] / own["median"]))
-        axes.semilogx(*zip(*points, strict=True), marker="o", label=workload)
+        cases = by_case(row for row in rows if row["workload"] == workload)
+        for precision, line in LINE_OF_PRECISION.items():
+            # float32 beside float32 peers; what rounds, beside peers of any precision.
+            rivals = {"precision": "float32"} if precision == "float32" else {}
+            pairs = [(ours(case, precision), best_peer(case, **rivals)) for case in cases]
+            points = [(own["candidates"], best["median"] / own["median"]) for own, best in pairs if own and best]
+            if points:
+                about = f"{workload}, {precision} over the best {'float32' if rivals else 'of any precision'}"
+                axes.semilogx(*zip(*points, strict=True), marker="o", linestyle=line, label=about)
     axes.axhline(1, color="grey", linewidth=0.8)
     return _finished(figure, axes, rows)
 
@@ -97,8 +101,8 @@ def _by_contestant(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _line(contestant: str, rows: list[Row]) -> Row:
-    style = OURS_STYLE if rows[0]["ours"] else {"linestyle": "-" if rows[0]["precision"] == "float32" else "--"}
-    return {"marker": "o", "label": contestant, **style}
+    style = OURS_STYLE if rows[0]["ours"] else {}
+    return {"marker": "o", "label": contestant, "linestyle": LINE_OF_PRECISION[rows[0]["precision"]], **style}
 
 
 def _figure(x: str, y: str, title: str) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ Other arguments go to pytest, such as ``-k small``.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
             print("no results", file=sys.stderr)
             return code or 1
         path = RESULTS / f"{load(raw).slug}.json"
-        raw.replace(path)
+        path.write_text(_without_samples(raw.read_text(encoding="utf-8")), encoding="utf-8")
     report = write(path)
     results = load(path)
     for verdict in judge(results):
@@ -38,6 +39,14 @@ def main(arguments: list[str]) -> int:
         print(f"{verdict.text.strip('*'):12s} {bar.name} {bar.target}{value}")
     print("\n".join(filter(None, [results.disturbance, f"report: {report}"])))
     return code
+
+
+def _without_samples(text: str) -> str:
+    """pytest-benchmark's JSON without every call's time: tens of megabytes that the statistics sum up."""
+    content = json.loads(text)
+    for entry in content["benchmarks"]:
+        entry["stats"].pop("data", None)
+    return json.dumps(content, indent=1)
 
 
 if __name__ == "__main__":
