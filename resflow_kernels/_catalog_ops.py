@@ -127,7 +127,7 @@ def _fake_catalog_rows(item: Tensor, packed: Tensor, plan: list[int], element: i
     decoded = Plan.decode(plan)
     checks.side("catalog_rows", "item", item, decoded)
     checks.element("catalog_rows", element)
-    dtype = (torch.float32, torch.bfloat16, torch.int8)[element]
+    dtype = checks.ELEMENT_DTYPES[element]
     table = item.new_empty((item.shape[0], decoded.table_width), dtype=dtype)
     return table, item.new_empty((item.shape[0] if dtype == torch.int8 else 0,), dtype=torch.float32)
 

@@ -208,7 +208,7 @@ def _fake_twin_rows(vectors: Tensor, tasks: int, element: int) -> tuple[Tensor, 
     checks.task_count("twin_rows", tasks)
     checks.task_columns("twin_rows", "vectors", vectors, tasks)
     checks.element("twin_rows", element)
-    dtype = (torch.float32, torch.bfloat16, torch.int8)[element]
+    dtype = checks.ELEMENT_DTYPES[element]
     count = vectors.shape[0] if dtype == torch.int8 else 0
     return vectors.new_empty(vectors.shape, dtype=dtype), vectors.new_empty((count, tasks), dtype=torch.float32)
 

@@ -13,6 +13,7 @@ and :func:`load_model`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -149,6 +150,14 @@ def load_model(path: str | os.PathLike[str]) -> ResFlow:
 
     bundle = load(path)
     return convert.from_canonical(bundle.plan, bundle.weights, bundle.tasks, bundle.fusion)
+
+
+def weights_digest(weights: Sequence[NDArray[np.float32]]) -> str:
+    """A short text that two models share only if their canonical weights are the same."""
+    digest = hashlib.blake2b(digest_size=16)
+    for weight in weights:
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -11,11 +11,10 @@ for int8, else ``[0]``); its ``__metadata__["resflow"]`` says which weights the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 
-from .bundle import Bundle, atomic_path
+from .bundle import Bundle, atomic_path, weights_digest
 from .contract import PRECISIONS
 from .plan import Plan
 from .runtime import Table, compiled
@@ -134,7 +133,7 @@ class Catalog:
         """Refuse a model with other weights than those the catalogue was built with.
 
         Raises:
-            CatalogError: ``weights`` is another digest (:func:`weights_digest`).
+            CatalogError: ``weights`` is another digest (:func:`resflow_kernels.bundle.weights_digest`).
         """
         if weights != self.weights:
             raise CatalogError(
@@ -167,7 +166,7 @@ def build_catalog(
 
     Example:
         >>> catalog = build_catalog(bundle.load("ranker.safetensors"), items, "items.catalog")  # doctest: +SKIP
-        >>> scorer.top_k_catalog(user, ids, offsets, catalog.table, k=100)  # doctest: +SKIP
+        >>> scorer.top_k_catalog(user, ids, offsets, catalog, k=100)  # doctest: +SKIP
     """
     _require(element in PRECISIONS, "element", f"one of {', '.join(PRECISIONS)}", repr(element))
     projection = _Projection.of(model)
@@ -175,14 +174,6 @@ def build_catalog(
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         _write(file, projection, blocks, element)
     return Catalog.open(path)
-
-
-def weights_digest(weights: Sequence[NDArray[np.float32]]) -> str:
-    """A short text that two models share only if their canonical weights are the same."""
-    digest = hashlib.blake2b(digest_size=16)
-    for weight in weights:
-        digest.update(np.ascontiguousarray(weight).data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

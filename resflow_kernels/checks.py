@@ -19,6 +19,9 @@ from .plan import Plan
 
 ROW_DTYPES = (torch.float32, torch.bfloat16)
 
+# What a table is stored as, by its place in PRECISIONS.
+ELEMENT_DTYPES = tuple(getattr(torch, name) for name in PRECISIONS)
+
 
 def _require(holds: bool, op: str, argument: str, expected: str, got: object, *details: object) -> None:
     if not holds:

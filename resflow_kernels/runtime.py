@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._embedding import Encoded, looked_up
-from .bundle import Bundle
+from .bundle import Bundle, weights_digest
 from .bundle import load as load_bundle
 from .contract import PRECISIONS, WEIGHTS_PER
 from .features import Feature, FeatureSet, check_table
@@ -28,6 +28,8 @@ from .plan import Plan
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from .catalog import Catalog
 
 Floats = NDArray[np.float32]
 Offsets = NDArray[np.int64]
@@ -120,6 +122,7 @@ class Scorer:
         self.tables = dict(tables or {})
         for feature in features.all if features else ():
             check_table(feature, self.tables.get(feature.name))
+        self._weights_digest: str | None = None  # known where a bundle's weights are
         self._fusion_weights = np.asarray(self.fusion.weights_for(plan.tasks), np.float32)
         self.scores(np.empty((0, plan.in_features), np.float32))  # the library checks plan and packed weights
 
@@ -141,7 +144,9 @@ class Scorer:
         plan = bundle.plan if precision is None else replace(bundle.plan, precision=precision)
         packed = cls.pack(plan, bundle.weights)
         fusion = bundle.fusion if fusion is None else fusion
-        return cls(plan, packed, fusion, bundle.tasks, bundle.features, bundle.tables, threads)
+        scorer = cls(plan, packed, fusion, bundle.tasks, bundle.features, bundle.tables, threads)
+        scorer._weights_digest = weights_digest(bundle.weights)
+        return scorer
 
     @staticmethod
     def pack(plan: Plan, weights: Sequence[Floats]) -> NDArray[np.uint8]:
@@ -250,7 +255,7 @@ class Scorer:
         user: ArrayLike,
         ids: ArrayLike,
         offsets: ArrayLike,
-        table: Table,
+        table: Table | Catalog,
         weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> Scores:
@@ -260,7 +265,8 @@ class Scorer:
             user: float32 ``[R, Du]``, one row a request.
             ids: int64 ``[N]``, rows of the table, the candidates of all requests one after another.
             offsets: int64 ``[R + 1]``; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
-            table: made with this model's weights (:meth:`catalog_rows`, ``Catalog.table``).
+            table: an open catalogue, which is checked to be of this model's weights, or a :class:`Table` made with
+                them (:meth:`catalog_rows`), which cannot be.
             weights: as in :meth:`request_scores`.
 
         Returns:
@@ -268,8 +274,9 @@ class Scorer:
 
         Raises:
             ValueError: an input of the wrong shape or dtype, an id out of range; the message names it.
+            CatalogError: a catalogue built with other weights.
         """
-        inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *table)
+        inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *self._table(table))
         fusion = self._fusion(weights, weights_per)
         return Scores(*self._library.catalog_scores(*inputs, self.packed, *fusion, self._threads))
 
@@ -278,13 +285,13 @@ class Scorer:
         user: ArrayLike,
         ids: ArrayLike,
         offsets: ArrayLike,
-        table: Table,
+        table: Table | Catalog,
         k: int,
         weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> TopK:
         """:meth:`top_k` of the catalogue form; positions are places in the request's list of ids."""
-        inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *table)
+        inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *self._table(table))
         fusion = self._fusion(weights, weights_per)
         return TopK(*self._library.catalog_topk(*inputs, self.packed, *fusion, _count(k), self._threads))
 
@@ -349,6 +356,14 @@ class Scorer:
         """:meth:`top_k_requests` by encoded features; see :meth:`feature_request_scores`."""
         inputs, fusion = self._split(user, item, offsets), self._fusion(weights, weights_per)
         return TopK(*self._library.feature_request_topk(*inputs, self.packed, *fusion, _count(k), self._threads))
+
+    def _table(self, table: Table | Catalog) -> Table:
+        if isinstance(table, Table):
+            return table
+        if self._weights_digest is None:
+            raise ValueError("Scorer: table must be a Table for a scorer that no bundle made, got a catalogue")
+        table.check(self._weights_digest)
+        return table.table
 
     def embed_users(self, table: pa.Table) -> Floats:
         """User rows ``[n, Du]`` of a table that has the user's feature columns.

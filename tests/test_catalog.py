@@ -102,6 +102,23 @@ def test_update_refuses_what_does_not_fit(model: ResFlow, items: np.ndarray, tmp
             catalog.update(*arguments)
 
 
+def test_a_scorer_refuses_another_models_catalogue(model: ResFlow, items: np.ndarray, tmp_path: Path) -> None:
+    """A catalogue that was not rebuilt after training would give wrong scores without a word."""
+    catalog = build_catalog(model, items, tmp_path / "items")
+    user, ids, offsets = np.zeros((1, USER), np.float32), np.arange(70), np.array([0, 70])
+    save_model(tmp_path / "model", model)
+    scorer = Scorer.load(tmp_path / "model", precision="int8")
+    by_table = scorer.catalog_scores(user, ids, offsets, catalog.table)
+    assert np.array_equal(scorer.catalog_scores(user, ids, offsets, catalog).probs, by_table.probs)
+    trained = ResFlow(USER + ITEM, (33, 10), ("click", "cart", "order"), norm="batch").eval()
+    save_model(tmp_path / "trained", trained)
+    with pytest.raises(CatalogError, match="must be built with the model's weights"):
+        Scorer.load(tmp_path / "trained").top_k_catalog(user, ids, offsets, catalog, 3)
+    bare = Scorer(scorer.plan, scorer.packed)
+    with pytest.raises(ValueError, match="table must be a Table for a scorer that no bundle made"):
+        bare.catalog_scores(user, ids, offsets, catalog)
+
+
 def test_files_that_are_no_catalogue_are_named(model: ResFlow, items: np.ndarray, tmp_path: Path) -> None:
     build_catalog(model, items, tmp_path / "items")
     save_model(tmp_path / "model", model)

@@ -89,6 +89,17 @@ def test_catalogue_ranks_every_item_for_every_request(files: Any, out: Path) -> 
         assert own["video"].to_pylist() == (best.positions[0] * 10).tolist()
 
 
+def test_precision_is_that_of_the_scorer(files: Any, out: Path) -> None:
+    result = invoke(files.model, files.users, "--catalogue", files.items, "-o", out, "--precision", "int8")
+    assert result.exit_code == 0, result.output
+    scorer = Scorer.load(files.model, precision="int8")
+    user, item = scorer.embed_users(files.table.users.slice(0, 1)), scorer.embed_items(files.table.items)
+    table = scorer.catalog_rows(item, "float32")
+    best = scorer.top_k_catalog(user, np.arange(len(item)), [0, len(item)], table, 10)
+    assert pq.read_table(out)["score"].to_pylist()[:10] == best.scores[0].tolist()
+    refused(invoke(files.model, files.users, "-o", out, "--precision", "int4"), "precision must be one of float32")
+
+
 def grouped(files: Any) -> tuple[Any, Any, Any]:
     """Scores, label weights and offsets of the candidates, request by request."""
     scorer, table = Scorer.load(files.model), files.table.candidates
