@@ -77,5 +77,7 @@ class Catalogue:
 
 
 def _empty(width: int, items: int, element: str) -> tuple[Any, Any]:
+    """NumPy's memory, in huge pages, as ``Catalog.open(path, in_memory=True)`` has it."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[element]
-    return torch.empty((items, width), dtype=dtype), torch.empty(items if element == "int8" else 0)
+    table = torch.from_numpy(np.empty((items, width * dtype.itemsize), np.uint8)).view(dtype)
+    return table, torch.empty(items if element == "int8" else 0)

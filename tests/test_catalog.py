@@ -174,3 +174,17 @@ def test_opening_and_scoring_need_no_torch(model: ResFlow, items: np.ndarray, tm
     )
     files = [str(tmp_path / "model"), str(tmp_path / "items")]
     subprocess.run([sys.executable, "-c", script, *files], check=True)
+
+
+@pytest.mark.parametrize("element", PRECISIONS)
+def test_a_catalogue_in_memory_is_a_copy_of_the_mapped_one(
+    model: ResFlow, items: np.ndarray, tmp_path: Path, element: str
+) -> None:
+    mapped = build_catalog(model, items, tmp_path / "items", element)
+    held = Catalog.open(tmp_path / "items", in_memory=True)
+    assert isinstance(mapped.table.rows, np.memmap) and not isinstance(held.table.rows, np.memmap)
+    for array, copy in zip(mapped.table, held.table, strict=True):
+        assert array.dtype == copy.dtype
+        np.testing.assert_array_equal(array, copy)
+    with pytest.raises(ValueError, match="in_memory must be False where writable is True"):
+        Catalog.open(tmp_path / "items", writable=True, in_memory=True)
