@@ -14,13 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .baselines import AITM, METHODS, MMoE, SharedBottom, make_ranker
     from .catalog import Catalog, build_catalog
     from .convert.fuse import fuse
     from .feature_nn import FeatureRanker, PackedFeatureRanker
     from .fusion import Additive, ExpectedValue, Multiplicative
     from .nn import ESMM, NSE, ResFlow
     from .packed import PackedResFlow
-    from .plan import Plan, chain
+    from .plan import Plan, chain, topology
     from .reference import Scores, TopK
     from .runtime import Scorer
     from .twin_nn import TwinTable, TwinTower
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AITM",
     "ESMM",
+    "METHODS",
     "NSE",
     "Additive",
     "Catalog",
     "ExpectedValue",
     "FeatureRanker",
+    "MMoE",
     "Multiplicative",
     "PackedFeatureRanker",
     "PackedResFlow",
@@ -41,15 +45,19 @@ __all__ = [
     "ResFlow",
     "Scorer",
     "Scores",
+    "SharedBottom",
     "TopK",
     "TwinTable",
     "TwinTower",
     "build_catalog",
     "chain",
     "fuse",
+    "make_ranker",
+    "topology",
 ]
 
 _HOMES = {
+    "baselines": ("AITM", "METHODS", "MMoE", "SharedBottom", "make_ranker"),
     "catalog": ("Catalog", "build_catalog"),
     "convert": ("fuse",),
     "feature_nn": ("FeatureRanker", "PackedFeatureRanker"),
@@ -57,7 +65,7 @@ _HOMES = {
     "nn": ("ESMM", "NSE", "ResFlow"),
     "packed": ("PackedResFlow",),
     "twin_nn": ("TwinTable", "TwinTower"),
-    "plan": ("Plan", "chain"),
+    "plan": ("Plan", "chain", "topology"),
     "reference": ("Scores", "TopK"),
     "runtime": ("Scorer",),
 }
