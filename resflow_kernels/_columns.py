@@ -43,33 +43,27 @@ def looked_up(name: str, column: pa.ChunkedArray, vocabulary: Any, ragged: bool)
 
 def bucketed(name: str, column: pa.ChunkedArray, boundaries: NDArray[np.float64]) -> Indices:
     """Row numbers of numbers: their bucket + 1, or 0 for null and NaN."""
-    values = _numbers(name, column)
+    values = numbers(name, column)
     rows = np.searchsorted(boundaries, values, side="right").astype(np.int64) + 1
     rows[np.isnan(values)] = 0
     return rows
 
 
-def distinct(name: str, column: pa.ChunkedArray, ragged: bool, min_count: int) -> Any:
-    """The ids seen at least ``min_count`` times, ascending: an int64 array or a tuple of strings."""
+def flat_ids(name: str, column: pa.ChunkedArray, ragged: bool) -> pa.ChunkedArray:
+    """A column's ids, lists flattened: int64 or large strings, nulls among them.
+
+    Raises:
+        ValueError: the column is of another type, or an integer does not fit int64.
+    """
     element = _element_type(name, column.type, ragged)
     _expect_ids(name, column.type, element, "string or integer", ragged)
     flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type) if ragged else column
-    counts = pc.value_counts(flat.cast(element)).flatten()
-    values, seen = counts
-    frequent = values.filter(pc.and_(pc.greater_equal(seen, min_count), pc.is_valid(values)))
-    if _is_string(element):
-        return tuple(sorted(frequent.to_pylist()))
-    return np.sort(frequent.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.int64))
-
-
-def quantiles(name: str, column: pa.ChunkedArray, buckets: int) -> NDArray[np.float64]:
-    """Cuts that split a column's finite numbers into at most ``buckets`` of about equal size."""
-    values = _numbers(name, column)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return np.zeros(0)
-    cuts = np.unique(np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1]))
-    return cuts[cuts > values.min()]  # a cut at the minimum would leave an empty first bucket
+    if pa.types.is_null(element):
+        return flat
+    try:
+        return flat.cast(element).cast(pa.large_string() if _is_string(element) else pa.int64())
+    except pa.ArrowInvalid as error:  # uint64 beyond int64
+        raise ValueError(f"column {name!r} must be integers that fit int64, got {error}") from None
 
 
 def _find_integer(name: str, vocabulary: Indices) -> Callable[[pa.Array], Indices]:
@@ -103,7 +97,8 @@ def _find_string(name: str, vocabulary: tuple[str, ...]) -> Callable[[pa.Array],
     return find
 
 
-def _numbers(name: str, column: pa.ChunkedArray) -> NDArray[np.float64]:
+def numbers(name: str, column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column as float64, null as NaN."""
     kind = column.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise ValueError(f"column {name!r} must be numbers, got {kind}")

@@ -8,7 +8,7 @@ are a candidate's input row: the user's features first, each side in its declare
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -22,6 +22,8 @@ from ._embedding import Encoded, Indices, Ragged
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from . import _fitting
 
 Kind = Literal["id", "ids", "bucket"]
 Vocabulary = NDArray[np.int64] | tuple[str, ...]
@@ -100,12 +102,21 @@ class Feature:
         """
         from . import _columns
 
+        learner = self._learner(min_count, buckets, None)
+        learner.add(_columns.of_table(table, self.name))
+        return self._learnt(learner)
+
+    def _learner(self, min_count: int, buckets: int, sample: int | None) -> _fitting.Learner:
+        from . import _fitting
+
         _require(_is_count(min_count), self._who, "min_count", "an integer of at least 1", repr(min_count))
         _require(_is_count(buckets), self._who, "buckets", "an integer of at least 1", repr(buckets))
-        column = _columns.of_table(table, self.name)
         if self.kind == "bucket":
-            return replace(self, boundaries=_columns.quantiles(self.name, column, buckets))
-        return replace(self, vocabulary=_columns.distinct(self.name, column, self.kind == "ids", min_count))
+            return _fitting.Quantiles(self.name, buckets, sample)
+        return _fitting.IdCounts(self.name, self.kind == "ids", min_count)
+
+    def _learnt(self, learner: _fitting.Learner) -> Feature:
+        return replace(self, **{"boundaries" if self.kind == "bucket" else "vocabulary": learner.result()})
 
     def encode(self, table: pa.Table) -> Indices | Ragged:
         """A table's column as row numbers of the embedding table.
@@ -215,31 +226,38 @@ class FeatureSet:
 
     def fit(
         self,
-        table: pa.Table,
-        items: pa.Table | None = None,
+        table: pa.Table | Iterable[pa.Table],
+        items: pa.Table | Iterable[pa.Table] | None = None,
         min_count: int | Mapping[str, int] = 1,
         buckets: int | Mapping[str, int] = 16,
     ) -> FeatureSet:
         """This set with every feature that is not fitted yet fitted to a table's columns.
 
         Args:
-            table: the rows to learn vocabularies and boundaries from (a training log).
-            items: where the item's columns are, if not in ``table``.
+            table: the rows to learn vocabularies and boundaries from (a training log); or its blocks one after
+                another, where it is larger than memory. Quantiles of more than 2^20 numbers are then those of a random
+                sample of so many; all else is the same.
+            items: where the item's columns are, if not in ``table``; likewise.
             min_count: ids seen fewer times count as unknown: one number, or one a feature by name (others: 1).
             buckets: the number of quantile buckets, likewise (others: 16).
 
         Raises:
             ValueError: a column is missing or of the wrong type.
         """
+        from . import _columns, _fitting
 
-        def fitted(feature: Feature, source: pa.Table) -> Feature:
-            if feature.fitted:
-                return feature
-            return feature.fit(source, _setting(min_count, feature, 1), _setting(buckets, feature, 16))
+        def learnt(features: Iterable[Feature], source: pa.Table | Iterable[pa.Table]) -> dict[str, Feature]:
+            sample = None if _fitting.is_table(source) else _fitting.SAMPLE
+            new = [(f, f._learner(_setting(min_count, f, 1), _setting(buckets, f, 16), sample)) for f in features]
+            for block in _fitting.blocks(source) if new else ():
+                for feature, learner in new:
+                    learner.add(_columns.of_table(block, feature.name))
+            return {feature.name: feature._learnt(learner) for feature, learner in new}
 
-        user = tuple(fitted(feature, table) for feature in self.user)
-        item = tuple(fitted(feature, table if items is None else items) for feature in self.item)
-        return replace(self, user=user, item=item)
+        user, item = ([f for f in side if not f.fitted] for side in (self.user, self.item))
+        fitted = learnt(user + item, table) if items is None else learnt(user, table) | learnt(item, items)
+        done_user, done_item = (tuple(fitted.get(f.name, f) for f in side) for side in (self.user, self.item))
+        return replace(self, user=done_user, item=done_item)
 
     def encode_user(self, table: pa.Table) -> Encoded:
         """The user's columns of a table, encoded by name (see :meth:`Feature.encode`)."""

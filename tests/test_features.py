@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from resflow_kernels import _fitting
 from resflow_kernels.features import Feature, FeatureSet
 
 Tables = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
@@ -204,3 +206,34 @@ def test_bad_tables() -> None:
     for bad in ({}, {**tables, "tab": tables["tab"][:-1]}, {**tables, "tab": tables["tab"].astype(float)}):
         with pytest.raises(ValueError, match=r"table of feature '(user|tab)' must be a float32 array of shape"):
             features.embed(encoded, bad)
+
+
+@pytest.mark.parametrize("size", [1, 7, 300])
+def test_blocks_are_fitted_as_the_whole(size: int) -> None:
+    table = sample()
+    features = fitted()
+    user, item = (
+        tuple(replace(f, vocabulary=None, boundaries=None) for f in side) for side in (features.user, features.item)
+    )
+    bare = FeatureSet(user, item, "user", "tab")
+    blocks = (table.slice(at, size) for at in range(0, 300, size))
+    assert bare.fit(blocks, min_count=4, buckets=5) == fitted(min_count=4)
+
+
+def test_quantiles_of_more_numbers_than_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fitting, "SAMPLE", 4000)
+    values = np.random.default_rng(0).random(100_000)
+    table = pa.table({"age": values, "item": np.zeros(100_000, np.int64)})
+    features = FeatureSet((Feature("age", 1, "bucket"),), (Feature("item", 1, "id"),), "item", "item")
+
+    def cuts(size: int) -> Any:
+        return features.fit((table.slice(at, size) for at in range(0, 100_000, size)), buckets=4).user[0].boundaries
+
+    np.testing.assert_allclose(cuts(7000), [0.25, 0.5, 0.75], atol=0.03)
+    assert np.array_equal(cuts(7000), cuts(100_000))  # however the rows are cut
+    assert not np.array_equal(cuts(7000), features.fit(table, buckets=4).user[0].boundaries)
+
+
+def test_integers_beyond_int64_are_refused_in_a_fit() -> None:
+    with pytest.raises(ValueError, match="column 'a' must be integers that fit int64"):
+        Feature("a", 1, "id").fit(pa.table({"a": pa.array([2**64 - 1], pa.uint64())}))

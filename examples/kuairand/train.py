@@ -9,10 +9,9 @@ impressions with their labels, for ``resflow quantize --check``).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,15 +19,18 @@ import torch
 import torch.nn.functional as F
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress as Bars
 from rich.table import Table
 from torchmetrics.functional.classification import binary_auroc
 
-from resflow_kernels import Additive
+from resflow_kernels import Additive, ResFlow
 from resflow_kernels.bundle import save_model
+from resflow_kernels.training.loop import fit
+from resflow_kernels.training.ranker import FeatureModel
+from resflow_kernels.training.settings import FitSettings, Progress
 
 from . import prepare
-from .ranker import Encoded, Ranker, encode, shuffled
+from .ranker import Encoded, encode, probabilities, ranker
 
 WIDTH = 16
 DROPOUT = 0.5  # of the input row: user and video ids are seen a few times each and would be learnt by heart
@@ -59,12 +61,12 @@ def train(
         f"{len(train_days):,} impressions to train on, {len(valid_days):,} to validate, {len(test_days):,} to test; "
         f"{len(features.all)} features, {features.user_width} + {features.item_width} wide"
     )
-    ranker = Ranker(features, DROPOUT, FUSION)
-    fit(ranker, train_days, valid_days, epochs, seed)
-    _print_aucs(ranker, {"validation": valid_days, "test": test_days})
+    model = ranker(features, DROPOUT, FUSION)
+    train_model(model, train_days, valid_days, epochs, seed)
+    _print_aucs(model, {"validation": valid_days, "test": test_days})
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_model(output, ranker.towers, features, ranker.tables())
+    save_model(output, cast(ResFlow, model.towers), features, model.tables())
     requests, labels = prepare.requests(data.test, users, seed)
     shown = data.test.table
     for task, column in zip(prepare.TASKS, data.test.labels.T, strict=True):
@@ -75,43 +77,50 @@ def train(
     console.print(f"wrote {output}, and requests, videos, labels and test (Parquet) beside it")
 
 
-def fit(ranker: Ranker, train_days: Encoded, valid_days: Encoded, epochs: int, seed: int) -> None:
-    """Adam on the sum of the tasks' log losses; ends with the weights of the best validation epoch."""
+def train_model(model: FeatureModel, train_days: Encoded, valid_days: Encoded, epochs: int, seed: int) -> None:
+    """Adam on the mean of the tasks' log losses; ends with the weights of the best validation epoch."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(ranker.parameters(), lr=LEARNING_RATE)
-    best, best_epoch, best_state = 0.0, 0, copy.deepcopy(ranker.state_dict())
-    batches = -(-len(train_days) // BATCH)
-    with Progress(console=console) as progress:
-        bar = progress.add_task("training", total=epochs * batches)
-        for epoch in range(1, epochs + 1):
-            ranker.train()
-            for rows, labels in shuffled(train_days, BATCH, generator):
-                loss = F.binary_cross_entropy_with_logits(ranker(rows), labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                progress.advance(bar)
-            scores = aucs(ranker, valid_days)
-            console.print(f"epoch {epoch}: validation AUC {', '.join(f'{score:.4f}' for score in scores)}")
-            if sum(scores) > best:
-                best, best_epoch, best_state = sum(scores), epoch, copy.deepcopy(ranker.state_dict())
-            elif epoch - best_epoch >= PATIENCE:
-                progress.update(bar, total=epoch * batches)
-                break
-    ranker.load_state_dict(best_state)
-    console.print(f"kept epoch {best_epoch}")
+    # The generator of dropout goes on from where the initial weights left it.
+    settings = FitSettings(epochs, PATIENCE, LEARNING_RATE, monitor="mean AUC", seed=None)
+    with Bars(console=console) as bars:
+        bar = bars.add_task("training", total=epochs * -(-len(train_days) // BATCH))
+
+        def report(progress: Progress) -> None:
+            if progress.result is None:
+                bars.advance(bar)
+            else:
+                scores = [progress.result.metrics[task] for task in prepare.TASKS]
+                text = ", ".join(f"{score:.4f}" for score in scores)
+                console.print(f"epoch {progress.epoch}: validation AUC {text}")
+
+        history = fit(
+            model,
+            lambda epoch: train_days.shuffled(BATCH, generator),
+            F.binary_cross_entropy_with_logits,
+            lambda trained: metrics(model, valid_days),
+            settings,
+            on_progress=report,
+        )
+        bars.update(bar, total=bars.tasks[bar].completed)
+    console.print(f"kept epoch {history.best_epoch}")
 
 
-def aucs(ranker: Ranker, days: Encoded) -> Sequence[float]:
+def metrics(model: FeatureModel, days: Encoded) -> dict[str, float]:
+    """AUC of each task, and their mean."""
+    scores = aucs(model, days)
+    return {**dict(zip(prepare.TASKS, scores, strict=True)), "mean AUC": sum(scores) / len(scores)}
+
+
+def aucs(model: FeatureModel, days: Encoded) -> Sequence[float]:
     """AUC of each task."""
-    probs, labels = ranker.probabilities(days), days.labels.long()
+    probs, labels = probabilities(model, days), days.labels.long()
     return [float(binary_auroc(probs[:, task], labels[:, task])) for task in range(labels.shape[1])]
 
 
-def _print_aucs(ranker: Ranker, days: dict[str, Encoded]) -> None:
+def _print_aucs(model: FeatureModel, days: dict[str, Encoded]) -> None:
     table = Table("AUC", *prepare.TASKS)
     for name, encoded in days.items():
-        table.add_row(name, *(f"{score:.4f}" for score in aucs(ranker, encoded)))
+        table.add_row(name, *(f"{score:.4f}" for score in aucs(model, encoded)))
     console.print(table)
 
 

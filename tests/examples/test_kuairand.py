@@ -12,11 +12,12 @@ import typer
 from typer.testing import CliRunner
 
 from examples.kuairand import prepare
-from examples.kuairand.ranker import Ranker, encode, encode_rows
+from examples.kuairand.ranker import encode, probabilities, ranker
 from examples.kuairand.train import train
 from resflow_kernels import Additive
 from resflow_kernels.cli import build_app
 from resflow_kernels.runtime import Scorer
+from resflow_kernels.training.ranker import encode_rows
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +58,14 @@ def test_requests_are_users_who_finished_something(data: prepare.Slice) -> None:
 def test_the_ranker_trains_on_the_rows_that_scoring_embeds(data: prepare.Slice) -> None:
     """Padded lists in PyTorch and ragged lists in NumPy pool to the same row."""
     features = prepare.feature_set(4).fit(data.train.table.slice(0, 5000))
-    ranker = Ranker(features, 0.0, Additive((1, 1, 1))).eval()
+    model = ranker(features, 0.0, Additive((1, 1, 1))).eval()
     some = data.test.table.slice(100, 50)
     with torch.no_grad():
-        rows = ranker.embed(encode_rows(features.all, some)).numpy()
+        rows = model.embed(encode_rows(features.all, some)).numpy()
     encoded = features.encode_user(some) | features.encode_item(some)
-    np.testing.assert_allclose(rows, features.embed(encoded, ranker.tables()), atol=1e-6)
+    np.testing.assert_allclose(rows, features.embed(encoded, model.tables()), atol=1e-6)
     days = encode(features, data.test.part(100, 50))
-    probs = ranker.probabilities(days, batch=16)
+    probs = probabilities(model, days, size=16)
     assert (probs[:, 1:] <= probs[:, :-1]).all()
 
 
