@@ -45,14 +45,18 @@ class Store:
 
     Args:
         path: of the file; made, with its folder, by the first row.
+        conditions: JSON values that all its runs share and that are no hyper-parameters, such as the number of epochs.
+
+    Raises:
+        ValueError: the file has runs under other conditions.
 
     Example:
-        >>> store = Store(Path("results/runs.jsonl"))                          # doctest: +SKIP
-        >>> store.add(Run("chain", "nse", {"lr": 1e-3}, 1, "final"), {"auc": 0.7})  # doctest: +SKIP
+        >>> store = Store(Path("results/runs.jsonl"), {"epochs": 5})                # doctest: +SKIP
+        >>> store.add(Run("chain", "nse", {"lr": 1e-3}, 1, "final"), {"valid": 0.7})  # doctest: +SKIP
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
+        self.path, self.conditions = path, dict(conditions)
         self._rows: dict[str, Row] = {}
         if path.exists():
             content = path.read_bytes()
@@ -61,6 +65,10 @@ class Store:
                 path.write_bytes(whole)
             for line in whole.splitlines():
                 row = json.loads(line)
+                if row["conditions"] != self.conditions:
+                    raise ValueError(
+                        f"{path} must hold runs under {self.conditions}, got {row['conditions']}: name another folder"
+                    )
                 self._rows[_run(row).key] = row
 
     def __len__(self) -> int:
@@ -76,7 +84,7 @@ class Store:
 
     def add(self, run: Run, outcome: Mapping[str, Any]) -> Row:
         """Write a finished run with what came of it; on the disk when this returns."""
-        row = {**vars(run), "setting": dict(run.setting), **outcome}
+        row = {**vars(run), "setting": dict(run.setting), "conditions": self.conditions, **outcome}
         line = json.dumps(row, sort_keys=True, allow_nan=True) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:

@@ -45,14 +45,9 @@ class Budget:
         """Seeds of the final runs; 0 is the one that settings are tuned with."""
         return range(1, self.seeds + 1)
 
-    def facts(self) -> dict[str, object]:
-        """For a report's head."""
-        return {
-            "epochs, at most": self.epochs,
-            "epochs without a better validation outcome": self.patience,
-            "batch": self.batch,
-            "final seeds": self.seeds,
-        }
+    def conditions(self, **others: Any) -> dict[str, Any]:
+        """What runs must share to stand in one table, for :class:`Store`."""
+        return {"epochs": self.epochs, "patience": self.patience, "batch": self.batch, **others}
 
 
 def trained(
