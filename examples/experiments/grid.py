@@ -92,8 +92,8 @@ class Experimenter:
         row = self.store.add(
             run,
             {
-                "valid": outcome.valid,
-                "metrics": dict(outcome.metrics),
+                "valid": round(outcome.valid, 6),
+                "metrics": {name: round(value, 6) for name, value in outcome.metrics.items()},
                 "details": dict(outcome.details),
                 "seconds": round(seconds, 3),
                 "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),

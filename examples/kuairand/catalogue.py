@@ -17,10 +17,6 @@ from resflow_kernels.training.ranker import FeatureModel, encode_rows
 
 from . import prepare
 
-# Users whose candidates are scored at once: their rows, a few hundred megabytes, are in memory.
-_USERS_AT_ONCE = 8
-
-
 @dataclass(frozen=True)
 class Requests:
     """Users, the catalogue they all rank, and their feedback.
@@ -63,9 +59,7 @@ def probabilities(model: nn.Module, requests: Requests) -> NDArray[np.float32]:
 def _probabilities(model: FeatureModel, requests: Requests) -> NDArray[np.float32]:
     model.eval()
     users, items = model.embed(requests.user), model.embed(requests.item)
-    scored = []
-    for some in users.split(_USERS_AT_ONCE):
-        offsets = torch.arange(len(some) + 1) * len(items)
-        probs = model.towers.forward_requests(some, items.repeat(len(some), 1), offsets).probs
-        scored.append(probs.reshape(len(some), len(items), -1))
-    return torch.cat(scored).numpy()
+    offsets = torch.tensor([0, len(items)])
+    # One user at a time: methods without fused ops join the rows, and those of several users are in no cache.
+    scored = [model.towers.forward_requests(user[None], items, offsets).probs for user in users]
+    return torch.stack(scored).numpy()

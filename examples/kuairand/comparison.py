@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -32,8 +33,8 @@ GRID = cells(learning_rate=(2e-3, 4e-3), dropout=(0.3, 0.5))
 # What sensitivity starts from, changing one at a time.
 BASE = {"learning_rate": 2e-3, "dropout": 0.5, "width": WIDTH, "positive_weight": 1}
 FACTORS: dict[str, Sequence[Any]] = {
-    "width": (2, 4, 8, 16, 32),
-    "learning_rate": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    "width": (4, 8, 16, 32),
+    "learning_rate": (1e-3, 2e-3, 4e-3, 8e-3),
     "positive_weight": (1, 5, 20, 50),
 }
 SENSITIVITY_SEEDS = 3
@@ -86,7 +87,7 @@ class Comparison:
         self.data, self.budget, self.experimenter, self.users, self.methods = data, budget, experimenter, users, chosen
         self._features = prepare.feature_set(WIDTH).fit(data.train.table, min_count=prepare.MIN_COUNT)
         self._rows = [encode(self._features, days.table, days.labels) for days in (data.train, data.valid, data.test)]
-        self._test_users = np.array(data.test.table["user_id"])
+        self._test_users = torch.tensor(data.test.table["user_id"].to_numpy())
 
     def planned(self, experiment: str) -> int:
         """How many runs an experiment has."""
