@@ -35,7 +35,7 @@ def multitask_bce(
 
     Example:
         >>> float(multitask_bce(torch.zeros(4, 2), torch.ones(4, 2), task_weights=(2, 1)))  # 3 log 2
-        2.0794415473937988
+        2.079441547393799
     """
     losses = task_bce(logits, labels, positive_weights, mask)
     if task_weights is None:
