@@ -11,7 +11,6 @@ from test_ops import same_bits
 from torch import Tensor, nn
 
 from resflow_kernels import Additive, FeatureRanker, ResFlow, ops
-from resflow_kernels import nn as resflow_nn
 from resflow_kernels.contract import PRECISIONS
 from resflow_kernels.feature_nn import round_table
 from resflow_kernels.ops import FeatureIds
@@ -149,7 +148,6 @@ def test_it_exports(tmp_path: Path) -> None:
 
 def test_a_call_that_wants_gradients_has_them() -> None:
     model = ranker()
-    resflow_nn._warned.clear()  # it is said once
     with pytest.warns(UserWarning, match="gradients are enabled"):
         logits = model(ids()).logits
     logits.sum().backward()
