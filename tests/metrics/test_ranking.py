@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from resflow_kernels import metrics, reference
 from resflow_kernels.metrics import weighted_recall_at_k, weighted_recall_of_ranking
 
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 SCORES = st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 0.25, 0.5, 1.0, 30.0, math.inf, math.nan])  # many ties
 
 
@@ -35,8 +36,9 @@ def in_both_libraries(metric: Callable[..., float], *arguments: Any) -> float:
     """The metric of lists, checked against that of tensors, mixed ones and other dtypes."""
     *lists, offsets, k = arguments
     value = metric(*lists, np.array(offsets), k)
-    tensors = [torch.tensor(one, dtype=torch.float64, requires_grad=True) for one in lists]
-    assert metric(*tensors, torch.tensor(offsets), k) == pytest.approx(value, nan_ok=True, rel=1e-12)
+    for device in DEVICES:
+        tensors = [torch.tensor(one, dtype=torch.float64, device=device, requires_grad=True) for one in lists]
+        assert metric(*tensors, torch.tensor(offsets), k) == pytest.approx(value, nan_ok=True, rel=1e-12)
     assert metric(tensors[0].float(), *lists[1:], offsets, k) == pytest.approx(value, nan_ok=True, rel=1e-6)
     assert metric(np.float32(lists[0]), *lists[1:], np.int32(offsets), k) == pytest.approx(value, nan_ok=True)
     return value
