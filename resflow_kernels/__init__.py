@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .convert.fuse import fuse
     from .feature_nn import FeatureRanker, PackedFeatureRanker
     from .fusion import Additive, ExpectedValue, Multiplicative
+    from .losses import bucket_values, multitask_bce, progressive_labels
     from .nn import ESMM, NSE, ResFlow
     from .packed import PackedResFlow
     from .plan import Plan, chain, topology
@@ -49,10 +50,13 @@ __all__ = [
     "TopK",
     "TwinTable",
     "TwinTower",
+    "bucket_values",
     "build_catalog",
     "chain",
     "fuse",
     "make_ranker",
+    "multitask_bce",
+    "progressive_labels",
     "topology",
 ]
 
@@ -62,6 +66,7 @@ _HOMES = {
     "convert": ("fuse",),
     "feature_nn": ("FeatureRanker", "PackedFeatureRanker"),
     "fusion": ("Additive", "ExpectedValue", "Multiplicative"),
+    "losses": ("bucket_values", "multitask_bce", "progressive_labels"),
     "nn": ("ESMM", "NSE", "ResFlow"),
     "packed": ("PackedResFlow",),
     "twin_nn": ("TwinTable", "TwinTower"),
