@@ -69,6 +69,7 @@ class TasksConfig:
     weights: tuple[float, ...] | None = None  # of the tasks in the loss, each 1 by default
     positive_weights: tuple[float, ...] | None = None  # of a task's positive rows, each 1 by default
     nested: bool = False  # a label counts only where its parent's does
+    calibrator: float = 0.0  # weight of AITM's calibrator in the loss (its authors: 0.6)
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ class Config:
             given = getattr(self.tasks, name)
             if given is not None and (len(given) != len(parents) or min(given) <= 0):
                 raise ValueError(f"[tasks] {name} must be {len(parents)} numbers above 0, got {list(given)}")
+        if not self.tasks.calibrator >= 0:
+            raise ValueError(f"[tasks] calibrator must be 0 or more, got {self.tasks.calibrator}")
         with _about("[fusion]"):
             self.score_fusion().weights_for(len(parents))
         self._check_training()
@@ -197,6 +200,10 @@ class Config:
         """What a run must not change when it is resumed, besides :class:`FitSettings`."""
         parts = {name: asdict(getattr(self, name)) for name in ("data", "features", "tasks", "towers", "fusion")}
         return {**parts, "batch": self.training.batch, "dropout": self.training.dropout}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, as JSON takes it."""
+        return asdict(self)
 
     def _check_training(self) -> None:
         training = self.training

@@ -45,6 +45,12 @@ def from_first(device: torch.device, number: float) -> float:
     return float(shared)
 
 
+def barrier() -> None:
+    """Wait for all ranks."""
+    if count() > 1:
+        dist.barrier()
+
+
 def random_states(device: torch.device) -> dict[str, Tensor]:
     """Every rank's generators as numbers, ``[ranks, n]`` by generator; collective."""
     states = {"torch": torch.get_rng_state(), "python": _python_state(), "numpy": _numpy_state()}
