@@ -60,6 +60,8 @@ def _value(hint: Any, value: object, where: str) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         fitting = [option for option in options if _fits(option, value)]
+        if not fitting and len(options) > 1:
+            raise ValueError(f"{where} must be {_expected(hint)}, got {value!r}")
         return _value((fitting or options)[0], value, where)
     if typing.get_origin(hint) is tuple:
         element = typing.get_args(hint)[0]
