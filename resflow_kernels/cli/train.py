@@ -100,9 +100,8 @@ def _check_run(settings: Config, resume: bool) -> None:
 def _ranks(settings: Config) -> Iterator[bool]:
     """The process group of ``torchrun``, if that started this process; whether this is the first rank."""
     import torch
-    import torch.distributed as dist
 
-    from ..training import pipeline
+    from ..training import pipeline, ranks
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
@@ -110,11 +109,9 @@ def _ranks(settings: Config) -> Iterator[bool]:
     on_gpu = settings.training.device == "cuda"
     if on_gpu:
         torch.cuda.set_device(pipeline.device_of(settings))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()
+    ranks.join("nccl" if on_gpu else "gloo")
+    yield ranks.rank() == 0
+    ranks.leave()  # not after an error: torchrun ends the others
 
 
 @contextmanager
