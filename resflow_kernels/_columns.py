@@ -5,7 +5,7 @@ Columns are taken chunk by chunk, so no chunked column is joined into one array 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,26 @@ def flat_ids(name: str, column: pa.ChunkedArray, ragged: bool) -> pa.ChunkedArra
         return flat.cast(element).cast(pa.large_string() if _is_string(element) else pa.int64())
     except pa.ArrowInvalid as error:  # uint64 beyond int64
         raise ValueError(f"column {name!r} must be integers that fit int64, got {error}") from None
+
+
+def binary_labels(source: object, table: pa.Table, columns: Sequence[str]) -> NDArray[np.float32]:
+    """Columns of labels side by side, float32 ``[n, columns]``.
+
+    Raises:
+        ValueError: a value is neither 0 nor 1; the message names ``source`` and the column.
+    """
+    parts = []
+    for name in columns:
+        column = of_table(table, name)
+        try:
+            values = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
+        except pa.ArrowException:
+            raise ValueError(f"{source}: column {name!r} must be 0 or 1, got {column.type}") from None
+        wrong = ~np.isin(values, (0, 1))
+        if wrong.any():
+            raise ValueError(f"{source}: column {name!r} must be 0 or 1, got {values[wrong][0]}")
+        parts.append(values.astype(np.float32))
+    return np.stack(parts, axis=1)
 
 
 def _find_integer(name: str, vocabulary: Indices) -> Callable[[pa.Array], Indices]:

@@ -22,8 +22,8 @@ from resflow_kernels.features import FeatureSet
 from resflow_kernels.metrics import task_metrics
 
 from . import prepare
-from .catalogue import Requests, make_requests
-from .fusions import fused_recalls
+from .catalogue import Requests, make_requests, probabilities
+from .fusions import TUNED_METHODS, plain_recalls, tuned_recalls
 from .residuals import residual_histograms
 
 HIDDEN = (128, 64)
@@ -142,11 +142,15 @@ class Comparison:
         model, outcome = self._trial(run, CHAIN)
         if run.stage != "final":
             return outcome
-        recalls, fusions = fused_recalls(model, *self.requests)
-        details = {**outcome.details, "fusions": fusions}
+        valid, test = self.requests
+        probs = probabilities(model, test)
+        metrics, details = {**outcome.metrics, **plain_recalls(probs, test)}, dict(outcome.details)
+        if run.method in TUNED_METHODS:
+            recalls, details["fusions"] = tuned_recalls(probabilities(model, valid), valid, probs, test)
+            metrics |= recalls
         if run.method == "resflow":
             details["residuals"] = residual_histograms(model, self._split(CHAIN, WIDTH).test, CHAIN.parents)
-        return Outcome(outcome.valid, {**outcome.metrics, **recalls}, details)
+        return Outcome(outcome.valid, metrics, details)
 
     @cached_property
     def requests(self) -> tuple[Requests, Requests]:

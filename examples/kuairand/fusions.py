@@ -1,71 +1,60 @@
-"""Fusion of a trained model's probabilities, its weights tuned on the validation days' requests."""
+"""Rankings of the catalogue by fused probabilities, plain and with weights tuned on the validation days' requests."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from itertools import product
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
 from resflow_kernels.metrics import weighted_recall_of_ranking
+from resflow_kernels.tune import tune_fusion
 
-from .catalogue import Requests, probabilities
+from .catalogue import Requests
 
 TOP = 100
+FORMS = ("additive", "multiplicative")
+SETTINGS = 60  # weights that the search tries for a model, at most
+TUNED_METHODS = ("nse", "resflow")
 
-# Both forms rank alike when all weights are multiplied by a number, so that ratios are all there is to try.
-WEIGHTS = (0, 1, 4, 16)
-
-Fuse = Callable[[Tensor, Sequence[float]], Tensor]
+Probabilities = NDArray[np.float32]
 
 
-def fused_recalls(
-    model: nn.Module, valid: Requests, test: Requests
+def plain_recalls(probs: Probabilities, requests: Requests) -> dict[str, float]:
+    """Weighted Recall@100 of rankings without weights: by the last task alone, and by the sum of all.
+
+    Args:
+        probs: ``[R, M, K]``.
+        requests: whose feedback is recalled.
+    """
+    return {"wr100_last": recall(probs[:, :, -1], requests), "wr100_sum": recall(probs.sum(2), requests)}
+
+
+def tuned_recalls(
+    valid_probs: Probabilities, valid: Requests, test_probs: Probabilities, test: Requests
 ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-    """Weighted Recall@100 of a model's fused scores on the test days' requests.
+    """Weighted Recall@100 of both forms of fusion on test requests, their weights tuned on validation requests.
 
     Returns:
-        metrics ``wr100_<form>``, for both forms of fusion and for the last task alone; and by form the weights that
-        were best on the validation days, and their recall there.
+        metrics ``wr100_<form>``; and by form, as JSON values, the weights and their recall on the validation requests.
     """
-    shown, held_out = (torch.from_numpy(probabilities(model, requests)) for requests in (valid, test))
-    last = [0.0] * (shown.shape[2] - 1) + [1.0]
-    metrics, chosen = {"wr100_last": recall(additive(held_out, last), test)}, {}
-    for form, fuse in FORMS.items():
-        tried = {weights: recall(fuse(shown, weights), valid) for weights in ratios(shown.shape[2])}
-        weights = max(tried, key=lambda one: tried[one])
-        metrics[f"wr100_{form}"] = recall(fuse(held_out, weights), test)
-        chosen[form] = {"weights": list(weights), "valid": tried[weights]}
+    metrics, chosen = {}, {}
+    flat = valid_probs.reshape(-1, valid_probs.shape[2])
+    for form in FORMS:
+        tuned = tune_fusion(flat, valid.feedback.ravel(), valid.offsets, TOP, form, most=SETTINGS)
+        weights = tuned.fusion.weights_for(flat.shape[1])
+        metrics[f"wr100_{form}"] = recall(_fused(test_probs, weights, form), test)
+        chosen[form] = {"weights": list(weights), "valid": tuned.wr_at_k}
     return metrics, chosen
 
 
-def recall(scores: Tensor, requests: Requests) -> float:
+def recall(scores: NDArray[np.float32], requests: Requests) -> float:
     """Weighted Recall@100 of scores ``[R, M]``."""
-    best = torch.topk(scores, min(TOP, scores.shape[1])).indices
-    return weighted_recall_of_ranking(best.numpy(), requests.feedback.ravel(), requests.offsets)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+    return weighted_recall_of_ranking(best, requests.feedback.ravel(), requests.offsets)
 
 
-def additive(probs: Tensor, weights: Sequence[float]) -> Tensor:
-    """``sum_k alpha_k p_k``."""
-    return probs @ torch.tensor(weights, dtype=probs.dtype)
-
-
-def multiplicative(probs: Tensor, weights: Sequence[float]) -> Tensor:
-    """``log prod_k p_k ** gamma_k``, which ranks as the product does."""
-    return additive(probs.log(), weights)
-
-
-FORMS: dict[str, Fuse] = {"additive": additive, "multiplicative": multiplicative}
-
-
-def ratios(tasks: int) -> list[tuple[int, ...]]:
-    """Every combination of :data:`WEIGHTS` that is not another one multiplied by a number."""
-    found = {}
-    for weights in product(WEIGHTS, repeat=tasks):
-        divisor = math.gcd(*weights)
-        if divisor:
-            found.setdefault(tuple(weight // divisor for weight in weights), weights)
-    return list(found)
+def _fused(probs: Probabilities, weights: tuple[float, ...], form: str) -> NDArray[np.float32]:
+    """``[R, M]``; products through logarithms, which rank alike."""
+    values = np.log(probs) if form == "multiplicative" else probs
+    return values @ np.array(weights, np.float32)

@@ -1,14 +1,21 @@
-"""The KuaiRand slice as a ranker needs it: features, strictly nested labels, a split by date."""
+"""The KuaiRand slice as a ranker needs it: features, strictly nested labels, a split by date.
+
+As files for ``resflow train examples/kuairand/train.toml``::
+
+    python -m examples.kuairand.prepare -o out/kuairand     # train.parquet, valid.parquet, test.parquet
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import typer
 from numpy.typing import NDArray
 
 from resflow_kernels.features import Feature, FeatureSet
@@ -95,6 +102,25 @@ def load(folder: Path = DATA) -> Slice:
     )
 
 
+def labelled(days: Impressions) -> pa.Table:
+    """Some days' columns and their labels, one a task."""
+    table = days.table
+    for task, column in zip(TASKS, days.labels.T, strict=True):
+        table = table.append_column(task, pa.array(column.astype("int8")))
+    return table
+
+
+def write(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")] = Path("out/kuairand"),
+) -> None:
+    """Write the training, validation and test days as Parquet, with their labels."""
+    output.mkdir(parents=True, exist_ok=True)
+    data = load()
+    for name in ("train", "valid", "test"):
+        # Row groups are what training shuffles and shares among processes.
+        pq.write_table(labelled(getattr(data, name)), output / f"{name}.parquet", row_group_size=8192)
+
+
 def requests(days: Impressions, count: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
     """Users to rank the catalogue for, and what they finished.
 
@@ -174,3 +200,7 @@ def _watched(log: pa.Table) -> NDArray[np.float32]:
     played, duration = (log[name].to_numpy().astype(np.float64) for name in ("play_time_ms", "duration_ms"))
     known = duration > 0
     return np.divide(played, duration, out=np.full(len(played), np.nan), where=known).astype(np.float32)
+
+
+if __name__ == "__main__":
+    typer.run(write)

@@ -14,7 +14,7 @@ from examples.experiments.store import Row, Store, methods_of
 from examples.experiments.tables import Column
 
 from .comparison import BASE, CHAIN, FACTORS, HIDDEN, TOPOLOGIES, TOPOLOGY_NAMES, WIDTH, Comparison
-from .fusions import FORMS, WEIGHTS
+from .fusions import FORMS, SETTINGS, TUNED_METHODS
 from .residuals import EDGES, GROUPS
 
 TASK_NAMES = {"click": "click", "long_view": "long view", "finish": "finish", "like": "like"}
@@ -57,7 +57,7 @@ def _methods(title: str, name: str, tasks: tuple[str, ...], folder: Path, store:
         for task in tasks
     }
     chart = charts.points(folder / f"{name}.png", panels, "AUC")
-    recall = [Column("wr100_additive", "WR@100, additive fusion"), Column("wr100_last", "WR@100, finish alone")]
+    recall = [Column("wr100_last", "WR@100, p of finish"), Column("wr100_sum", "WR@100, sum of all p")]
     return report.section(
         title,
         f"Mean ± standard deviation over {len({row['seed'] for row in rows})} seeds, test days. "
@@ -84,7 +84,7 @@ def _fusion(rows: list[Row]) -> str:
     chosen = []
     for row in _ordered(rows, NAMES):
         for form in FORMS:
-            if row["method"] in ("nse", "resflow"):
+            if row["method"] in TUNED_METHODS:
                 own = row["details"]["fusions"][form]
                 metrics = {"test": row["metrics"][f"wr100_{form}"], "valid": own["valid"]}
                 chosen.append({**row, "metrics": metrics, "group": f"{NAMES[row['method']]}, {form}", **own})
@@ -92,14 +92,14 @@ def _fusion(rows: list[Row]) -> str:
         return ""
     columns = [Column("valid", "WR@100, validation"), Column("test", "WR@100, test")]
     weights = [
-        [group, "; ".join(":".join(map(str, row["weights"])) for row in chosen if row["group"] == group)]
+        [group, "; ".join(" : ".join(f"{weight:.3g}" for weight in row["weights"]) for row in chosen if row["group"] == group)]
         for group in dict.fromkeys(row["group"] for row in chosen)
     ]
     return report.section(
         "Additive against multiplicative fusion",
-        "Users rank the whole catalogue; recalled is what they finished. For each model the weights of every ratio of "
-        f"{', '.join(map(str, WEIGHTS))} were tried on the validation days' users; the best is reported on the test "
-        "days' users.",
+        f"Users rank the whole catalogue; recalled is what they finished. Each model's weights (up to {SETTINGS} were "
+        "tried, `resflow_kernels.tune.tune_fusion`) were chosen on the validation days' users and are reported on the "
+        "test days' users.",
         tables.results(chosen, columns, {}, lambda row: row["group"], "method, fusion"),
         tables.table(["method, fusion", "weights click : long view : finish, a seed each"], weights),
     )

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -68,10 +67,7 @@ def train(
     output.parent.mkdir(parents=True, exist_ok=True)
     save_model(output, cast(ResFlow, model.towers), features, model.tables())
     requests, labels = prepare.requests(data.test, users, seed)
-    shown = data.test.table
-    for task, column in zip(prepare.TASKS, data.test.labels.T, strict=True):
-        shown = shown.append_column(task, pa.array(column.astype("int8")))
-    tables = {"requests": requests, "videos": data.videos, "labels": labels, "test": shown}
+    tables = {"requests": requests, "videos": data.videos, "labels": labels, "test": prepare.labelled(data.test)}
     for name, table in tables.items():
         pq.write_table(table, output.parent / f"{name}.parquet")
     console.print(f"wrote {output}, and requests, videos, labels and test (Parquet) beside it")

@@ -1,4 +1,4 @@
-"""The ``resflow`` command: score files with a model bundle, inspect it, time it, look at the installation."""
+"""The ``resflow`` command: train a model, score files with it, inspect it, time it, look at the installation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ def build_app() -> typer.Typer:
     """The typer application."""
     import typer
 
-    from . import bench, info, inspect, quantize, score
+    from . import bench, info, inspect, quantize, score, train
 
     app = typer.Typer(
-        help="Fast inference of ResFlow residual multi-task rankers.",
+        help="Fast inference of ResFlow residual multi-task rankers, and their training.",
         add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
     app.command("score")(score.score)
+    app.command("train")(train.train)
     app.command("quantize")(quantize.quantize)
     app.command("inspect")(inspect.inspect)
     app.command("info")(info.info)

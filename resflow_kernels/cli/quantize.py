@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from .._columns import binary_labels
 from ..bundle import Bundle, load, save
 from ..contract import PRECISIONS
 from ..quantize import PrecisionErrors, measure_errors
@@ -58,24 +56,10 @@ def _errors(bundle: Bundle, precision: str, model: Path, path: Path, k: int) -> 
     table = read_table(path, [*columns, *(bundle.tasks if labelled else ())])
     requests = grouped_requests(path, table, features)
     scorer = Scorer.from_bundle(bundle)
-    labels = _labels(path, requests.items, bundle.tasks) if labelled else None
+    labels = binary_labels(path, requests.items, bundle.tasks) if labelled else None
     # Each candidate with its own user columns: a log's context (hour, place) changes from row to row.
     x = np.concatenate((scorer.embed_users(requests.items), scorer.embed_items(requests.items)), axis=1)
     return measure_errors(bundle, precision, x, requests.offsets, labels, k)
-
-
-def _labels(path: Path, table: pa.Table, tasks: tuple[str, ...]) -> NDArray[np.float32]:
-    columns = []
-    for task in tasks:
-        column = table.column(task)
-        try:
-            values = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
-        except pa.ArrowException:
-            raise ValueError(f"{path}: column {task!r} must be 0 or 1, got {column.type}") from None
-        if not np.isin(values, (0, 1)).all():
-            raise ValueError(f"{path}: column {task!r} must be 0 or 1, got {values[~np.isin(values, (0, 1))][0]}")
-        columns.append(values.astype(np.float32))
-    return np.stack(columns, axis=1)
 
 
 def _print(console: Console, errors: PrecisionErrors) -> None:

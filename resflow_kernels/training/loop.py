@@ -99,13 +99,16 @@ class _Run:
         if ranks.count() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.trained = DistributedDataParallel(self.model, device_ids=devices)
-        while not self._finished():
-            self._train_epoch(random)
-            if self.history.interrupted:
-                self._save()
-                return self.history
-            random = None
-            self._end_epoch()
+        try:
+            while not self._finished():
+                self._train_epoch(random)
+                if self.history.interrupted:
+                    self._save()
+                    return self.history
+                random = None
+                self._end_epoch()
+        finally:
+            self.trained = self.model
         self.model.load_state_dict(self.best_weights)
         return self.history
 

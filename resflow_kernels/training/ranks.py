@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 
@@ -45,6 +46,24 @@ def from_first(device: torch.device, number: float) -> float:
     return float(shared)
 
 
+def join(backend: str) -> None:
+    """Take up contact with the other processes that ``torchrun`` started."""
+    dist.init_process_group(backend)
+
+
+def leave() -> None:
+    """Part with the other ranks, together: a process group whose peers are gone may end a process with an abort."""
+    gc.collect()  # a DistributedDataParallel in a reference cycle would outlive the group it uses
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if count() > 1:
+        dist.barrier()
+
+
 def random_states(device: torch.device) -> dict[str, Tensor]:
     """Every rank's generators as numbers, ``[ranks, n]`` by generator; collective."""
     states = {"torch": torch.get_rng_state(), "python": _python_state(), "numpy": _numpy_state()}
@@ -65,10 +84,11 @@ def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
     if ("cuda" in states) != (device.type == "cuda"):
         wrote = "cuda" if "cuda" in states else "the CPU"
         raise ValueError(f"the checkpoint must be resumed on the device it was written on ({wrote}), got {device}")
-    own = {name: state[rank()] for name, state in states.items()}
-    torch.set_rng_state(own["torch"].contiguous())
+    # Copies: set_rng_state reads a tensor's memory from its storage's start, and misreads a row of a matrix.
+    own = {name: state[rank()].clone() for name, state in states.items()}
+    torch.set_rng_state(own["torch"])
     if "cuda" in own:
-        torch.cuda.set_rng_state(own["cuda"].contiguous(), device)
+        torch.cuda.set_rng_state(own["cuda"], device)
     *words, gauss = own["python"].tolist()
     random.setstate((3, tuple(map(int, words)), None if math.isnan(gauss) else gauss))
     key, (place, has_gauss, cached) = own["numpy"][:-3].numpy(), own["numpy"][-3:].tolist()

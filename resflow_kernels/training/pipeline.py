@@ -1,0 +1,295 @@
+"""From a configuration to a trained model: vocabularies, batches, losses, metrics, the files that are written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc
+
+from .. import _columns, _embedding
+from ..baselines import METHODS, make_ranker
+from ..bundle import METADATA_KEY, atomic_path, save_model
+from ..features import FeatureSet
+from ..losses import calibrator_loss, multitask_bce
+from ..nn import ESMM, NSE, ResFlow
+from ..ops import FeatureIds
+from ..packed import RankerBase
+from . import ranks
+from ._sections import one_of
+from .checkpoint import Checkpoint, separate
+from .config import Config
+from .loop import Batch, fit
+from .ranker import FeatureModel, feature_embeddings
+from .settings import History, Progress
+from .stream import Records, in_batches
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Some files' rows as batches of encoded features and labels."""
+
+    records: Records
+    features: FeatureSet  # fitted
+    config: Config
+
+    def shuffled(self, epoch: int) -> Iterator[Batch]:
+        """This rank's batches of an epoch."""
+        training = self.config.training
+        tables = self.records.shuffled(
+            training.batch, training.seed, epoch, ranks.rank(), ranks.count(), self.config.data.buffer
+        )
+        return self._batches(tables, training.batch)
+
+    def in_order(self) -> Iterator[Batch]:
+        """All rows."""
+        return self._batches(self.records.tables(), 8192)
+
+    def _batches(self, tables: Iterable[pa.Table], size: int) -> Iterator[Batch]:
+        every = self.features.all
+        names, lists = [f.name for f in every], {f.name for f in every if f.kind == "ids"}
+        for table in tables:
+            encoded = {feature.name: feature.encode(table) for feature in every}
+            labels = torch.from_numpy(self._labels(table))
+            for start, stop in in_batches(table.num_rows, size):
+                ids = _embedding.looked_up(_embedding.rows_of(encoded, start, stop), names, lists)
+                yield Batch(FeatureIds(*map(torch.from_numpy, ids)), labels[start:stop])
+
+    def _labels(self, table: pa.Table) -> NDArray[np.float32]:
+        tasks = self.config.tasks
+        labels = _columns.binary_labels(self.records.paths[0], table, tasks.names)
+        if tasks.nested:
+            for task, parent in enumerate(self.config.parents):
+                if parent >= 0:
+                    labels[:, task] *= labels[:, parent]
+        return labels
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The rows to train on, to validate on, and to test on if there are any; their features are fitted."""
+
+    features: FeatureSet
+    train: Source
+    valid: Source
+    test: Source | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What :func:`train` gives; ``test`` are the test files' metrics, ``written`` the files."""
+
+    history: History
+    test: dict[str, float] | None
+    written: tuple[str, ...]
+
+
+def check(config: Config) -> None:
+    """Refuse, before any data is read, what would fail after it.
+
+    Raises:
+        ValueError: towers that cannot be built, a bundle of a method that none can hold, no GPU.
+    """
+    features = config.feature_set()
+    with torch.device("meta"):
+        towers = build_towers(config, features.user_width + features.item_width)
+    if config.output.bundle is not None and not isinstance(towers, ResFlow):
+        able = ", ".join(name for name, method in METHODS.items() if method.build in (ResFlow, NSE, ESMM))
+        raise ValueError(
+            f"[output] bundle must be left out for the method {config.towers.method!r} (bundles hold {able}): "
+            "name [output] weights instead, for the model's state dict"
+        )
+    if config.training.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("[training] device must be one that PyTorch finds here, got 'cuda' without a GPU")
+
+
+def open_sources(config: Config) -> Sources:
+    """Open the files and fit the features, in one pass over the training rows.
+
+    Raises:
+        ValueError: files or columns that are missing or of the wrong type.
+    """
+    features = config.feature_set()
+    columns = list(dict.fromkeys([*(feature.name for feature in features.all), *config.tasks.names]))
+    lists = [feature.name for feature in features.all if feature.kind == "ids"]
+
+    def records(part: str) -> Records:
+        try:
+            data = config.data
+            return Records(getattr(data, part), columns, data.format, lists, data.list_separator)
+        except ValueError as error:
+            raise ValueError(f"[data] {part}: {error}") from None
+
+    opened = {part: records(part) for part in ("train", "valid", "test") if getattr(config.data, part)}
+    opened["train"].shares(0, 1, ranks.count())
+    fitted = features.fit(opened["train"].tables(), **config.fit_arguments())
+    sources = {part: Source(rows, fitted, config) for part, rows in opened.items()}
+    return Sources(fitted, sources["train"], sources["valid"], sources.get("test"))
+
+
+def build_towers(config: Config, width: int) -> RankerBase:
+    """The towers of a configuration.
+
+    Raises:
+        ValueError: settings that the method does not have.
+    """
+    towers, tasks = config.towers, config.tasks
+    one_of("[towers] method", towers.method, METHODS)
+    one_of("[towers] norm", towers.norm, ("batch", "none"))
+    optional = {
+        name: getattr(towers, name) for name in ("feature_residual", "logit_residual", "experts", "tower_layers")
+    }
+    given = {name: value for name, value in optional.items() if value is not None}
+    for name in ("feature_residual", "logit_residual"):
+        if name in given and towers.method != "resflow":
+            raise ValueError(f"[towers] {name} must be left out for any method but 'resflow', got {towers.method!r}")
+    same = ("activation", "norm_after_activation", "norm_eps", "input_norm")
+    try:
+        return make_ranker(
+            towers.method,
+            width,
+            towers.hidden,
+            tasks.names,
+            config.parents,
+            norm=None if towers.norm == "none" else towers.norm,
+            non_increasing=towers.non_increasing,
+            fusion=config.score_fusion(),
+            **{name: getattr(towers, name) for name in same},
+            **given,
+        )
+    except ValueError as error:
+        raise ValueError(f"[towers]: {error}") from None
+
+
+def build_model(config: Config, features: FeatureSet) -> FeatureModel:
+    """A new model, its initial weights drawn with the configuration's seed."""
+    torch.manual_seed(config.training.seed)
+    embeddings = feature_embeddings(features)
+    towers = build_towers(config, features.user_width + features.item_width)
+    return FeatureModel(features, towers, config.training.dropout, embeddings).to(device_of(config))
+
+
+def device_of(config: Config) -> torch.device:
+    """The device of this rank."""
+    if config.training.device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def checkpoint_of(config: Config) -> Checkpoint | None:
+    """Where the run is kept, if it is."""
+    output = config.output
+    if output.checkpoint is None:
+        return None
+    return Checkpoint(Path(output.checkpoint, CHECKPOINT), output.checkpoint_every, config.identity())
+
+
+def train(
+    config: Config,
+    sources: Sources,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Trained:
+    """Train, test, and write the model; goes on with the run of the checkpoint if there is one.
+
+    Raises:
+        ValueError: as :func:`~resflow_kernels.training.loop.fit`, or labels that are not 0 or 1.
+        OSError: a file cannot be written.
+    """
+    model = build_model(config, sources.features)
+    history = fit(
+        model,
+        sources.train.shuffled,
+        loss_of(config),
+        lambda trained: metrics(trained, sources.valid),
+        config.training.fit_settings(),
+        on_progress=on_progress,
+        checkpoint=checkpoint_of(config),
+        stop=stop,
+    )
+    if history.interrupted or ranks.rank() != 0:
+        return Trained(history, None, ())
+    model.eval()
+    with torch.no_grad():
+        tested = None if sources.test is None else metrics(model, sources.test)
+    return Trained(history, tested, write(config, model))
+
+
+def loss_of(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """The weighted sum of the tasks' losses, and AITM's calibrator if it is asked for."""
+    tasks, parents = config.tasks, config.parents
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        total = multitask_bce(logits, labels, tasks.positive_weights, tasks.weights)
+        return total + tasks.calibrator * calibrator_loss(logits, parents) if tasks.calibrator else total
+
+    return loss
+
+
+def metrics(model: nn.Module, source: Source) -> dict[str, float]:
+    """AUC and log loss of each task and their means, of a model in eval mode.
+
+    Raises:
+        ValueError: a task without labels of both kinds, which has no AUC.
+    """
+    device = next(model.parameters()).device
+    logits, labels = [], []
+    for batch in source.in_order():
+        ids = FeatureIds(*(tensor.to(device) for tensor in batch.inputs))
+        logits.append(model(ids).logits.float().cpu())
+        labels.append(batch.labels)
+    if not logits:
+        raise ValueError(f"{source.records.paths[0]}: must have at least one row, got none")
+    values, truth = torch.cat(logits), torch.cat(labels)
+    names = source.config.tasks.names
+    for task, name in enumerate(names):
+        if truth[:, task].unique().numel() != 2:
+            raise ValueError(
+                f"{source.records.paths[0]}: task {name!r} must have labels 0 and 1, got one of them alone"
+            )
+    losses = F.binary_cross_entropy_with_logits(values.double(), truth.double(), reduction="none").mean(0).tolist()
+    aucs = [float(binary_auroc(values[:, at].sigmoid(), truth[:, at].long())) for at in range(len(names))]
+    found = {f"auc.{name}": auc for name, auc in zip(names, aucs, strict=True)}
+    found |= {f"log_loss.{name}": loss for name, loss in zip(names, losses, strict=True)}
+    mean_loss = sum(losses) / len(losses)
+    return {**found, "auc": sum(aucs) / len(aucs), "log_loss": mean_loss, "-log_loss": -mean_loss}
+
+
+def write(config: Config, model: FeatureModel) -> tuple[str, ...]:
+    """Write what ``[output]`` names."""
+    output = config.output
+    if output.bundle is not None:
+        assert isinstance(model.towers, ResFlow)
+        save_model(_in_folder(output.bundle), model.towers, model.features, model.tables())
+    if output.weights is not None:
+        with atomic_path(_in_folder(output.weights)) as temporary:
+            content = {"format": "resflow-state-dict", "version": 1, "config": config.to_json()}
+            save_file(separate(model.state_dict()), temporary, metadata={METADATA_KEY: json.dumps(content)})
+    return tuple(path for path in (output.bundle, output.weights) if path is not None)
+
+
+def prepare_folders(config: Config) -> None:
+    """Make the folders that the output goes to."""
+    for path in (config.output.bundle, config.output.weights):
+        if path is not None:
+            _in_folder(path)
+    if config.output.checkpoint is not None:
+        Path(config.output.checkpoint).mkdir(parents=True, exist_ok=True)
+
+
+def _in_folder(path: str) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return path
