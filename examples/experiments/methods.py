@@ -71,6 +71,18 @@ def make(
     return FeatureModel(features, make_ranker(method, width, hidden, tasks, parents, **settings), dropout)
 
 
+def chosen(names: Sequence[str] | None) -> list[str]:
+    """Some methods in the order of the tables; all if none are named.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    unknown = sorted(set(names or ()) - set(NAMES))
+    if unknown:
+        raise ValueError(f"method must be one of {', '.join(NAMES)}, got {', '.join(unknown)}")
+    return [name for name in NAMES if not names or name in names]
+
+
 def logits_of(model: nn.Module, rows: Any) -> Tensor:
     """Logits ``[n, K]`` of a model that gives them, or :class:`~resflow_kernels.Scores`."""
     given = model(rows)

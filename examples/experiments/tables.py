@@ -89,6 +89,12 @@ def tuning(rows: Sequence[Row], names: Mapping[str, str], digits: int = 4) -> st
     return table(["method", *settings], lines)
 
 
+def ordered(rows: Sequence[Row], names: Mapping[str, str]) -> list[Row]:
+    """Rows in the order in which ``names`` has their methods."""
+    order = list(names)
+    return sorted(rows, key=lambda row: order.index(row["method"]))
+
+
 def describe(row: Row) -> str:
     """A row's setting in words.
 

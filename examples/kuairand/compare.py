@@ -16,7 +16,7 @@ from rich.console import Console
 
 from examples.experiments.grid import Experimenter
 from examples.experiments.machine import usable_cores
-from examples.experiments.methods import NAMES
+from examples.experiments.methods import NAMES, chosen
 from examples.experiments.store import Store
 from examples.experiments.training import Budget
 
@@ -42,23 +42,19 @@ def compare(
 ) -> None:
     """Train and compare all methods, and write the tables after each experiment."""
     torch.set_num_threads(threads or usable_cores())
-    experiments = _known(only, EXPERIMENTS)
+    unknown = sorted(set(only or ()) - set(EXPERIMENTS))
+    if unknown:
+        raise ValueError(f"only must be of {', '.join(EXPERIMENTS)}, got {', '.join(unknown)}")
+    experiments = [name for name in EXPERIMENTS if not only or name in only]
     budget = Budget(epochs, batch=2048, seeds=seeds, cells=cells)
     store = Store(output / "runs.jsonl", budget.conditions(rows=rows, users=users))
     experimenter = Experimenter(store, console)
     data = _cut(prepare.load(), rows)
-    comparison = Comparison(data, budget, experimenter, users, _known(method, tuple(NAMES)))
+    comparison = Comparison(data, budget, experimenter, users, chosen(method))
     experimenter.plan(sum(comparison.planned(experiment) for experiment in experiments))
     for experiment in experiments:
         comparison.run(experiment)
         console.print(f"wrote {write_report(output, store, comparison)}")
-
-
-def _known(chosen: list[str] | None, names: tuple[str, ...]) -> list[str]:
-    unknown = sorted(set(chosen or ()) - set(names))
-    if unknown:
-        raise typer.BadParameter(f"must be of {', '.join(names)}, got {', '.join(unknown)}")
-    return [name for name in names if not chosen or name in chosen]
 
 
 def _cut(data: prepare.Slice, rows: int) -> prepare.Slice:

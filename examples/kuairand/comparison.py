@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from examples.experiments import methods
+from examples.experiments.catalogue import Requests, probabilities
 from examples.experiments.data import Split, encode
 from examples.experiments.grid import Experimenter, Outcome, cells, one_factor, runs_of
 from examples.experiments.multitask import loss_of, mean_auc
@@ -22,8 +23,8 @@ from resflow_kernels.features import FeatureSet
 from resflow_kernels.metrics import task_metrics
 
 from . import prepare
-from .catalogue import Requests, make_requests, probabilities
 from .fusions import TUNED_METHODS, plain_recalls, tuned_recalls
+from .requests import make_requests
 from .residuals import residual_histograms
 
 HIDDEN = (128, 64)

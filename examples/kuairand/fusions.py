@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resflow_kernels.metrics import weighted_recall_of_ranking
+from examples.experiments.catalogue import Requests
 from resflow_kernels.tune import tune_fusion
-
-from .catalogue import Requests
 
 TOP = 100
 FORMS = ("additive", "multiplicative")
@@ -27,7 +25,7 @@ def plain_recalls(probs: Probabilities, requests: Requests) -> dict[str, float]:
         probs: ``[R, M, K]``.
         requests: whose feedback is recalled.
     """
-    return {"wr100_last": recall(probs[:, :, -1], requests), "wr100_sum": recall(probs.sum(2), requests)}
+    return {"wr100_last": requests.recall(probs[:, :, -1], TOP), "wr100_sum": requests.recall(probs.sum(2), TOP)}
 
 
 def tuned_recalls(
@@ -43,15 +41,9 @@ def tuned_recalls(
     for form in FORMS:
         tuned = tune_fusion(flat, valid.feedback.ravel(), valid.offsets, TOP, form, most=SETTINGS)
         weights = tuned.fusion.weights_for(flat.shape[1])
-        metrics[f"wr100_{form}"] = recall(_fused(test_probs, weights, form), test)
+        metrics[f"wr100_{form}"] = test.recall(_fused(test_probs, weights, form), TOP)
         chosen[form] = {"weights": list(weights), "valid": tuned.wr_at_k}
     return metrics, chosen
-
-
-def recall(scores: NDArray[np.float32], requests: Requests) -> float:
-    """Weighted Recall@100 of scores ``[R, M]``."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-    return weighted_recall_of_ranking(best, requests.feedback.ravel(), requests.offsets)
 
 
 def _fused(probs: Probabilities, weights: tuple[float, ...], form: str) -> NDArray[np.float32]:

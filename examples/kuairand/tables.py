@@ -45,7 +45,7 @@ def write_report(folder: Path, store: Store, comparison: Comparison) -> Path:
 
 
 def _methods(title: str, name: str, tasks: tuple[str, ...], folder: Path, store: Store) -> str:
-    rows = _ordered(store.rows(name), NAMES)
+    rows = tables.ordered(store.rows(name), NAMES)
     quality = [Column(f"{metric}_{task}", f"{label}, {TASK_NAMES[task]}") for task in tasks for metric, label in _AUCS]
     loss = [Column(f"log_loss_{task}", f"log loss, {TASK_NAMES[task]}", best="low") for task in tasks]
     error = [Column(f"calibration_error_{task}", f"ECE, {TASK_NAMES[task]}", best="low") for task in tasks]
@@ -82,7 +82,7 @@ def _chain(folder: Path, store: Store) -> str:
 
 def _fusion(rows: list[Row]) -> str:
     chosen = []
-    for row in _ordered(rows, NAMES):
+    for row in tables.ordered(rows, NAMES):
         for form in FORMS:
             if row["method"] in TUNED_METHODS:
                 own = row["details"]["fusions"][form]
@@ -130,7 +130,7 @@ def _residuals(folder: Path, rows: list[Row]) -> str:
 
 
 def _topology(folder: Path, store: Store) -> str:
-    rows = _ordered(store.rows("topology"), TOPOLOGIES)
+    rows = tables.ordered(store.rows("topology"), TOPOLOGIES)
     columns = [
         Column(f"{metric}_{task}", f"{label}, {TASK_NAMES[task]}")
         for metric, label in _AUCS
@@ -174,13 +174,8 @@ def _sensitivity(folder: Path, store: Store) -> str:
 
 
 def _tuned(store: Store, name: str, names: Mapping[str, str]) -> tuple[str, ...]:
-    tried = tables.tuning(_ordered(store.rows(name, "tune"), names), names)
+    tried = tables.tuning(tables.ordered(store.rows(name, "tune"), names), names)
     return ("Tuning: mean validation AUC of the tasks, one seed.", tried) if tried else ()
-
-
-def _ordered(rows: list[Row], names: Mapping[str, object]) -> list[Row]:
-    order = list(names)
-    return sorted(rows, key=lambda row: order.index(row["method"]))
 
 
 _AUCS = (("auc", "AUC"), ("gauc", "GAUC"))

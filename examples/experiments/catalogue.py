@@ -1,4 +1,4 @@
-"""Users ranking the whole catalogue: every video's probabilities for every user, and what they finished."""
+"""Users ranking a whole catalogue: every item's probabilities for every user, and their feedback."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from examples.experiments.methods import SeparateModels
-from resflow_kernels.features import FeatureSet
-from resflow_kernels.training.ranker import FeatureModel, encode_rows
+from resflow_kernels.metrics import weighted_recall_of_ranking
+from resflow_kernels.training.ranker import FeatureModel
 
-from . import prepare
+from .methods import SeparateModels
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -24,7 +23,7 @@ class Requests:
     Args:
         user: rows of the user's features, ``R`` of them.
         item: rows of the catalogue's features, ``M`` of them.
-        feedback: ``[R, M]``, how often a user finished a video.
+        feedback: ``[R, M]``, what each item is worth to each user: how often it was finished, orders expected.
     """
 
     user: Mapping[str, Tensor]
@@ -34,24 +33,18 @@ class Requests:
     @property
     def offsets(self) -> NDArray[np.int64]:
         """``[R + 1]``: every request has the whole catalogue."""
-        requests, videos = self.feedback.shape
-        return np.arange(requests + 1, dtype=np.int64) * videos
+        requests, items = self.feedback.shape
+        return np.arange(requests + 1, dtype=np.int64) * items
 
-
-def make_requests(features: FeatureSet, days: prepare.Impressions, videos: pa.Table, users: int) -> Requests:
-    """Requests of at most ``users`` users who finished something on those days."""
-    asking, finishes = prepare.requests(days, users)
-    feedback = np.zeros((asking.num_rows, videos.num_rows))
-    row_of = {user: row for row, user in enumerate(asking["user_id"].to_pylist())}
-    column_of = {video: column for column, video in enumerate(videos["video_id"].to_pylist())}
-    for user, video, weight in zip(*(finishes[name].to_pylist() for name in finishes.column_names), strict=True):
-        feedback[row_of[user], column_of[video]] = weight
-    return Requests(encode_rows(features.user, asking), encode_rows(features.item, videos), feedback)
+    def recall(self, scores: NDArray[np.floating], k: int = 100) -> float:
+        """Weighted Recall@K of scores ``[R, M]``."""
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return weighted_recall_of_ranking(best, self.feedback.ravel(), self.offsets)
 
 
 @torch.inference_mode()
 def probabilities(model: nn.Module, requests: Requests) -> NDArray[np.float32]:
-    """Probabilities ``[R, M, K]`` of every video for every user."""
+    """Probabilities ``[R, M, K]`` of every item for every user."""
     parts = model.models if isinstance(model, SeparateModels) else [model]
     return np.concatenate([_probabilities(part, requests) for part in parts], axis=2)
 
