@@ -1,0 +1,1 @@
+"""Regression as progressive tasks, beside plain regression (see README.md)."""
