@@ -87,6 +87,7 @@ _SUBMODULES = {
     "ops",
     "quantize",
     "testing",
+    "training",
 }
 
 
