@@ -18,6 +18,10 @@
 
 #include "cpu/twin-inl.h"
 
+#include "cpu/training_product-inl.h"
+
+#include "cpu/training-inl.h"
+
 namespace resflow::cpu {
 namespace RESFLOW_TARGET {
 
@@ -90,6 +94,7 @@ double peak_operations(Precision precision, int64_t count, float* sink) {
 const Kernels RESFLOW_KERNELS = {
     RESFLOW_TEXT(RESFLOW_TARGET), RESFLOW_TARGET::kBlockRows,      RESFLOW_TARGET::score_tile,
     RESFLOW_TARGET::pool,         RESFLOW_TARGET::project,         RESFLOW_TARGET::peak_operations,
-    RESFLOW_TARGET::twin_user,    RESFLOW_TARGET::score_twin_tile, RESFLOW_TARGET::read_memory};
+    RESFLOW_TARGET::twin_user,    RESFLOW_TARGET::score_twin_tile, RESFLOW_TARGET::read_memory,
+    RESFLOW_TARGET::kTraining};
 
 }  // namespace resflow::cpu
