@@ -60,6 +60,8 @@ class ResFlow(RankerBase):
         torch.Size([1000])
     """
 
+    recompute: bool | None = None
+
     def __init__(
         self,
         in_features: int,
@@ -120,7 +122,6 @@ class ResFlow(RankerBase):
         self.input_norm = input_norm
         self.towers = nn.ModuleList(nn.ModuleList(tower) for tower in towers)
         self.heads = nn.ModuleList(heads)
-        self.recompute: bool | None = None
         # Training knows a BatchNorm before the activation, which scoring folds into the Linear, as affines too.
         self.affine_plan = plan if plan.affine else replace(plan, affine=True)
         self._packed: Tensor | None = None
