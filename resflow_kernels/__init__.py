@@ -14,26 +14,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .baselines import AITM, METHODS, MMoE, SharedBottom, make_ranker
     from .catalog import Catalog, build_catalog
     from .convert.fuse import fuse
     from .feature_nn import FeatureRanker, PackedFeatureRanker
     from .fusion import Additive, ExpectedValue, Multiplicative
+    from .losses import bucket_values, multitask_bce, progressive_labels
     from .nn import ESMM, NSE, ResFlow
     from .packed import PackedResFlow
-    from .plan import Plan, chain
+    from .plan import Plan, chain, topology
     from .reference import Scores, TopK
     from .runtime import Scorer
+    from .tune import TunedFusion, plot_surface, tune_fusion
     from .twin_nn import TwinTable, TwinTower
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AITM",
     "ESMM",
+    "METHODS",
     "NSE",
     "Additive",
     "Catalog",
     "ExpectedValue",
     "FeatureRanker",
+    "MMoE",
     "Multiplicative",
     "PackedFeatureRanker",
     "PackedResFlow",
@@ -41,23 +47,35 @@ __all__ = [
     "ResFlow",
     "Scorer",
     "Scores",
+    "SharedBottom",
     "TopK",
+    "TunedFusion",
     "TwinTable",
     "TwinTower",
+    "bucket_values",
     "build_catalog",
     "chain",
     "fuse",
+    "make_ranker",
+    "multitask_bce",
+    "plot_surface",
+    "progressive_labels",
+    "topology",
+    "tune_fusion",
 ]
 
 _HOMES = {
+    "baselines": ("AITM", "METHODS", "MMoE", "SharedBottom", "make_ranker"),
     "catalog": ("Catalog", "build_catalog"),
     "convert": ("fuse",),
     "feature_nn": ("FeatureRanker", "PackedFeatureRanker"),
     "fusion": ("Additive", "ExpectedValue", "Multiplicative"),
+    "losses": ("bucket_values", "multitask_bce", "progressive_labels"),
     "nn": ("ESMM", "NSE", "ResFlow"),
     "packed": ("PackedResFlow",),
+    "tune": ("TunedFusion", "plot_surface", "tune_fusion"),
     "twin_nn": ("TwinTable", "TwinTower"),
-    "plan": ("Plan", "chain"),
+    "plan": ("Plan", "chain", "topology"),
     "reference": ("Scores", "TopK"),
     "runtime": ("Scorer",),
 }

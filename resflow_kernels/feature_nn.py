@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, ops, reference
+from .baselines import Baseline
 from .contract import PRECISIONS
 from .nn import ResFlow
 from .ops import FeatureIds, FeatureTables
@@ -48,7 +49,7 @@ def round_table(table: Tensor, element: str) -> tuple[Tensor, Tensor | None]:
 class _FeatureScorer(nn.Module):
     """What :class:`FeatureRanker` and :class:`PackedFeatureRanker` share: the calls."""
 
-    towers: ResFlow | PackedResFlow
+    towers: ResFlow | Baseline | PackedResFlow
     user_features: int
 
     @property
@@ -159,7 +160,7 @@ class _FeatureScorer(nn.Module):
 
 
 class FeatureRanker(_FeatureScorer):
-    """Embedding tables and a :class:`ResFlow` over their rows side by side.
+    """Embedding tables and a :class:`ResFlow` (or a baseline) over their rows side by side.
 
     Args:
         embeddings: one a feature, in the order of the input row's columns: an ``nn.Embedding`` for a feature of one
@@ -180,13 +181,13 @@ class FeatureRanker(_FeatureScorer):
     """
 
     def __init__(
-        self, embeddings: Sequence[nn.Embedding | nn.EmbeddingBag], towers: ResFlow, user_features: int = 0
+        self, embeddings: Sequence[nn.Embedding | nn.EmbeddingBag], towers: ResFlow | Baseline, user_features: int = 0
     ) -> None:
         super().__init__()
         for at, embedding in enumerate(embeddings):
             _check_embedding(at, embedding)
         self.embeddings = nn.ModuleList(embeddings)
-        self.towers: ResFlow = towers
+        self.towers: ResFlow | Baseline = towers
         self.user_features = user_features
         self.ragged = tuple(at for at, one in enumerate(embeddings) if isinstance(one, nn.EmbeddingBag))
         tables = self.feature_tables.tables
@@ -206,7 +207,12 @@ class FeatureRanker(_FeatureScorer):
 
         Args:
             element: ``"float32"``, ``"bfloat16"`` or ``"int8"``; see :func:`round_table`.
+
+        Raises:
+            ValueError: the towers are a baseline's.
         """
+        if isinstance(self.towers, Baseline):
+            raise ValueError(f"FeatureRanker: packed is for ResFlow towers, got {type(self.towers).__name__}")
         rounded: dict[int, tuple[Tensor, Tensor | None]] = {}
         for table in self.feature_tables.tables:
             if id(table) not in rounded:  # features that share a table still do
@@ -218,7 +224,7 @@ class FeatureRanker(_FeatureScorer):
         return PackedFeatureRanker(tables, self.towers.packed(), self.user_features).eval()
 
     def _fused_weights(self) -> Tensor | None:
-        if not self.towers._use_fused(*self.feature_tables.tables):
+        if isinstance(self.towers, Baseline) or not self.towers._use_fused(*self.feature_tables.tables):
             return None
         return self.towers._packed_weights()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -197,6 +197,43 @@ def chain(tasks: int) -> tuple[int, ...]:
     (-1, 0, 1)
     """
     return tuple(range(-1, tasks - 1))
+
+
+def topology(spec: Sequence[int] | Mapping[str, str] | str | None, tasks: Sequence[str]) -> tuple[int, ...]:
+    """The parents of named tasks.
+
+    Args:
+        spec: ``"chain"`` or ``None``, each task inherits from the one before; ``"star"``, all from the first;
+            ``"independent"``, none from any; each heir's parent by name, such as ``{"like": "click"}``, where all
+            other tasks are roots; or the parents themselves, -1 for a root.
+        tasks: their names, parents before their children.
+
+    Raises:
+        ValueError: a spec or a task that is not known, or a parent that does not stand before its child.
+
+    >>> topology({"like": "click", "follow": "like"}, ("click", "like", "follow"))
+    (-1, 0, 1)
+    """
+    tasks = tuple(tasks)
+    twice = sorted({name for name in tasks if tasks.count(name) > 1})
+    _require(not twice, "tasks", "different names", twice)
+    if spec is None or spec == "chain":
+        return chain(len(tasks))
+    if spec == "independent":
+        return (-1,) * len(tasks)
+    if spec == "star":
+        return (-1, *(0 for _ in tasks[1:]))
+    _require(not isinstance(spec, str), "parents", "chain, star, independent, or given one by one", repr(spec))
+    if not isinstance(spec, Mapping):
+        parents = tuple(int(parent) for parent in spec)
+        _require(len(parents) == len(tasks), "parents", f"one a task ({len(tasks)})", len(parents))
+        return parents
+    place = {name: at for at, name in enumerate(tasks)}
+    for child, parent in spec.items():
+        for name in (child, parent):
+            _require(name in place, "parents", f"between tasks of {', '.join(tasks)}", repr(name))
+        _require(place[parent] < place[child], f"parents[{child!r}]", "a task that stands before it", repr(parent))
+    return tuple(place[spec[name]] if name in spec else -1 for name in tasks)
 
 
 def _padded(width: int) -> int:
