@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .plan import Plan, chain, topology
     from .reference import Scores, TopK
     from .runtime import Scorer
+    from .tune import TunedFusion, plot_surface, tune_fusion
     from .twin_nn import TwinTable, TwinTower
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "Scores",
     "SharedBottom",
     "TopK",
+    "TunedFusion",
     "TwinTable",
     "TwinTower",
     "bucket_values",
@@ -56,8 +58,10 @@ __all__ = [
     "fuse",
     "make_ranker",
     "multitask_bce",
+    "plot_surface",
     "progressive_labels",
     "topology",
+    "tune_fusion",
 ]
 
 _HOMES = {
@@ -69,6 +73,7 @@ _HOMES = {
     "losses": ("bucket_values", "multitask_bce", "progressive_labels"),
     "nn": ("ESMM", "NSE", "ResFlow"),
     "packed": ("PackedResFlow",),
+    "tune": ("TunedFusion", "plot_surface", "tune_fusion"),
     "twin_nn": ("TwinTable", "TwinTower"),
     "plan": ("Plan", "chain", "topology"),
     "reference": ("Scores", "TopK"),

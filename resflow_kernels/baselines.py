@@ -151,7 +151,7 @@ class SharedBottom(Baseline):
 
 
 class MMoE(Baseline):
-    """Multi-gate mixture of experts (Ma et al., KDD 2018, equations 5 to 7).
+    """Multi-gate mixture of experts (Ma et al., KDD 2018).
 
     ``f_k(x) = tower_k(sum_e softmax(G_k x)_e expert_e(x))``
 
@@ -205,7 +205,7 @@ class MMoE(Baseline):
 
 
 class Transfer(nn.Module):
-    """AITM's step from one task to the next (Xi et al., KDD 2021, equations 3 to 7).
+    """AITM's step from one task to the next (Xi et al., KDD 2021).
 
     ``p = act(info(z_parent))``, then attention over the two vectors ``u`` of ``p`` and the task's own ``q``:
     ``z = sum_u softmax_u(<h2(u), h3(u)> / sqrt(H)) h1(u)``
@@ -233,7 +233,7 @@ class AITM(Baseline):
     """Adaptive information transfer (Xi et al., KDD 2021): attention from a task's last hidden layer to its child's.
 
     Each edge of the topology has a :class:`Transfer` of its own. The paper's behavioural expectation calibrator is a
-    term of the loss: :func:`resflow_kernels.losses.calibrator_loss` (the authors give it a weight of 0.6).
+    term of the loss: :func:`resflow_kernels.losses.calibrator_loss`.
 
     Arguments are :class:`Baseline`'s.
 

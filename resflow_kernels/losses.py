@@ -35,7 +35,7 @@ def multitask_bce(
 
     Example:
         >>> float(multitask_bce(torch.zeros(4, 2), torch.ones(4, 2), task_weights=(2, 1)))  # 3 log 2
-        2.0794415473937988
+        2.079441547393799
     """
     losses = task_bce(logits, labels, positive_weights, mask)
     if task_weights is None:
@@ -88,7 +88,8 @@ def task_bce(
 def calibrator_loss(logits: Tensor, parents: Sequence[int]) -> Tensor:
     """AITM's behavioural expectation calibrator: what a task's probability exceeds its parent's by.
 
-    ``mean over b of sum_k max(p_k - p_parent(k), 0)`` (Xi et al., KDD 2021, equation 9; the authors' weight is 0.6)
+    ``mean over b of sum_k max(p_k - p_parent(k), 0)`` (Xi et al., KDD 2021; their published code adds 0.6 times the
+    sum over a batch instead of the mean).
 
     Args:
         logits: ``[B, K]``, floating.
@@ -116,7 +117,7 @@ def calibrator_loss(logits: Tensor, parents: Sequence[int]) -> Tensor:
 
 
 def progressive_labels(values: Tensor, thresholds: Vector) -> Tensor:
-    """Labels of progressive regression: task ``i`` predicts ``y > t_i`` (section 3.3 of the paper).
+    """Labels of progressive regression: task ``i`` predicts ``y > t_i``.
 
     Args:
         values: ``y [B]``, numbers, finite.

@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from . import metrics
 from .bundle import Bundle
 from .runtime import Floats, Offsets, Scorer
 
@@ -92,8 +93,4 @@ def _best(score: Floats, k: int) -> NDArray[np.int64]:
 def _aucs(probs: Floats, labels: NDArray[np.float32]) -> list[float]:
     if labels.shape != probs.shape:
         raise ValueError(f"quantize: labels must be of shape {list(probs.shape)}, got {list(labels.shape)}")
-    import torch
-    from torchmetrics.functional.classification import binary_auroc
-
-    truth = torch.from_numpy(labels > 0).long()
-    return [float(binary_auroc(torch.from_numpy(probs[:, k].copy()), truth[:, k])) for k in range(probs.shape[1])]
+    return [metrics.auc(probs[:, k], labels[:, k] > 0) for k in range(probs.shape[1])]
