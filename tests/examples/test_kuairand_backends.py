@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from examples.kuairand import backends, prepare
-from examples.kuairand.ranker import Ranker
-from resflow_kernels import Additive
+from examples.kuairand.ranker import ranker
+from resflow_kernels import Additive, ResFlow
 from resflow_kernels.bundle import save_model
 from resflow_kernels.contract import PRECISIONS
 from resflow_kernels.runtime import compiled
@@ -20,11 +19,10 @@ def test_all_of_them_agree_with_the_reference(tmp_path: Path) -> None:
     torch.manual_seed(0)
     data = prepare.load()
     features = prepare.feature_set(4).fit(data.valid.table.slice(0, 2000))
-    ranker = Ranker(features, 0.0, Additive((1, 5, 20))).eval()
-    save_model(tmp_path / "model.safetensors", ranker.towers, features, ranker.tables())
-    shown = data.test.table.slice(0, 200)
-    for task, column in zip(prepare.TASKS, data.test.labels[:200].T, strict=True):
-        shown = shown.append_column(task, pa.array(column.astype("int8")))
+    model = ranker(features, 0.0, Additive((1, 5, 20))).eval()
+    assert isinstance(model.towers, ResFlow)
+    save_model(tmp_path / "model.safetensors", model.towers, features, model.tables())
+    shown = prepare.labelled(data.test).slice(0, 200)
     pq.write_table(shown, tmp_path / "test.parquet")
 
     rows = backends.measured_here(tmp_path / "model.safetensors", tmp_path / "test.parquet")
