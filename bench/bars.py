@@ -179,6 +179,23 @@ def _overhead(results: Results) -> list[Measured]:
     ]
 
 
+def _training(rival: str) -> Callable[[Results], list[Measured]]:
+    """The best of the rival's ways over ours."""
+
+    def measure(results: Results) -> list[Measured]:
+        found = []
+        for row in results.of(form="training", candidates=4096):
+            medians = {k: v for k, v in row["medians"].items() if k.startswith(rival) and "Adam" not in k}
+            if medians:
+                name = min(medians, key=lambda one: medians[one])
+                own = row["medians"]["resflow"]
+                beside = f"{name}, {medians[name] * 1e3:.1f} ms; ours {own * 1e3:.1f} ms"
+                found.append(Measured(_about(row), medians[name] / own, beside))
+        return found
+
+    return measure
+
+
 def _about(row: Row) -> str:
     mode = "" if row.get("mode", "back to back") == "back to back" else f", {row['mode']}"
     return f"{row['workload']}, {size(row)}, {row['threads']} thread{'s' * (row['threads'] > 1)}{mode}"
@@ -216,5 +233,7 @@ BARS = (
     Bar("small batches: over the best fp32 peer", _over_best_peer(_SMALL, **_FP32), least=2.0),
     Bar("small batches: bfloat16 over the best fp32 peer", _over_best_peer(_SMALL, "bfloat16", **_FP32), least=3.0),
     Bar("small batches: P99 over the median", _tail, most=3.0),
+    Bar("training step: over PyTorch eager", _training("eager"), least=2.5),
+    Bar("training step: over torch.compile", _training("torch.compile"), least=1.2),
     Bar("the torch op's overhead", _overhead, most=4.0, unit="us"),
 )

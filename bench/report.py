@@ -41,6 +41,7 @@ def markdown(results: Results, charts: dict[str, Path] | None = None, note: str 
     parts += ["## Feature form", _FEATURES_NOTE, *_medians(results, "features")]
     parts += ["## Twin tower form", _TWIN_NOTE, *_medians(results, "twin tower")]
     parts += ["## Small batches", *_matrices(results, "small batches"), *_overhead(results)]
+    parts += ["## Training step", _TRAINING_NOTE, *_medians(results, "training")]
     parts += ["## How cost grows", *_growth(results), "## How it was measured", _METHOD]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -234,6 +235,11 @@ _FEATURES_NOTE = (
 _TWIN_NOTE = (
     "One request, the best 100 of a million items of three tasks of width 64, in one stream; eager: matrix products, "
     "sigmoid, fusion and topk, in bfloat16 where ours is int8."
+)
+
+_TRAINING_NOTE = (
+    "Forward, loss and backward with BatchNorms by the batch's statistics and gradients of the input; where named, "
+    "Adam's step as well. ecomm2."
 )
 
 _GROWTH_NOTE = (

@@ -92,6 +92,7 @@ _SUBMODULES = {
     "ops",
     "quantize",
     "testing",
+    "training",
 }
 
 

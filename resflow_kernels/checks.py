@@ -7,7 +7,7 @@ a test sends every bad input to both). Uses only sizes, strides and dtypes, so i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -25,7 +25,18 @@ ELEMENT_DTYPES = tuple(getattr(torch, name) for name in PRECISIONS)
 
 def _require(holds: bool, op: str, argument: str, expected: str, got: object, *details: object) -> None:
     if not holds:
-        raise ValueError(complaint(op, argument, expected, got, *details))
+        raise ValueError(complaint(op, argument, expected, _text(got), *details))
+
+
+def _text(got: object) -> object:
+    """What a message says was got; made only then, because tracers cannot follow the making of texts."""
+    if isinstance(got, Tensor):
+        return _sizes(got)
+    return got() if callable(got) else got
+
+
+def _strides(tensor: Tensor) -> Callable[[], str]:
+    return lambda: f"strides {list(tensor.stride())}"
 
 
 def _sizes(tensor: Tensor) -> str:
@@ -45,21 +56,20 @@ def dtype(op: str, argument: str, tensor: Tensor, *expected: torch.dtype) -> Non
 def matrix(op: str, argument: str, tensor: Tensor, columns: int | None, *floating: torch.dtype) -> None:
     """A float matrix with contiguous rows; any row stride. No ``floating`` named: what the ops take."""
     if columns is None:
-        _require(tensor.dim() == 2, op, argument, "any_matrix", _sizes(tensor))
+        _require(tensor.dim() == 2, op, argument, "any_matrix", tensor)
     else:
-        _require(tensor.dim() == 2 and tensor.shape[1] == columns, op, argument, "matrix", _sizes(tensor), columns)
+        _require(tensor.dim() == 2 and tensor.shape[1] == columns, op, argument, "matrix", tensor, columns)
     dtype(op, argument, tensor, *(floating or ROW_DTYPES))
-    strides = list(tensor.stride())
-    side_by_side = tensor.shape[0] == 0 or tensor.shape[1] <= 1 or strides[1] == 1
-    _require(side_by_side, op, argument, "unit_stride", f"strides {strides}")
+    side_by_side = tensor.shape[0] == 0 or tensor.shape[1] <= 1 or tensor.stride(1) == 1
+    _require(side_by_side, op, argument, "unit_stride", _strides(tensor))
 
 
 def offsets(op: str, tensor: Tensor, requests: int | None) -> None:
     if requests is None:
-        _require(tensor.dim() == 1 and tensor.shape[0] >= 1, op, "offsets", "offsets_any", _sizes(tensor))
+        _require(tensor.dim() == 1 and tensor.shape[0] >= 1, op, "offsets", "offsets_any", tensor)
     else:
         holds = tensor.dim() == 1 and tensor.shape[0] == requests + 1
-        _require(holds, op, "offsets", "offsets", _sizes(tensor), requests + 1)
+        _require(holds, op, "offsets", "offsets", tensor, requests + 1)
     dtype(op, "offsets", tensor, torch.int64)
     vector(op, "offsets", tensor)
 
@@ -97,41 +107,57 @@ def fusion(
     per = WEIGHTS_PER[weights_per]
     if per == "call":
         holds = weights.dim() == 1 and weights.shape[0] == count
-        _require(holds, op, "fusion_weights", "vector", _sizes(weights), count)
+        _require(holds, op, "fusion_weights", "vector", weights, count)
     else:
         rows = requests if per == "request" else candidates
         holds = weights.dim() == 2 and weights.shape[0] == rows and weights.shape[1] == count
-        _require(holds, op, "fusion_weights", "rows", _sizes(weights), rows, count)
+        _require(holds, op, "fusion_weights", "rows", weights, rows, count)
     dtype(op, "fusion_weights", weights, floating)
-    _require(weights.is_contiguous(), op, "fusion_weights", "contiguous", f"strides {list(weights.stride())}")
+    _require(weights.is_contiguous(), op, "fusion_weights", "contiguous", _strides(weights))
 
 
 def side(op: str, argument: str, tensor: Tensor, plan: Plan) -> None:
     """The user's or the item's part of the plan's input: at most as wide."""
     matrix(op, argument, tensor, None)
     fits = tensor.shape[1] <= plan.in_features
-    _require(fits, op, argument, "at_most_columns", _sizes(tensor), plan.in_features)
+    _require(fits, op, argument, "at_most_columns", tensor, plan.in_features)
 
 
 def element(op: str, code: int) -> None:
-    _require(0 <= code < len(PRECISIONS), op, "element", "one_of", code, f"0 to {len(PRECISIONS) - 1}")
+    code_of(op, "element", code, len(PRECISIONS))
+
+
+def code_of(op: str, argument: str, code: int, count: int) -> None:
+    """A place in a list of the contract."""
+    _require(0 <= code < count, op, argument, "one_of", code, f"0 to {count - 1}")
+
+
+def name_of(op: str, argument: str, name: str, names: Sequence[str]) -> None:
+    """A name of a list of the contract."""
+    _require(name in names, op, argument, "one_of", repr(name), ", ".join(names))
+
+
+def contiguous(op: str, argument: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """A contiguous float32 tensor of this shape."""
+    _require(tuple(tensor.shape) == tuple(shape), op, argument, "shape", tensor, list(shape))
+    dtype(op, argument, tensor, torch.float32)
+    _require(tensor.is_contiguous(), op, argument, "contiguous", _strides(tensor))
 
 
 def table(op: str, rows: Tensor, scales: Tensor, plan: Plan) -> None:
     """A catalogue's table ``[M, K * H_1]`` and its scales."""
     width = plan.table_width
-    _require(rows.dim() == 2 and rows.shape[1] == width, op, "table", "matrix", _sizes(rows), width)
+    _require(rows.dim() == 2 and rows.shape[1] == width, op, "table", "matrix", rows, width)
     _table_element(op, rows)
     count = rows.shape[0] if rows.dtype == torch.int8 else 0
-    _require(scales.dim() == 1 and scales.shape[0] == count, op, "scales", "table_scales", _sizes(scales), count)
+    _require(scales.dim() == 1 and scales.shape[0] == count, op, "scales", "table_scales", scales, count)
     dtype(op, "scales", scales, torch.float32)
     vector(op, "scales", scales)
 
 
 def _table_element(op: str, rows: Tensor) -> None:
     dtype(op, "table", rows, torch.float32, torch.bfloat16, torch.int8)
-    strides = list(rows.stride())
-    _require(rows.shape[0] == 0 or strides[1] == 1, op, "table", "unit_stride", f"strides {strides}")
+    _require(rows.shape[0] == 0 or rows.stride(1) == 1, op, "table", "unit_stride", _strides(rows))
 
 
 def task_count(op: str, tasks: int) -> None:
@@ -148,7 +174,7 @@ def twin_parents(op: str, parents: list[int]) -> None:
 
 def task_columns(op: str, argument: str, tensor: Tensor, tasks: int) -> None:
     divides = tensor.dim() == 2 and tensor.shape[1] > 0 and tensor.shape[1] % tasks == 0
-    _require(divides, op, argument, "task_columns", _sizes(tensor), tasks)
+    _require(divides, op, argument, "task_columns", tensor, tasks)
 
 
 def twin_table(op: str, rows: Tensor, scales: Tensor, tasks: int) -> None:
@@ -157,22 +183,22 @@ def twin_table(op: str, rows: Tensor, scales: Tensor, tasks: int) -> None:
     _table_element(op, rows)
     int8 = rows.dtype == torch.int8
     most = PLAN_LIMITS["max_int8_inputs"]
-    _require(not int8 or rows.shape[1] // tasks <= most, op, "table", "int8_columns", _sizes(rows), most)
+    _require(not int8 or rows.shape[1] // tasks <= most, op, "table", "int8_columns", rows, most)
     count = rows.shape[0] if int8 else 0
     holds = scales.dim() == 2 and scales.shape[0] == count and scales.shape[1] == tasks
-    _require(holds, op, "scales", "rows", _sizes(scales), count, tasks)
+    _require(holds, op, "scales", "rows", scales, count, tasks)
     dtype(op, "scales", scales, torch.float32)
-    _require(scales.is_contiguous(), op, "scales", "contiguous", f"strides {list(scales.stride())}")
+    _require(scales.is_contiguous(), op, "scales", "contiguous", _strides(scales))
 
 
 def vector(op: str, argument: str, tensor: Tensor) -> None:
     together = tensor.shape[0] <= 1 or tensor.stride(0) == 1
-    _require(together, op, argument, "contiguous", f"strides {list(tensor.stride())}")
+    _require(together, op, argument, "contiguous", _strides(tensor))
 
 
 def ids(op: str, tensor: Tensor) -> None:
     """A vector of ids, their values aside (:func:`id_values`)."""
-    _require(tensor.dim() == 1, op, "ids", "vector", _sizes(tensor), "ids")
+    _require(tensor.dim() == 1, op, "ids", "vector", tensor, "ids")
     dtype(op, "ids", tensor, torch.int64)
     vector(op, "ids", tensor)
 
@@ -190,18 +216,17 @@ def feature_tables(
     _require(len(tables) > 0, op, "tables", "tables", "none")
     for at, table in enumerate(tables):
         argument = f"tables[{at}]"
-        _require(table.dim() == 2, op, argument, "any_matrix", _sizes(table))
+        _require(table.dim() == 2, op, argument, "any_matrix", table)
         dtype(op, argument, table, torch.float32, torch.bfloat16, torch.int8)
-        strides = list(table.stride())
-        side_by_side = table.shape[0] == 0 or table.shape[1] <= 1 or strides[1] == 1
-        _require(side_by_side, op, argument, "unit_stride", f"strides {strides}")
+        side_by_side = table.shape[0] == 0 or table.shape[1] <= 1 or table.stride(1) == 1
+        _require(side_by_side, op, argument, "unit_stride", _strides(table))
     columns = sum(table.shape[1] for table in tables)
     _require(columns == plan.in_features, op, "tables", "tables_columns", columns, plan.in_features)
     rows = [table.shape[0] for table in tables if table.dtype == torch.int8]
     _require(len(scales) == len(rows), op, "scales", "scale_count", len(scales), len(rows))
     for at, (scale, count) in enumerate(zip(scales, rows, strict=True)):
         argument = f"scales[{at}]"
-        _require(scale.dim() == 1 and scale.shape[0] == count, op, argument, "vector", _sizes(scale), count)
+        _require(scale.dim() == 1 and scale.shape[0] == count, op, argument, "vector", scale, count)
         dtype(op, argument, scale, torch.float32)
         vector(op, argument, scale)
     places = list(ragged)
@@ -217,14 +242,14 @@ def feature_ids(
     op: str, prefix: str, ids: Tensor, values: Tensor, value_offsets: Tensor, columns: int, lists: int
 ) -> None:
     """What is looked up in ``columns`` features of one id and ``lists`` ragged ones, its values aside."""
-    _require(ids.dim() == 2 and ids.shape[1] == columns, op, f"{prefix}ids", "matrix", _sizes(ids), columns)
+    _require(ids.dim() == 2 and ids.shape[1] == columns, op, f"{prefix}ids", "matrix", ids, columns)
     dtype(op, f"{prefix}ids", ids, torch.int64)
-    _require(values.dim() == 1, op, f"{prefix}values", "vector", _sizes(values), "ids")
+    _require(values.dim() == 1, op, f"{prefix}values", "vector", values, "ids")
     dtype(op, f"{prefix}values", values, torch.int64)
     vector(op, f"{prefix}values", values)
     argument, count = f"{prefix}value_offsets", lists * ids.shape[0] + 1
     holds = value_offsets.dim() == 1 and value_offsets.shape[0] == count
-    _require(holds, op, argument, "list_offsets", _sizes(value_offsets), count)
+    _require(holds, op, argument, "list_offsets", value_offsets, count)
     dtype(op, argument, value_offsets, torch.int64)
     vector(op, argument, value_offsets)
 
@@ -274,14 +299,16 @@ def columns_sum(op: str, user: Tensor, item: Tensor, plan: Plan) -> None:
     )
 
 
-def weights(op: str, tensors: list[Tensor], plan: Plan) -> None:
-    """The canonical weights of a plan, one by one."""
+def weights(op: str, tensors: list[Tensor], plan: Plan, transposed: bool = False) -> None:
+    """The canonical weights of a plan; or with matrices ``[outputs, inputs]``, as ``nn.Linear`` has them."""
     shapes = plan.weight_shapes
     _require(len(tensors) == len(shapes), op, "weights", "weight_count", len(tensors), len(shapes))
     for at, (tensor, (name, shape)) in enumerate(zip(tensors, shapes, strict=True)):
         argument = f"weights[{at}] ({name})"
+        if transposed:
+            shape = shape[::-1]
         expected = "[" + ", ".join(map(str, shape)) + "]"
-        _require(tuple(tensor.shape) == shape, op, argument, "shape", _sizes(tensor), expected)
+        _require(tuple(tensor.shape) == shape, op, argument, "shape", tensor, expected)
         dtype(op, argument, tensor, torch.float32)
 
 

@@ -71,7 +71,7 @@ class TowerLayer(nn.Module):
             norm = None
         weights = [weight, bias]
         if self.activation_name == "prelu":
-            weights.append(_slope(self.activation, bias))
+            weights.append(slope_of(self.activation, bias).double())
         if affine:
             weights += [torch.ones_like(bias), torch.zeros_like(bias)] if norm is None else [norm.scale, norm.shift]
         return weights
@@ -125,8 +125,9 @@ def linear_bias(linear: nn.Linear, weight: Tensor) -> Tensor:
     return weight.new_zeros(weight.shape[1]) if linear.bias is None else linear.bias.double()
 
 
-def _slope(activation: nn.Module, like: Tensor) -> Tensor:
+def slope_of(activation: nn.Module, like: Tensor) -> Tensor:
+    """A PReLU's or LeakyReLU's slope a channel, as many as ``like [H]`` has."""
     if isinstance(activation, nn.LeakyReLU):
         return torch.full_like(like, activation.negative_slope)
     assert isinstance(activation, nn.PReLU)
-    return activation.weight.double().expand_as(like)
+    return activation.weight.expand_as(like)

@@ -1,7 +1,8 @@
 """The ResFlow ranker as an ``nn.Module``: ordinary parameters, fused scoring in eval mode.
 
-In eval mode, where no gradient is asked for, :class:`ResFlow` scores through ``torch.ops.resflow``; in
-training, and in dtypes or on devices the ops do not serve, through :mod:`resflow_kernels.reference`.
+In eval mode, where no gradient is asked for, :class:`ResFlow` scores through ``torch.ops.resflow``; where one is, and
+in training, its logits come from the training ops (:func:`resflow_kernels.ops.training_logits`). In dtypes, on devices
+and with layers the ops do not serve, :mod:`resflow_kernels.reference` computes both, and the module says so once.
 :meth:`ResFlow.packed` gives a module that holds nothing but the packed weights: the form to export.
 """
 
@@ -17,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import ops, reference
+from . import _training, ops, reference
 from .fusion import Additive, Fusion
 from .layers import TowerLayer, check_layer_settings, linear_bias, make_layer, norm_affine
 from .packed import PackedResFlow, RankerBase, one_request
@@ -44,6 +45,8 @@ class ResFlow(RankerBase):
         fusion: how probabilities become a score (:mod:`resflow_kernels.fusion`).
         precision: what the fused kernels round weights and rows to: ``"float32"``, ``"bfloat16"`` or ``"int8"``
             (:class:`~resflow_kernels.plan.Plan`); training and the reference path are not rounded.
+        recompute: in training, compute the layers' sums again on the way back instead of keeping them (``B * K`` times
+            the padded widths, in floats); ``None``: where they are more than 1 GiB.
         conditional: ESMM's head, ``p_k = p_parent(k) * sigmoid(r_k)``; excludes ``logit_residual``.
 
     Raises:
@@ -56,6 +59,8 @@ class ResFlow(RankerBase):
         >>> score.shape
         torch.Size([1000])
     """
+
+    recompute: bool | None = None
 
     def __init__(
         self,
@@ -74,6 +79,7 @@ class ResFlow(RankerBase):
         fusion: Fusion | None = None,
         conditional: bool = False,
         precision: str = "float32",
+        recompute: bool | None = None,
     ) -> None:
         check_layer_settings(activation, norm)
         parents = chain(len(tasks)) if parents is None else tuple(parents)
@@ -101,6 +107,7 @@ class ResFlow(RankerBase):
         self._build(
             plan, tasks, fusion, towers, heads, nn.BatchNorm1d(in_features, eps=norm_eps) if input_norm else None
         )
+        self.recompute = recompute
 
     def _build(
         self,
@@ -115,6 +122,8 @@ class ResFlow(RankerBase):
         self.input_norm = input_norm
         self.towers = nn.ModuleList(nn.ModuleList(tower) for tower in towers)
         self.heads = nn.ModuleList(heads)
+        # Training knows a BatchNorm before the activation, which scoring folds into the Linear, as affines too.
+        self.affine_plan = plan if plan.affine else replace(plan, affine=True)
         self._packed: Tensor | None = None
         self._packed_from: tuple[Any, ...] = ()
 
@@ -151,7 +160,7 @@ class ResFlow(RankerBase):
         fusion = self._fusion(weights, weights_per)
         if self._use_fused(x):
             return ops.dense_scores(_rows(x), self._packed_weights(), self.plan, *fusion)
-        return ops.reference_scores(self._reference_logits, x, self.plan, *fusion)
+        return ops.reference_scores(self._logits, _full(x), self.plan, *fusion)
 
     def forward_requests(
         self, user: Tensor, item: Tensor, offsets: Tensor, weights: Tensor | None = None, weights_per: str = "call"
@@ -171,7 +180,7 @@ class ResFlow(RankerBase):
         if self._use_fused(user, item):
             packed = self._packed_weights()
             return ops.request_scores(_rows(user), _rows(item), offsets, packed, self.plan, *fusion)
-        return ops.reference_request_scores(self._reference_logits, user, item, offsets, self.plan, *fusion)
+        return ops.reference_request_scores(self._logits, _full(user), _full(item), offsets, self.plan, *fusion)
 
     def top_k(
         self, x: Tensor, k: int, offsets: Tensor | None = None, weights: Tensor | None = None, weights_per: str = "call"
@@ -192,7 +201,7 @@ class ResFlow(RankerBase):
         fusion = self._fusion(weights, weights_per)
         if self._use_fused(x):
             return ops.dense_topk(_rows(x), offsets, self._packed_weights(), self.plan, *fusion, k)
-        return ops.reference_topk(self._reference_logits, x, offsets, self.plan, *fusion, k)
+        return ops.reference_topk(self._logits, _full(x), offsets, self.plan, *fusion, k)
 
     def top_k_requests(
         self,
@@ -208,7 +217,7 @@ class ResFlow(RankerBase):
         if self._use_fused(user, item):
             packed = self._packed_weights()
             return ops.request_topk(_rows(user), _rows(item), offsets, packed, self.plan, *fusion, k)
-        return ops.reference_request_topk(self._reference_logits, user, item, offsets, self.plan, *fusion, k)
+        return ops.reference_request_topk(self._logits, _full(user), _full(item), offsets, self.plan, *fusion, k)
 
     def packed(self, precision: str | None = None) -> PackedResFlow:
         """This model with its weights packed once and for all: the form for export and for serving.
@@ -250,23 +259,31 @@ class ResFlow(RankerBase):
         return reference.tower_logits(x, self._tower_layers(), heads, self.plan)
 
     def _use_fused(self, *inputs: Tensor) -> bool:
-        """Whether this call goes to the ops; where it cannot though the user would expect it, say why once."""
-        if self.training:
+        """Whether this call goes to the scoring ops; where it cannot though the user would expect it, say why once."""
+        if self.training or self._needs_gradient(inputs):
             return False
-        reason = self._obstacle(inputs)
+        reason = self._obstacle()
         if reason is not None:
             _warn_once(f"ResFlow scores with the slow PyTorch reference: {reason}")
         return reason is None
 
-    def _obstacle(self, inputs: Sequence[Tensor]) -> str | None:
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits ``[B, K]`` with gradients: by the training ops, or where they cannot by the reference."""
+        reason = self._obstacle() or _training.obstacle(self)
+        if reason is None:
+            return _training.logits(self, x)
+        _warn_once(f"ResFlow trains with the slow PyTorch reference: {reason}")
+        return self._reference_logits(x)
+
+    def _needs_gradient(self, inputs: Sequence[Tensor]) -> bool:
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *self.parameters()))
+
+    def _obstacle(self) -> str | None:
+        """Why no op serves this model; ``None`` if they do."""
         parameter = self._head_layers()[0].weight
         if parameter.dtype != torch.float32:
             return f"the fused ops take float32 models, this one is {parameter.dtype}"
-        if not ops.available(parameter.device.type):
-            return ops.why_unavailable(parameter.device.type)
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *self.parameters())):
-            return "gradients are enabled and asked for; call it under torch.no_grad() or torch.inference_mode()"
-        return None
+        return ops.why_unavailable(parameter.device.type)
 
     def _packed_weights(self) -> Tensor:
         """The packed weights of the current parameters.
@@ -308,6 +325,11 @@ _pointer = Tensor.data_ptr
 def _rows(x: Tensor) -> Tensor:
     """The ops read rows in place at any row stride, but want a row's elements side by side."""
     return x if x.dim() != 2 or x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
+
+
+def _full(x: Tensor) -> Tensor:
+    """Autocast's bfloat16 rows in float32, which training is computed in."""
+    return x.float() if torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 _warned: set[str] = set()

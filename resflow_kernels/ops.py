@@ -10,12 +10,13 @@
 ``catalog_scores`` one user row and many ids of table rows a request
 ``catalog_topk``   the k best of each request of that form
 ``twin_...``       the twin tower form: :mod:`resflow_kernels._twin_ops`
+``train_...``      logits and gradients of a batch, joined by :func:`training_logits`
 =================  ================================================================================
 
 The feature form, ``feature_scores``, ``feature_topk`` and the same of requests, takes ids and embedding tables instead
 of rows: :mod:`resflow_kernels._feature_ops`.
 
-Inference only: a call whose input asks for a gradient raises instead of losing it. The raw
+But for training, inference only: a call whose input asks for a gradient raises instead of losing it. The raw
 ``torch.ops.resflow`` ops do not check that (an autograd kernel would tax every call), so prefer these
 functions or the modules of :mod:`resflow_kernels.nn` where gradients are about. Under autocast the ops take rows
 in float32.
@@ -28,7 +29,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _catalog_ops, _feature_ops, _library, _twin_ops, checks, reference
+from . import _catalog_ops, _feature_ops, _library, _training_ops, _twin_ops, checks, reference
 from ._catalog_ops import catalog_rows, catalog_scores, catalog_topk
 from ._feature_ops import (
     FeatureIds,
@@ -40,6 +41,7 @@ from ._feature_ops import (
     one_id_each,
 )
 from ._results import empty_scores, empty_topk
+from ._training_ops import training_logits
 from ._twin_ops import twin_ids_scores, twin_ids_topk, twin_rows, twin_scores, twin_topk
 from .contract import OP_SCHEMAS
 from .plan import Plan
@@ -67,6 +69,7 @@ __all__ = [
     "reference_topk",
     "request_scores",
     "request_topk",
+    "training_logits",
     "twin_ids_scores",
     "twin_ids_topk",
     "twin_rows",
@@ -364,11 +367,11 @@ def _fake_request_topk(
     return empty_topk(item, user.shape[0], k)
 
 
-_FORMS = _catalog_ops.FAKES | _feature_ops.FAKES | _twin_ops.FAKES
+_FORMS = _catalog_ops.FAKES | _feature_ops.FAKES | _twin_ops.FAKES | _training_ops.FAKES
 
 for _name in OP_SCHEMAS:
     torch.library.register_fake(f"resflow::{_name}", _FORMS.get(_name) or globals()[f"_fake_{_name}"])
     if _compiled and _name not in _FORMS:
         # Autocast would hand the op bfloat16 rows; it computes in float32. The other forms' tables are to be taken as
-        # they are: autocast would copy them, whole, each call.
+        # they are: autocast would copy them, whole, each call. Training rows are cast before autograd sees them.
         torch.library.register_autocast(f"resflow::{_name}", "cpu", torch.float32)

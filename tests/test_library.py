@@ -132,7 +132,7 @@ def test_the_kernels_of_every_instruction_set_pass_the_same_tests() -> None:
 
     if os.environ.get("RESFLOW_ISA"):
         pytest.skip("RESFLOW_ISA is set: this is such a run")
-    names = ("test_ops.py", "test_feature_ops.py", "test_twin_ops.py")
+    names = ("test_ops.py", "test_feature_ops.py", "test_twin_ops.py", "test_training_ops.py")
     tests = [str(Path(__file__).parent / name) for name in names]
     for isa in _runtime.supported_isas():
         if isa == _runtime.isa():

@@ -12,6 +12,7 @@ from resflow_kernels.bundle import save_model
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+CONFIGS = re.findall(r"```toml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 BUNDLE = "out/kuairand.safetensors"
 
 
@@ -26,3 +27,11 @@ def test_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "out").mkdir()
     save_model(BUNDLE, ResFlow(140).eval())
     exec(compile(example, str(README), "exec"), {})
+
+
+def test_the_configuration_is_one_that_trains() -> None:
+    from resflow_kernels.training.config import parse, tomllib
+    from resflow_kernels.training.pipeline import check
+
+    assert len(CONFIGS) == 1
+    check(parse(tomllib.loads(CONFIGS[0])))

@@ -17,6 +17,8 @@ std::string strides_text(const TensorView& tensor);
 void check_dtype(const char* op, const std::string& argument, const TensorView& tensor, const char* dtype,
                  const char* choice = nullptr);
 
+void check_contiguous(const char* op, const char* argument, const TensorView& tensor);
+
 // A vector's elements lie side by side.
 void check_vector(const char* op, const std::string& argument, const TensorView& tensor);
 

@@ -35,6 +35,12 @@ enum class Precision : int32_t {
   count
 };
 
+enum class Statistics : int32_t {
+#define RESFLOW_STATISTICS(name) name,
+#include "contract/enums.def"
+  count
+};
+
 enum class PlanField : int32_t {
 #define RESFLOW_PLAN_FIELD(name) name,
 #define RESFLOW_PLAN_LIMIT(name, value)

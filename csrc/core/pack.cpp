@@ -6,6 +6,7 @@
 
 #include "core/bfloat16.h"
 #include "core/error.h"
+#include "core/weights.h"
 
 namespace resflow {
 namespace {
@@ -22,26 +23,6 @@ Header header_of(const Plan& plan) {
   std::memcpy(header.magic, "RESFLOW1", sizeof(header.magic));
   header.fingerprint = plan.fingerprint;
   return header;
-}
-
-// Visits the canonical weights in order: visit(task, layer or -1 for the head, name, rows or 0, columns, offset of a
-// vector).
-template <class Visit>
-void for_each_weight(const Plan& plan, Visit visit) {
-  for (int32_t k = 0; k < plan.tasks; ++k) {
-    for (int32_t l = 0; l < plan.layers; ++l) {
-      const LayerLayout& layer = plan.layer[l];
-      visit(k, l, "weight", layer.inputs, layer.width, int64_t{0});
-      visit(k, l, "bias", int64_t{0}, layer.width, layer.bias);
-      if (layer.activation == Activation::prelu) visit(k, l, "slope", int64_t{0}, layer.width, layer.slope);
-      if (plan.affine) {
-        visit(k, l, "scale", int64_t{0}, layer.width, layer.scale);
-        visit(k, l, "shift", int64_t{0}, layer.width, layer.shift);
-      }
-    }
-    visit(k, -1, "weight", int64_t{0}, plan.layer[plan.layers - 1].width, plan.head_weight);
-    visit(k, -1, "bias", int64_t{0}, int64_t{1}, plan.head_bias);
-  }
 }
 
 // A column's largest magnitude over 127; NaN if a weight is NaN or infinite.
@@ -94,28 +75,29 @@ void pack_layer(const Plan& plan, const LayerLayout& layer, const float* weight,
 
 int64_t weight_count(const Plan& plan) {
   int64_t count = 0;
-  for_each_weight(plan, [&](auto...) { ++count; });
+  for_each_weight(plan, [&](const WeightShape&) { ++count; });
   return count;
 }
 
-void check_weights(const char* op, const Plan& plan, const TensorView* weights, int64_t count) {
+void check_weights(const char* op, const Plan& plan, const TensorView* weights, int64_t count, bool transposed) {
   if (count != weight_count(plan)) {
     complain(op, "weights", expected::weight_count, std::to_string(count), std::to_string(weight_count(plan)));
   }
   int64_t at = 0;
-  for_each_weight(plan, [&](int32_t task, int32_t layer, const char* name, int64_t rows, int64_t columns, int64_t) {
+  for_each_weight(plan, [&](const WeightShape& shape) {
     const TensorView& tensor = weights[at];
-    const int64_t sizes[2] = {rows ? rows : columns, columns};
-    const int64_t dim = rows ? 2 : 1;
-    const std::string place = layer < 0 ? "head" : "layer " + std::to_string(layer);
-    const std::string argument =
-        "weights[" + std::to_string(at) + "] (task " + std::to_string(task) + ", " + place + ", " + name + ")";
+    const int64_t dim = shape.inputs ? 2 : 1;
+    int64_t sizes[2] = {shape.inputs ? shape.inputs : shape.columns, shape.columns};
+    if (shape.inputs && transposed) std::swap(sizes[0], sizes[1]);
+    const std::string place = shape.layer < 0 ? "head" : "layer " + std::to_string(shape.layer);
+    const std::string argument = "weights[" + std::to_string(at) + "] (task " + std::to_string(shape.task) + ", " +
+                                 place + ", " + kWeightNames[static_cast<int>(shape.kind)] + ")";
     if (tensor.dim != dim || !std::equal(sizes, sizes + dim, tensor.sizes)) {
       complain(op, argument, expected::shape, list_text(tensor.sizes, tensor.dim), list_text(sizes, dim));
     }
     if (std::strcmp(tensor.dtype, "float32") != 0) complain(op, argument, expected::dtype, tensor.dtype, "float32");
-    const bool rows_follow = dim == 1 || rows <= 1 || tensor.strides[0] == columns;
-    if ((columns > 1 && tensor.strides[dim - 1] != 1) || !rows_follow) {
+    const bool rows_follow = dim == 1 || sizes[0] <= 1 || tensor.strides[0] == sizes[1];
+    if ((sizes[dim - 1] > 1 && tensor.strides[dim - 1] != 1) || !rows_follow) {
       complain(op, argument, expected::contiguous, "strides " + list_text(tensor.strides, tensor.dim));
     }
     ++at;
@@ -128,13 +110,13 @@ void pack_towers(const Plan& plan, const TensorView* weights, void* packed) {
   std::memcpy(packed, &header, sizeof(header));
   auto* floats = reinterpret_cast<float*>(static_cast<char*>(packed) + kHeaderBytes);
   int64_t at = 0;
-  for_each_weight(plan, [&](int32_t task, int32_t l, const char*, int64_t rows, int64_t columns, int64_t offset) {
+  for_each_weight(plan, [&](const WeightShape& shape) {
     const float* const from = weights[at++].as<float>();
-    float* const block = floats + task * plan.task_floats;
-    if (rows) {
-      pack_layer(plan, plan.layer[l], from, block);
+    float* const block = floats + shape.task * plan.task_floats;
+    if (shape.inputs) {
+      pack_layer(plan, plan.layer[shape.layer], from, block);
     } else {
-      std::memcpy(block + offset, from, columns * sizeof(float));
+      std::memcpy(block + shape.offset, from, shape.columns * sizeof(float));
     }
   });
 }

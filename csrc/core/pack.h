@@ -9,8 +9,9 @@ namespace resflow {
 // Number of canonical weight tensors of a plan.
 int64_t weight_count(const Plan& plan);
 
-// Checks the weights one by one (contiguous float32 of the canonical shapes); throws InvalidInput.
-void check_weights(const char* op, const Plan& plan, const TensorView* weights, int64_t count);
+// Checks the weights one by one (contiguous float32 of the canonical shapes, or of matrices [outputs, inputs], as
+// nn.Linear has them); throws InvalidInput.
+void check_weights(const char* op, const Plan& plan, const TensorView* weights, int64_t count, bool transposed = false);
 
 // Writes plan.packed_bytes bytes. Padding is zero.
 void pack_towers(const Plan& plan, const TensorView* weights, void* packed);

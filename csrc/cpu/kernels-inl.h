@@ -18,6 +18,10 @@
 
 #include "cpu/twin-inl.h"
 
+#include "cpu/training_product-inl.h"
+
+#include "cpu/training-inl.h"
+
 namespace resflow::cpu {
 namespace RESFLOW_TARGET {
 
@@ -87,9 +91,10 @@ double peak_operations(Precision precision, int64_t count, float* sink) {
 
 #define RESFLOW_TEXT_(name) #name
 #define RESFLOW_TEXT(name) RESFLOW_TEXT_(name)
-const Kernels RESFLOW_KERNELS = {
-    RESFLOW_TEXT(RESFLOW_TARGET), RESFLOW_TARGET::kBlockRows,      RESFLOW_TARGET::score_tile,
-    RESFLOW_TARGET::pool,         RESFLOW_TARGET::project,         RESFLOW_TARGET::peak_operations,
-    RESFLOW_TARGET::twin_user,    RESFLOW_TARGET::score_twin_tile, RESFLOW_TARGET::read_memory};
+const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET), RESFLOW_TARGET::kBlockRows,
+                                 RESFLOW_TARGET::score_tile,   RESFLOW_TARGET::pool,
+                                 RESFLOW_TARGET::project,      RESFLOW_TARGET::peak_operations,
+                                 RESFLOW_TARGET::twin_user,    RESFLOW_TARGET::score_twin_tile,
+                                 RESFLOW_TARGET::read_memory,  RESFLOW_TARGET::kTraining};
 
 }  // namespace resflow::cpu

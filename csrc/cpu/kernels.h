@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/plan.h"
+#include "cpu/training_kernels.h"
 
 namespace resflow::cpu {
 
@@ -172,6 +173,8 @@ struct Kernels {
 
   // Reads whole cache lines; returns a sum of them. What a benchmark's bandwidth is.
   float (*read_memory)(const void* from, int64_t bytes);
+
+  TrainingKernels training;
 };
 
 extern const Kernels kPortableKernels;

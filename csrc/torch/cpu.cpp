@@ -11,6 +11,7 @@
 #include "cpu/request.h"
 #include "cpu/score.h"
 #include "torch/tensor.h"
+#include "torch/training.h"
 #include "torch/twin.h"
 
 namespace resflow::torch_ops {

@@ -34,7 +34,7 @@ class DataConfig:
     item_id: str
     test: tuple[str, ...] = ()
     format: str | None = None  # parquet or csv; None: what the files end in
-    list_separator: str = "|"  # between the ids of a list in CSV
+    list_separator: str = "|"  # between the ids of a list in CSV, where they are strings
     buffer: int = 1 << 18  # rows that a batch's are drawn from
 
 

@@ -2,7 +2,8 @@
 
 In a process group of several ranks (``torchrun``) :func:`fit` wraps the model in ``DistributedDataParallel``. Ranks
 need not have equally many batches: each step they add up their rows, a rank that has run out takes part with its last
-batch at weight 0, and every row weighs the same whatever rank it was read on. Rank 0 evaluates and writes.
+batch at weight 0, and every row weighs the same whatever rank it was read on. A BatchNorm normalises by its own rank's
+rows, and its running statistics are rank 0's. Rank 0 evaluates and writes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def fit(
         evaluate: metrics of the model (in eval mode) by name, ``settings.monitor`` among them.
         settings: optimizer, epochs, early stopping.
         on_progress: told after every step and every epoch.
-        checkpoint: where the run is kept, and resumed from if it holds one.
+        checkpoint: where the run is kept, and resumed from if it holds one (to the bit on a CPU with as many threads;
+            the epoch's batches before it are drawn again and passed over).
         stop: asked after every step; ``True`` ends the run, after a checkpoint.
 
     Returns:

@@ -25,7 +25,8 @@ class FitSettings:
         monitor: which of the metrics of ``evaluate`` is maximised.
         seed: of dropout and whatever else draws from torch's generator; ``None`` leaves the generator as it is.
         accumulate: batches a step; every row weighs the same, as if they were one batch.
-        autocast: run the model's forward in bfloat16 where PyTorch's autocast does.
+        autocast: run the model's forward in bfloat16 where PyTorch's autocast does (ResFlow's fused training computes
+            in float32 even so; its baselines' layers, and ResFlow's where plain PyTorch trains it, do not).
         clip: the gradient's norm is kept at or below it.
 
     Raises:

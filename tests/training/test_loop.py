@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resflow_kernels import ResFlow
+from resflow_kernels.bundle import save_model
 from resflow_kernels.training.checkpoint import Checkpoint, CheckpointError
 from resflow_kernels.training.loop import Batch, fit
 from resflow_kernels.training.settings import FitSettings, History, Progress
@@ -24,16 +25,16 @@ BCE = F.binary_cross_entropy_with_logits
 
 
 class Small(nn.Module):
-    """An embedding, dropout and towers with a BatchNorm: all that a resumed run has to bring back."""
+    """An embedding, dropout, a layer, towers with a BatchNorm: all that a resumed run has to bring back."""
 
     def __init__(self, norm: str | None = "batch") -> None:
         super().__init__()
         torch.manual_seed(1)
         self.embedding, self.dropout = nn.Embedding(20, 4), nn.Dropout(0.3)
-        self.towers = ResFlow(8, (6, 4), norm=norm)
+        self.mixed, self.towers = nn.Linear(8, 8), ResFlow(8, (6, 4), norm=norm)
 
     def forward(self, rows: dict[str, Tensor]) -> Any:
-        return self.towers(self.dropout(torch.cat((self.embedding(rows["id"]), rows["x"]), 1)))
+        return self.towers(self.mixed(self.dropout(torch.cat((self.embedding(rows["id"]), rows["x"]), 1))))
 
 
 def batches(epoch: int, size: int = 16, rows: int = 120) -> Iterator[Batch]:
@@ -118,6 +119,18 @@ def test_clip_embedding_settings_and_autocast_change_the_run() -> None:
     model = Small()
     fit(model, batches, BCE, evaluate, settings(clip=0.01), on_progress=norms)
     assert max(steps) <= 0.01 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bundle"])
+def test_a_damaged_or_foreign_file_is_not_resumed(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    trained(checkpoint=Checkpoint(path), settings={"epochs": 1})
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        save_model(path, ResFlow(4))
+    with pytest.raises(CheckpointError, match=r"must be a (whole safetensors file|resflow-checkpoint of version 1)"):
+        trained(checkpoint=Checkpoint(path))
 
 
 @pytest.mark.parametrize("step", [1, 7, 8, 9, 13, 23])
@@ -209,3 +222,8 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
 def test_bad_input_is_named(call: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_the_package_imports_without_training() -> None:
+    script = "import sys, resflow_kernels\nassert not [m for m in sys.modules if 'resflow_kernels.training' in m]"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,136 @@
+// The training ops on CPU tensors.
+#include "torch/training.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "core/check.h"
+#include "core/pack.h"
+#include "cpu/training.h"
+
+namespace resflow::torch_ops {
+namespace {
+
+// On PyTorch's own threads, an index at a time to whoever is free.
+void parallel_for(int64_t count, int64_t threads, void (*work)(void*, int64_t), void* context) {
+  std::atomic<int64_t> next{0};
+  const int64_t shares = std::min(count, threads);
+  torch::stable::parallel_for(0, shares, 1, [&](int64_t, int64_t) {
+    for (int64_t index = next++; index < count; index = next++) work(context, index);
+  });
+}
+
+// What both ops take besides their batch, checked.
+class Arguments {
+ public:
+  Arguments(const char* op, const Tensor& x, const std::vector<Tensor>& weights, const std::vector<int64_t>& encoded,
+            int64_t statistics, double eps)
+      : op_(op),
+        plan_(decode_plan(op, encoded.data(), static_cast<int64_t>(encoded.size()))),
+        batch_(checked_rows(x)),
+        views_(checked_weights(weights)),
+        weights_(plan_, [this, at = 0](const WeightShape&) mutable { return views_[at++].as<float>(); }),
+        statistics_(checked_statistics(statistics)),
+        eps_(eps) {}
+
+  const char* op() const { return op_; }
+  const Plan& plan() const { return plan_; }
+  const cpu::TrainingRows& batch() const { return batch_; }
+  cpu::TrainingModel model() const {
+    return {plan_, weights_, statistics_, eps_, torch::stable::get_num_threads(), parallel_for};
+  }
+  // Of the batch's statistics, if it has any.
+  int64_t channels() const {
+    return plan_.affine && statistics_ != Statistics::given ? cpu::training_channels(plan_) : 0;
+  }
+  int64_t sums() const { return cpu::training_sums(plan_, batch_.rows); }
+
+ private:
+  cpu::TrainingRows checked_rows(const Tensor& x) const {
+    const TensorView view = view_of(op_, "x", x);
+    check_matrix(op_, "x", view, plan_.in_features);
+    check_dtype(op_, "x", view, "float32");
+    return {view.as<float>(), view.strides[0], view.sizes[0]};
+  }
+  std::vector<TensorView> checked_weights(const std::vector<Tensor>& weights) const {
+    std::vector<TensorView> views;
+    for (const Tensor& weight : weights) views.push_back(view_of(op_, "weights", weight));
+    check_weights(op_, plan_, views.data(), static_cast<int64_t>(views.size()), true);
+    return views;
+  }
+  Statistics checked_statistics(int64_t statistics) const {
+    constexpr auto kCount = static_cast<int64_t>(Statistics::count);
+    if (statistics < 0 || statistics >= kCount) {
+      complain(op_, "statistics", expected::one_of, std::to_string(statistics), "0 to " + std::to_string(kCount - 1));
+    }
+    return static_cast<Statistics>(statistics);
+  }
+
+  const char* op_;
+  Plan plan_;
+  cpu::TrainingRows batch_;
+  std::vector<TensorView> views_;
+  WeightList<const float*> weights_;
+  Statistics statistics_;
+  double eps_;
+};
+
+float* floats(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
+
+// A tensor of the forward pass, as it gave it.
+float* state(const Arguments& arguments, const char* name, const Tensor& tensor, std::vector<int64_t> sizes) {
+  const TensorView view = view_of(arguments.op(), name, tensor);
+  const auto dim = static_cast<int64_t>(sizes.size());
+  if (view.dim != dim || !std::equal(sizes.begin(), sizes.end(), view.sizes)) {
+    complain(arguments.op(), name, expected::shape, sizes_text(view), list_text(sizes.data(), dim));
+  }
+  check_dtype(arguments.op(), name, view, "float32");
+  check_contiguous(arguments.op(), name, view);
+  return const_cast<float*>(view.as<float>());
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> train_forward(Tensor x, std::vector<Tensor> weights,
+                                                                 std::vector<int64_t> plan, int64_t statistics,
+                                                                 double eps, bool keep) {
+  const Arguments arguments("train_forward", x, weights, plan, statistics, eps);
+  const int64_t rows = arguments.batch().rows, tasks = arguments.plan().tasks;
+  Tensor logits = empty(ScalarType::Float, {rows, tasks});
+  Tensor own = empty(ScalarType::Float, {rows, tasks});
+  Tensor sums = empty(ScalarType::Float, {keep ? arguments.sums() : 0});
+  Tensor mean = empty(ScalarType::Float, {arguments.channels()});
+  Tensor variance = empty(ScalarType::Float, {arguments.channels()});
+  const cpu::TrainingState state{floats(own), keep ? floats(sums) : nullptr, floats(mean), floats(variance)};
+  cpu::training_forward(arguments.model(), arguments.batch(), state, floats(logits));
+  return {logits, own, sums, mean, variance};
+}
+
+std::tuple<Tensor, Tensor> train_backward(Tensor logit_gradients, Tensor x, std::vector<Tensor> weights, Tensor own,
+                                          Tensor sums, Tensor mean, Tensor variance, std::vector<int64_t> plan,
+                                          int64_t statistics, double eps, bool x_needed) {
+  const Arguments arguments("train_backward", x, weights, plan, statistics, eps);
+  const int64_t rows = arguments.batch().rows, tasks = arguments.plan().tasks, channels = arguments.channels();
+  const float* const logit_floats = state(arguments, "logit_gradients", logit_gradients, {rows, tasks});
+  const bool kept = sums.numel() > 0;
+  const cpu::TrainingState forward{
+      state(arguments, "own", own, {rows, tasks}), kept ? state(arguments, "sums", sums, {arguments.sums()}) : nullptr,
+      state(arguments, "mean", mean, {channels}), state(arguments, "variance", variance, {channels})};
+  int64_t size = 0;
+  for_each_weight(arguments.plan(), [&](const WeightShape& shape) { size += shape.size(); });
+  Tensor x_gradients = empty(ScalarType::Float, {x_needed ? rows : 0, arguments.plan().in_features});
+  Tensor weight_gradients = empty(ScalarType::Float, {size});
+  float* next = floats(weight_gradients);
+  const WeightList<float*> gradients(arguments.plan(), [&](const WeightShape& shape) {
+    float* const own_part = next;
+    next += shape.size();
+    return own_part;
+  });
+  cpu::training_backward(arguments.model(), arguments.batch(), forward, logit_floats,
+                         x_needed ? floats(x_gradients) : nullptr, gradients);
+  return {x_gradients, weight_gradients};
+}
+
+}  // namespace resflow::torch_ops

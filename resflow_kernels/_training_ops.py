@@ -1,0 +1,144 @@
+"""The training ops: a batch's logits, and the gradients of everything they were made from.
+
+``train_forward`` and ``train_backward`` compute in float32 whatever the plan's precision. They know nothing of
+autograd: :func:`training_logits` joins them, in a function outside the ops, so that scoring pays nothing for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import checks
+from .contract import STATISTICS
+from .plan import Plan
+
+_ops = torch.ops.resflow
+
+# A layer's sums are kept for the way back unless those of all layers are more bytes than this.
+KEPT_BYTES = 1 << 30
+
+
+def training_logits(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    plan: Plan,
+    statistics: str = "given",
+    eps: float = 1e-5,
+    recompute: bool | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of a batch, differentiable once in ``x`` and all weights.
+
+    Args:
+        x: ``[B, D]`` float32, rows contiguous, any row stride.
+        weights: contiguous float32 tensors as ``plan.weight_shapes`` lists them, but matrices as ``nn.Linear`` has
+            them, ``[outputs, inputs]``.
+        plan: the network; its precision plays no part.
+        statistics: what each layer's ``scale`` and ``shift`` are: ``"given"``, applied after the activation as they
+            are; ``"batch_after"`` or ``"batch_before"``, gamma and beta of a BatchNorm after or before the activation
+            that normalises by the batch's own mean and variance.
+        eps: of those BatchNorms.
+        recompute: compute the layers' sums again on the way back instead of keeping them; ``None``: where they are
+            more than 1 GiB.
+
+    Returns:
+        Logits ``[B, K]``; the batch's mean and biased variance, each ``[sum of K * H_l]`` in the order layer, task,
+        channel, without gradient (empty for ``"given"``).
+
+    Raises:
+        ValueError: bad input; the message names the argument, what was expected and what was got.
+    """
+    checks.name_of("train_forward", "statistics", statistics, STATISTICS)
+    encoded = replace(plan, precision="float32").encoded if plan.precision != "float32" else plan.encoded
+    if recompute is None:
+        recompute = _sums(plan, x.shape[0]) * 4 > KEPT_BYTES
+    keep = not recompute and torch.is_grad_enabled()
+    return _TrainingLogits.apply(x, encoded, STATISTICS.index(statistics), eps, keep, *weights)
+
+
+class _TrainingLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, plan: tuple[int, ...], statistics: int, eps: float, keep: bool, *weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logits, *state = _ops.train_forward(x, list(weights), plan, statistics, eps, keep)
+        ctx.save_for_backward(x, *state, *weights)
+        ctx.settings = (plan, statistics, eps)
+        _, _, mean, variance = state
+        ctx.mark_non_differentiable(mean, variance)
+        return logits, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, logit_gradients: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, own, sums, mean, variance, *weights = ctx.saved_tensors
+        x_needed = ctx.needs_input_grad[0]
+        x_gradients, flat = _ops.train_backward(
+            logit_gradients.contiguous(), x, weights, own, sums, mean, variance, *ctx.settings, x_needed
+        )
+        parts = flat.split([weight.numel() for weight in weights])
+        gradients = [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
+        return (x_gradients if x_needed else None, None, None, None, None, *gradients)
+
+
+def _sums(plan: Plan, rows: int) -> int:
+    """Floats of all layers' sums."""
+    return rows * plan.tasks * sum(-(-width // 16) * 16 for width in plan.hidden)
+
+
+def _channels(plan: Plan, statistics: int) -> int:
+    return plan.tasks * sum(plan.hidden) if plan.affine and STATISTICS[statistics] != "given" else 0
+
+
+def _check(op: str, x: Tensor, weights: list[Tensor], plan: list[int], statistics: int) -> Plan:
+    decoded = Plan.decode(plan)
+    checks.matrix(op, "x", x, decoded.in_features, torch.float32)
+    checks.weights(op, weights, decoded, transposed=True)
+    checks.code_of(op, "statistics", statistics, len(STATISTICS))
+    return decoded
+
+
+def _fake_train_forward(
+    x: Tensor, weights: list[Tensor], plan: list[int], statistics: int, eps: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    decoded = _check("train_forward", x, weights, plan, statistics)
+    rows, channels = x.shape[0], _channels(decoded, statistics)
+    logits = x.new_empty((rows, decoded.tasks))
+    sums = x.new_empty((_sums(decoded, rows) if keep else 0,))
+    return logits, torch.empty_like(logits), sums, x.new_empty((channels,)), x.new_empty((channels,))
+
+
+def _fake_train_backward(
+    logit_gradients: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    own: Tensor,
+    sums: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    plan: list[int],
+    statistics: int,
+    eps: float,
+    x_needed: bool,
+) -> tuple[Tensor, Tensor]:
+    decoded = _check("train_backward", x, weights, plan, statistics)
+    rows, channels = x.shape[0], _channels(decoded, statistics)
+    checks.contiguous("train_backward", "logit_gradients", logit_gradients, (rows, decoded.tasks))
+    checks.contiguous("train_backward", "own", own, (rows, decoded.tasks))
+    if sums.shape[0] > 0:
+        checks.contiguous("train_backward", "sums", sums, (_sums(decoded, rows),))
+    checks.contiguous("train_backward", "mean", mean, (channels,))
+    checks.contiguous("train_backward", "variance", variance, (channels,))
+    x_gradients = x.new_empty((rows if x_needed else 0, decoded.in_features))
+    return x_gradients, x.new_empty((sum(weight.numel() for weight in weights),))
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "train_forward": _fake_train_forward,
+    "train_backward": _fake_train_backward,
+}
