@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from resflow_kernels import ResFlow
 from resflow_kernels.metrics import weighted_recall_of_ranking
 from resflow_kernels.training.ranker import FeatureModel
 
@@ -45,14 +47,14 @@ class Requests:
 @torch.inference_mode()
 def probabilities(model: nn.Module, requests: Requests) -> NDArray[np.float32]:
     """Probabilities ``[R, M, K]`` of every item for every user."""
-    parts = model.models if isinstance(model, SeparateModels) else [model]
-    return np.concatenate([_probabilities(part, requests) for part in parts], axis=2)
+    parts = list(model.models) if isinstance(model, SeparateModels) else [model]
+    return np.concatenate([_probabilities(cast(FeatureModel, part), requests) for part in parts], axis=2)
 
 
 def _probabilities(model: FeatureModel, requests: Requests) -> NDArray[np.float32]:
     model.eval()
     users, items = model.embed(requests.user), model.embed(requests.item)
-    offsets = torch.tensor([0, len(items)])
+    offsets, towers = torch.tensor([0, len(items)]), cast(ResFlow, model.towers)
     # One user at a time: methods without fused ops join the rows, and those of several users are in no cache.
-    scored = [model.towers.forward_requests(user[None], items, offsets).probs for user in users]
+    scored = [towers.forward_requests(user[None], items, offsets).probs for user in users]
     return torch.stack(scored).numpy()

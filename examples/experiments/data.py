@@ -34,22 +34,23 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at(self, chosen: Tensor | slice) -> Batch:
+    def batch(self, chosen: Tensor | slice) -> Batch:
         """Some of them, as a batch."""
         return Batch({name: rows[chosen] for name, rows in self.rows.items()}, self.labels[chosen])
-
-    def head(self, count: int) -> Encoded:
-        """The first of them."""
-        return Encoded(*self.at(slice(count)))
 
     def with_labels(self, labels: ArrayLike) -> Encoded:
         """The same candidates with other labels ``[n, K]``."""
         return Encoded(self.rows, torch.as_tensor(np.asarray(labels, np.float32)))
 
-    def scored_at_once(self) -> Iterator[dict[str, Tensor]]:
+    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """An epoch's batches."""
+        for part in torch.randperm(len(self), generator=generator).split(size):
+            yield self.batch(part)
+
+    def scored_at_once(self, size: int = SCORED_AT_ONCE) -> Iterator[dict[str, Tensor]]:
         """Their rows in order, a few thousand at a time."""
-        for start in range(0, len(self), SCORED_AT_ONCE):
-            yield self.at(slice(start, start + SCORED_AT_ONCE)).inputs
+        for start in range(0, len(self), size):
+            yield self.batch(slice(start, start + size)).inputs
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,11 @@ def encode(features: FeatureSet, table: pa.Table, labels: ArrayLike) -> Encoded:
     return Encoded(encode_rows(features.all, table), torch.as_tensor(np.asarray(labels, np.float32)))
 
 
-def shuffled(data: Encoded, size: int, seed: int) -> Callable[[int], Iterable[Batch]]:
+def epochs_of(data: Encoded, size: int, seed: int) -> Callable[[int], Iterable[Batch]]:
     """Batches of an epoch by its number, in an order that depends on the seed and that number alone."""
 
     def batches(epoch: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
-        for part in torch.randperm(len(data), generator=generator).split(size):
-            if len(part) > 1:  # BatchNorm cannot train on one row
-                yield data.at(part)
+        shuffled = data.shuffled(size, torch.Generator().manual_seed(seed * 1_000 + epoch))
+        return (batch for batch in shuffled if len(batch.labels) > 1)  # BatchNorm cannot train on one row
 
     return batches

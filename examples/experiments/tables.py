@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -89,7 +89,7 @@ def tuning(rows: Sequence[Row], names: Mapping[str, str], digits: int = 4) -> st
     return table(["method", *settings], lines)
 
 
-def ordered(rows: Sequence[Row], names: Mapping[str, str]) -> list[Row]:
+def ordered(rows: Sequence[Row], names: Iterable[str]) -> list[Row]:
     """Rows in the order in which ``names`` has their methods."""
     order = list(names)
     return sorted(rows, key=lambda row: order.index(row["method"]))
@@ -101,7 +101,9 @@ def describe(row: Row) -> str:
     >>> describe({"setting": {"learning_rate": 0.001, "dropout": 0.5}})
     'learning rate 0.001, dropout 0.5'
     """
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(row["setting"].items(), reverse=True))
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in sorted(row["setting"].items(), reverse=True)
+    )
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from resflow_kernels.training.loop import fit
 from resflow_kernels.training.settings import FitSettings
 
-from .data import Encoded, shuffled
+from .data import Encoded, epochs_of
 from .store import Setting
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -86,6 +86,6 @@ def trained(
         monitor="valid",
         seed=seed,
     )
-    history = fit(model, shuffled(data, budget.batch, seed), loss, evaluate, settings)
+    history = fit(model, epochs_of(data, budget.batch, seed), loss, evaluate, settings)
     epochs = [[result.epoch, result.loss, result.metrics["valid"]] for result in history.epochs]
     return model.eval(), history.best, {"epochs": epochs, "best_epoch": history.best_epoch}

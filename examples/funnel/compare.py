@@ -30,7 +30,7 @@ from examples.experiments.training import Budget, trained
 from resflow_kernels import chain
 
 from . import data
-from .truth import expected_auc, excess_log_loss, relative_error
+from .truth import excess_log_loss, expected_auc, relative_error
 from .world import TASKS
 
 RESULTS = Path(__file__).parent / "results"
@@ -149,7 +149,9 @@ def write_report(folder: Path, store: Store, traffic: data.Traffic, requests: Re
             tables.results(rows, [Column(f"excess_{task}", f"excess, {task}", 3, "low") for task in TASKS], NAMES),
             tables.results(rows, [Column(f"error_{task}", f"error, {task}", 3, "low") for task in TASKS], NAMES),
         ),
-        report.section("Tuning", "Mean validation AUC of the tasks, on drawn labels, one seed.", tables.tuning(tried, NAMES))
+        report.section(
+            "Tuning", "Mean validation AUC of the tasks, on drawn labels, one seed.", tables.tuning(tried, NAMES)
+        )
         if tried
         else "",
     )

@@ -72,7 +72,7 @@ def load(folder: Path, rows: int = 0) -> Traffic:
     encoded |= {name: one[at["item"]] for name, one in item.items()}
     data = Encoded(encoded, torch.from_numpy(_columns(log, TASKS)))
     bounds = [0, round(len(data) * (1 - VALID - TEST)), round(len(data) * (1 - TEST)), len(data)]
-    train, valid, test = (Encoded(*data.at(slice(*bounds[part : part + 2]))) for part in range(3))
+    train, valid, test = (Encoded(*data.batch(slice(*bounds[part : part + 2]))) for part in range(3))
     truth = _columns(log.slice(bounds[2]), [f"p_{task}" for task in TASKS])
     return Traffic(Split(features, train, valid, test), truth, world, user, item)
 

@@ -99,9 +99,7 @@ def open_world(folder: Path) -> World:
 
 def _schema() -> pa.Schema:
     ids = [(name, pa.int64()) for name in ("user_id", "item_id")]
-    return pa.schema(
-        [*ids, *((task, pa.int8()) for task in TASKS), *((f"p_{task}", pa.float32()) for task in TASKS)]
-    )
+    return pa.schema([*ids, *((task, pa.int8()) for task in TASKS), *((f"p_{task}", pa.float32()) for task in TASKS)])
 
 
 if __name__ == "__main__":

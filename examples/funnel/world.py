@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         bounds = (1.0, *self.rates, 0.0)
-        descending = all(a > b for a, b in zip(bounds, bounds[1:], strict=False))
+        descending = all(a > b for a, b in pairwise(bounds))
         if len(self.rates) != len(TASKS) or not descending:
             raise ValueError(f"rates must be {len(TASKS)} descending numbers between 0 and 1, got {self.rates}")
         if not 0 <= self.relatedness <= 1:
@@ -96,7 +97,7 @@ class World:
 
     def probabilities(self, users: Indices, items: Indices) -> Floats:
         """True probabilities ``[n, K]``: of a click, of a click and a cart, of all three."""
-        return np.cumprod(_sigmoid(self.step_logits(users, items)), axis=1)
+        return np.asarray(np.cumprod(_sigmoid(self.step_logits(users, items)), axis=1), np.float64)
 
     def outcomes(self, rng: np.random.Generator, users: Indices, items: Indices) -> NDArray[np.bool_]:
         """Draw what happens, ``[n, K]``: each step only after the one before it."""

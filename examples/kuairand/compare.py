@@ -60,8 +60,8 @@ def compare(
 def _cut(data: prepare.Slice, rows: int) -> prepare.Slice:
     if not rows:
         return data
-    parts = (days.part(0, rows) for days in (data.train, data.valid, data.test))
-    return prepare.Slice(*parts, data.videos)
+    train, valid, test = (days.part(0, rows) for days in (data.train, data.valid, data.test))
+    return prepare.Slice(train, valid, test, data.videos)
 
 
 if __name__ == "__main__":

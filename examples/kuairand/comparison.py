@@ -185,9 +185,7 @@ class Comparison:
 
     def _split(self, problem: Problem, width: int) -> Split:
         days = (self.data.train, self.data.valid, self.data.test)
-        parts = [
-            rows.with_labels(labels_of(some, problem.tasks)) for rows, some in zip(self._rows, days, strict=True)
-        ]
+        parts = [rows.with_labels(labels_of(some, problem.tasks)) for rows, some in zip(self._rows, days, strict=True)]
         return Split(_of_width(self._features, width), *parts)
 
 

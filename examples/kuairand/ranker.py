@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
+from examples.experiments.data import SCORED_AT_ONCE, Encoded
+from examples.experiments.data import encode as encode_table
 from resflow_kernels import ResFlow
 from resflow_kernels.features import FeatureSet
 from resflow_kernels.fusion import Fusion
-from resflow_kernels.training.loop import Batch
-from resflow_kernels.training.ranker import FeatureModel, encode_rows, feature_embeddings
+from resflow_kernels.training.ranker import FeatureModel, feature_embeddings
 
 from .prepare import TASKS, Impressions
 
 HIDDEN = (128, 64)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Impressions as rows of the embedding tables."""
-
-    rows: dict[str, Tensor]  # [n] by feature; for lists of ids [n, longest], padded
-    labels: Tensor  # [n, K]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, chosen: Tensor) -> Batch:
-        """Some impressions' rows and labels."""
-        return Batch({name: rows[chosen] for name, rows in self.rows.items()}, self.labels[chosen])
-
-    def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """An epoch's batches."""
-        for part in torch.randperm(len(self), generator=generator).split(size):
-            yield self.batch(part)
-
-
 def encode(features: FeatureSet, days: Impressions) -> Encoded:
     """Encode impressions with fitted features."""
-    return Encoded(encode_rows(features.all, days.table), torch.from_numpy(days.labels))
+    return encode_table(features, days.table, days.labels)
 
 
 def ranker(features: FeatureSet, dropout: float, fusion: Fusion) -> FeatureModel:
@@ -59,6 +36,6 @@ def ranker(features: FeatureSet, dropout: float, fusion: Fusion) -> FeatureModel
     return FeatureModel(features, towers, dropout, embeddings)
 
 
-def probabilities(model: FeatureModel, days: Encoded, size: int = 8192) -> Tensor:
+def probabilities(model: FeatureModel, days: Encoded, size: int = SCORED_AT_ONCE) -> Tensor:
     """Probabilities ``[n, K]`` of all impressions, by the fused op."""
-    return model.probabilities(days.batch(part).inputs for part in torch.arange(len(days)).split(size))
+    return model.probabilities(days.scored_at_once(size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -92,7 +92,12 @@ def _fusion(rows: list[Row]) -> str:
         return ""
     columns = [Column("valid", "WR@100, validation"), Column("test", "WR@100, test")]
     weights = [
-        [group, "; ".join(" : ".join(f"{weight:.3g}" for weight in row["weights"]) for row in chosen if row["group"] == group)]
+        [
+            group,
+            "; ".join(
+                " : ".join(f"{weight:.3g}" for weight in row["weights"]) for row in chosen if row["group"] == group
+            ),
+        ]
         for group in dict.fromkeys(row["group"] for row in chosen)
     ]
     return report.section(
@@ -180,7 +185,7 @@ def _tuned(store: Store, name: str, names: Mapping[str, str]) -> tuple[str, ...]
 
 _AUCS = (("auc", "AUC"), ("gauc", "GAUC"))
 
-_SECTIONS = {
+_SECTIONS: dict[str, Callable[[Path, Store], str]] = {
     "chain": _chain,
     "branch": partial(_methods, "Click → like", "branch", ("click", "like")),
     "topology": _topology,

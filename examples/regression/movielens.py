@@ -58,7 +58,7 @@ def load(source: Path, rows: int = 0) -> Problem:
     encoded = {name: one[at_user] for name, one in user.items()} | {name: one[at_item] for name, one in item.items()}
     stars = torch.from_numpy(ratings["rating"].to_numpy().astype(np.float32))[:, None]
     data, part = Encoded(encoded, stars), parts(ratings["user_id"].to_numpy())
-    train, valid, test = (Encoded(*data.at(torch.from_numpy(np.flatnonzero(part == at)))) for at in range(3))
+    train, valid, test = (Encoded(*data.batch(torch.from_numpy(np.flatnonzero(part == at)))) for at in range(3))
     return Problem(Split(features, train, valid, test), THRESHOLDS, STARS)
 
 
@@ -92,9 +92,7 @@ def _users(table: pa.Table) -> pa.Table:
 def _movies(table: pa.Table) -> pa.Table:
     """Movie columns; genres (``"Action|Drama"``) as lists, the year as the title ends in it (``"Heat (1995)"``)."""
     year = pc.struct_field(pc.extract_regex(table["title"], r"\((?P<year>\d{4})\)\s*$"), "year").cast(pa.float64())
-    return pa.table(
-        {"movie_id": table["movieID"], "genres": pc.split_pattern(table["genres"], "|"), "year": year}
-    )
+    return pa.table({"movie_id": table["movieID"], "genres": pc.split_pattern(table["genres"], "|"), "year": year})
 
 
 def _places(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> torch.Tensor:
