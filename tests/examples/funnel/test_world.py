@@ -68,9 +68,7 @@ def test_probabilities_are_the_product_of_the_steps(world: World) -> None:
 
 def test_traffic_is_reproducible_and_longer_traffic_begins_alike(traffic: pa.Table) -> None:
     again = pa.concat_tables(generate.blocks(World(SMALL), 120_000))
-    assert again.equals(traffic.slice(0, 120_000).combine_chunks().cast(again.schema)) or all(
-        again[name].to_pylist() == traffic[name].slice(0, 120_000).to_pylist() for name in again.column_names
-    )
+    assert again.combine_chunks().equals(traffic.slice(0, 120_000).combine_chunks())
     other = pa.concat_tables(generate.blocks(World(replace(SMALL, seed=1)), 1_000))
     assert other["user_id"].to_pylist() != traffic["user_id"].slice(0, 1_000).to_pylist()
 
