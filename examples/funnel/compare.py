@@ -47,7 +47,7 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where runs, tables and charts go.")] = RESULTS,
     method: Annotated[Optional[list[str]], typer.Option(help=f"Of {', '.join(NAMES)}; repeatable.")] = None,  # noqa: UP045
     seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method.")] = 5,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part, at most.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part, at most.")] = 2,
     users: Annotated[int, typer.Option(min=1, help="Users who rank all items.")] = 256,
     rows: Annotated[int, typer.Option(min=0, help="Only the first exposures; 0: all.")] = 0,
     cells: Annotated[int, typer.Option(min=0, help="Only the first cells of the tuning grid; 0: all.")] = 0,
