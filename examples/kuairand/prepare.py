@@ -50,9 +50,16 @@ class Impressions:
 
     table: pa.Table  # user, context and video columns, one row an impression
     labels: NDArray[np.float32]  # [n, 3], TASKS
+    likes: NDArray[np.float32]  # [n], click and like
+    watched: NDArray[np.float32]  # [n], play time over duration, NaN where the duration is unknown
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, first: int, count: int) -> Impressions:
+        """``count`` of them from place ``first`` on, or as many as there are."""
+        own = slice(first, first + count)
+        return Impressions(self.table.slice(first, count), self.labels[own], self.likes[own], self.watched[own])
 
 
 @dataclass(frozen=True)
@@ -80,10 +87,12 @@ def load(folder: Path = DATA) -> Slice:
     users = _users(pq.read_table(folder / "user_features.parquet"))
     videos = _videos(pq.read_table(folder / "video_features_basic.parquet"))
     table, labels = _join(log, users, videos), _labels(log)
+    likes = labels[:, 0] * (log["is_like"].to_numpy() > 0)
+    watched = _watched(log)
     date = log["date"].to_numpy()
 
     def days(chosen: NDArray[np.bool_]) -> Impressions:
-        return Impressions(table.filter(pa.array(chosen)), labels[chosen])
+        return Impressions(table.filter(pa.array(chosen)), labels[chosen], likes[chosen], watched[chosen])
 
     return Slice(
         days(date <= LAST_TRAINING_DAY),
@@ -182,9 +191,15 @@ def _labels(log: pa.Table) -> NDArray[np.float32]:
     """click, click and long view, click and long view and finish: each implies the one before."""
     click = log["is_click"].to_numpy() > 0
     long_view = click & (log["long_view"].to_numpy() > 0)
-    played, duration = log["play_time_ms"].to_numpy(), log["duration_ms"].to_numpy()
-    finish = long_view & (duration > 0) & (played >= FINISHED * duration)
+    finish = long_view & (_watched(log) >= FINISHED)
     return np.stack((click, long_view, finish), axis=1).astype(np.float32)
+
+
+def _watched(log: pa.Table) -> NDArray[np.float32]:
+    """Play time over duration; more than 1 where a video was played again."""
+    played, duration = (log[name].to_numpy().astype(np.float64) for name in ("play_time_ms", "duration_ms"))
+    known = duration > 0
+    return np.divide(played, duration, out=np.full(len(played), np.nan), where=known).astype(np.float32)
 
 
 if __name__ == "__main__":

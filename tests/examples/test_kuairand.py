@@ -64,7 +64,7 @@ def test_the_ranker_trains_on_the_rows_that_scoring_embeds(data: prepare.Slice) 
         rows = model.embed(encode_rows(features.all, some)).numpy()
     encoded = features.encode_user(some) | features.encode_item(some)
     np.testing.assert_allclose(rows, features.embed(encoded, model.tables()), atol=1e-6)
-    days = encode(features, prepare.Impressions(some, data.test.labels[100:150]))
+    days = encode(features, data.test.part(100, 50))
     probs = probabilities(model, days, size=16)
     assert (probs[:, 1:] <= probs[:, :-1]).all()
 

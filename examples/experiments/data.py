@@ -1,0 +1,79 @@
+"""Candidates as tensors: rows of the embedding tables, labels, and who they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from resflow_kernels.features import FeatureSet
+from resflow_kernels.training.loop import Batch
+from resflow_kernels.training.ranker import encode_rows
+
+# Candidates scored at once: what a batch needs stays within a processor's caches and a few hundred megabytes.
+SCORED_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Candidates to train on or to score.
+
+    Args:
+        rows: by feature int64 ``[n]``, or ``[n, longest]`` for lists of ids.
+        labels: ``[n, K]`` float32.
+    """
+
+    rows: dict[str, Tensor]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, chosen: Tensor | slice) -> Batch:
+        """Some of them, as a batch."""
+        return Batch({name: rows[chosen] for name, rows in self.rows.items()}, self.labels[chosen])
+
+    def head(self, count: int) -> Encoded:
+        """The first of them."""
+        return Encoded(*self.at(slice(count)))
+
+    def with_labels(self, labels: ArrayLike) -> Encoded:
+        """The same candidates with other labels ``[n, K]``."""
+        return Encoded(self.rows, torch.as_tensor(np.asarray(labels, np.float32)))
+
+    def scored_at_once(self) -> Iterator[dict[str, Tensor]]:
+        """Their rows in order, a few thousand at a time."""
+        for start in range(0, len(self), SCORED_AT_ONCE):
+            yield self.at(slice(start, start + SCORED_AT_ONCE)).inputs
+
+
+@dataclass(frozen=True)
+class Split:
+    """Fitted features, and candidates to train on, to choose settings by, and to report."""
+
+    features: FeatureSet
+    train: Encoded
+    valid: Encoded
+    test: Encoded
+
+
+def encode(features: FeatureSet, table: pa.Table, labels: ArrayLike) -> Encoded:
+    """A table's candidates with their labels ``[n, K]``."""
+    return Encoded(encode_rows(features.all, table), torch.as_tensor(np.asarray(labels, np.float32)))
+
+
+def shuffled(data: Encoded, size: int, seed: int) -> Callable[[int], Iterable[Batch]]:
+    """Batches of an epoch by its number, in an order that depends on the seed and that number alone."""
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed * 1_000 + epoch)
+        for part in torch.randperm(len(data), generator=generator).split(size):
+            if len(part) > 1:  # BatchNorm cannot train on one row
+                yield data.at(part)
+
+    return batches

@@ -1,0 +1,52 @@
+"""Rankings of the catalogue by fused probabilities, plain and with weights tuned on the validation days' requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from examples.experiments.catalogue import Requests
+from resflow_kernels.tune import tune_fusion
+
+TOP = 100
+FORMS = ("additive", "multiplicative")
+SETTINGS = 60  # weights that the search tries for a model, at most
+TUNED_METHODS = ("nse", "resflow")
+
+Probabilities = NDArray[np.float32]
+
+
+def plain_recalls(probs: Probabilities, requests: Requests) -> dict[str, float]:
+    """Weighted Recall@100 of rankings without weights: by the last task alone, and by the sum of all.
+
+    Args:
+        probs: ``[R, M, K]``.
+        requests: whose feedback is recalled.
+    """
+    return {"wr100_last": requests.recall(probs[:, :, -1], TOP), "wr100_sum": requests.recall(probs.sum(2), TOP)}
+
+
+def tuned_recalls(
+    valid_probs: Probabilities, valid: Requests, test_probs: Probabilities, test: Requests
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Weighted Recall@100 of both forms of fusion on test requests, their weights tuned on validation requests.
+
+    Returns:
+        metrics ``wr100_<form>``; and by form, as JSON values, the weights and their recall on the validation requests.
+    """
+    metrics, chosen = {}, {}
+    flat = valid_probs.reshape(-1, valid_probs.shape[2])
+    for form in FORMS:
+        tuned = tune_fusion(flat, valid.feedback.ravel(), valid.offsets, TOP, form, most=SETTINGS)
+        weights = tuned.fusion.weights_for(flat.shape[1])
+        metrics[f"wr100_{form}"] = test.recall(_fused(test_probs, weights, form), TOP)
+        chosen[form] = {"weights": list(weights), "valid": tuned.wr_at_k}
+    return metrics, chosen
+
+
+def _fused(probs: Probabilities, weights: tuple[float, ...], form: str) -> NDArray[np.float32]:
+    """``[R, M]``; products through logarithms, which rank alike."""
+    values = np.log(probs) if form == "multiplicative" else probs
+    return values @ np.array(weights, np.float32)
