@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 def obstacle(model: ResFlow) -> str | None:
     """Why the training ops cannot serve this model as it is set now; ``None`` if they can."""
+    for tower, head in zip(model._tower_layers(), model._head_layers(), strict=True):
+        reason = _altered(head, nn.Linear)
+        for layer, activation in zip(tower, model.plan.activations, strict=True):
+            reason = reason or _layer_obstacle(layer, activation)
+        if reason is not None:
+            return reason
     layers = list(_layers(model))
-    if any(isinstance(layer.dropout, nn.Dropout) and layer.dropout.training and layer.dropout.p for layer in layers):
-        return "its towers have dropout between layers"
     by_batch = [_uses_batch(layer.norm) for layer in layers]
     if not any(by_batch):
         return None
@@ -32,6 +36,27 @@ def obstacle(model: ResFlow) -> str | None:
         return "its BatchNorms have different eps"
     if len({layer.norm_after_activation for layer in layers}) > 1:
         return "some of its BatchNorms stand before the activation and some after"
+    return None
+
+
+def _layer_obstacle(layer: TowerLayer, activation: str) -> str | None:
+    dropout = layer.dropout
+    resting = isinstance(dropout, nn.modules.dropout._DropoutNd) and (not dropout.training or dropout.p == 0)
+    if not (dropout is None or isinstance(dropout, nn.Identity) or resting):
+        return "its towers have dropout between layers"
+    if layer.activation_name != activation:
+        return f"a layer's activation is {layer.activation_name}, its plan says {activation}"
+    altered = _altered(layer, TowerLayer) or _altered(layer.linear, nn.Linear)
+    return altered or _altered(layer.activation) or (None if layer.norm is None else _altered(layer.norm))
+
+
+def _altered(module: nn.Module, kind: type[nn.Module] | None = None) -> str | None:
+    """The ops read parameters and call no module: hooks, and a ``forward`` that does more, would be passed over."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, name) for name in hooks):
+        return f"its {type(module).__name__} has hooks"
+    if "forward" in module.__dict__ or (kind is not None and type(module).forward is not kind.forward):
+        return f"its {type(module).__name__} has a forward of its own"
     return None
 
 
@@ -107,10 +132,12 @@ def _update_running(model: ResFlow, mean: Tensor, variance: Tensor, rows: int) -
     unbiased = (variance * (rows / (rows - 1))).split(widths)
     for norm, own_mean, own_variance in zip(norms, mean.split(widths), unbiased, strict=True):
         assert norm is not None
-        if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
             continue
-        norm.num_batches_tracked.add_(1)
-        factor = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        factor = 0.0 if norm.momentum is None else norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            factor = 1 / int(norm.num_batches_tracked) if norm.momentum is None else factor
         norm.running_mean.lerp_(own_mean, factor)
         norm.running_var.lerp_(own_variance, factor)
 

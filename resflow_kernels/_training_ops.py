@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import checks
 from .contract import STATISTICS
@@ -46,6 +45,8 @@ def training_logits(
         recompute: compute the layers' sums again on the way back instead of keeping them; ``None``: where they are
             more than 1 GiB.
 
+    The weights' gradients are slices of one tensor. ``torch.func`` transforms and forward mode are not served.
+
     Returns:
         Logits ``[B, K]``; the batch's mean and biased variance, each ``[sum of K * H_l]`` in the order layer, task,
         channel, without gradient (empty for ``"given"``).
@@ -53,6 +54,7 @@ def training_logits(
     Raises:
         ValueError: bad input; the message names the argument, what was expected and what was got.
     """
+    checks.matrix("train_forward", "x", x, plan.in_features, torch.float32)
     checks.name_of("train_forward", "statistics", statistics, STATISTICS)
     encoded = replace(plan, precision="float32").encoded if plan.precision != "float32" else plan.encoded
     if recompute is None:
@@ -74,16 +76,36 @@ class _TrainingLogits(torch.autograd.Function):
         return logits, mean, variance
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, logit_gradients: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, own, sums, mean, variance, *weights = ctx.saved_tensors
         x_needed = ctx.needs_input_grad[0]
-        x_gradients, flat = _ops.train_backward(
-            logit_gradients.contiguous(), x, weights, own, sums, mean, variance, *ctx.settings, x_needed
+        with torch.no_grad():
+            x_gradients, flat = _ops.train_backward(
+                logit_gradients.contiguous(), x, weights, own, sums, mean, variance, *ctx.settings, x_needed
+            )
+            parts = flat.split([weight.numel() for weight in weights])
+            gradients = [x_gradients, *(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))]
+        if torch.is_grad_enabled():  # create_graph
+            gradients = list(_Once.apply(len(gradients), *gradients, logit_gradients, x, *weights))
+        return (gradients[0] if x_needed else None, None, None, None, None, *gradients[1:])
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that depend on what they were made from, so that differentiating them is an error and not 0.
+
+    PyTorch's ``once_differentiable`` lets through what depends on x or the weights alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:  # type: ignore[override]
+        raise RuntimeError(
+            "training_logits: gradients must be differentiated once, got a second time (no op has that formula): set "
+            "RESFLOW_NO_LIBRARY=1, with which modules compute in plain PyTorch"
         )
-        parts = flat.split([weight.numel() for weight in weights])
-        gradients = [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
-        return (x_gradients if x_needed else None, None, None, None, None, *gradients)
 
 
 def _sums(plan: Plan, rows: int) -> int:

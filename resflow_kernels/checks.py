@@ -310,6 +310,7 @@ def weights(op: str, tensors: list[Tensor], plan: Plan, transposed: bool = False
         expected = "[" + ", ".join(map(str, shape)) + "]"
         _require(tuple(tensor.shape) == shape, op, argument, "shape", tensor, expected)
         dtype(op, argument, tensor, torch.float32)
+        _require(tensor.is_contiguous(), op, argument, "contiguous", _strides(tensor))
 
 
 def no_grad(op: str, **tensors: Tensor) -> None:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import _training, ops, reference
+from . import _training, checks, ops, reference
 from .fusion import Additive, Fusion
 from .layers import TowerLayer, check_layer_settings, linear_bias, make_layer, norm_affine
 from .packed import PackedResFlow, RankerBase, one_request
@@ -160,7 +160,7 @@ class ResFlow(RankerBase):
         fusion = self._fusion(weights, weights_per)
         if self._use_fused(x):
             return ops.dense_scores(_rows(x), self._packed_weights(), self.plan, *fusion)
-        return ops.reference_scores(self._logits, _full(x), self.plan, *fusion)
+        return ops.reference_scores(self._logits, self._full("x", x), self.plan, *fusion)
 
     def forward_requests(
         self, user: Tensor, item: Tensor, offsets: Tensor, weights: Tensor | None = None, weights_per: str = "call"
@@ -180,7 +180,9 @@ class ResFlow(RankerBase):
         if self._use_fused(user, item):
             packed = self._packed_weights()
             return ops.request_scores(_rows(user), _rows(item), offsets, packed, self.plan, *fusion)
-        return ops.reference_request_scores(self._logits, _full(user), _full(item), offsets, self.plan, *fusion)
+        return ops.reference_request_scores(
+            self._logits, self._full("user", user), self._full("item", item), offsets, self.plan, *fusion
+        )
 
     def top_k(
         self, x: Tensor, k: int, offsets: Tensor | None = None, weights: Tensor | None = None, weights_per: str = "call"
@@ -201,7 +203,7 @@ class ResFlow(RankerBase):
         fusion = self._fusion(weights, weights_per)
         if self._use_fused(x):
             return ops.dense_topk(_rows(x), offsets, self._packed_weights(), self.plan, *fusion, k)
-        return ops.reference_topk(self._logits, _full(x), offsets, self.plan, *fusion, k)
+        return ops.reference_topk(self._logits, self._full("x", x), offsets, self.plan, *fusion, k)
 
     def top_k_requests(
         self,
@@ -217,7 +219,9 @@ class ResFlow(RankerBase):
         if self._use_fused(user, item):
             packed = self._packed_weights()
             return ops.request_topk(_rows(user), _rows(item), offsets, packed, self.plan, *fusion, k)
-        return ops.reference_request_topk(self._logits, _full(user), _full(item), offsets, self.plan, *fusion, k)
+        return ops.reference_request_topk(
+            self._logits, self._full("user", user), self._full("item", item), offsets, self.plan, *fusion, k
+        )
 
     def packed(self, precision: str | None = None) -> PackedResFlow:
         """This model with its weights packed once and for all: the form for export and for serving.
@@ -275,6 +279,14 @@ class ResFlow(RankerBase):
         _warn_once(f"ResFlow trains with the slow PyTorch reference: {reason}")
         return self._reference_logits(x)
 
+    def _full(self, argument: str, x: Tensor) -> Tensor:
+        """Rows in the model's dtype: bfloat16 ones, and autocast's, are taken by a float32 model too."""
+        wanted = self._head_layers()[0].weight.dtype
+        if wanted == torch.float32 and x.dtype in (torch.bfloat16, torch.float16):
+            return x.float()
+        checks.dtype("ResFlow", argument, x, wanted)
+        return x
+
     def _needs_gradient(self, inputs: Sequence[Tensor]) -> bool:
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *self.parameters()))
 
@@ -325,11 +337,6 @@ _pointer = Tensor.data_ptr
 def _rows(x: Tensor) -> Tensor:
     """The ops read rows in place at any row stride, but want a row's elements side by side."""
     return x if x.dim() != 2 or x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
-
-
-def _full(x: Tensor) -> Tensor:
-    """Autocast's bfloat16 rows in float32, which training is computed in."""
-    return x.float() if torch.is_autocast_enabled(x.device.type) and x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 _warned: set[str] = set()

@@ -91,12 +91,16 @@ def test_gradients_and_statistics_are_the_references(name: str, frozen: bool) ->
             assert frozen == torch.equal(dict(model.named_buffers())[key], before[key])
 
 
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("tracked", [True, False])
 @pytest.mark.parametrize("momentum", [0.3, None])
-def test_running_statistics_over_several_batches(momentum: float | None) -> None:
+def test_running_statistics_over_several_batches(momentum: float | None, tracked: bool, counted: bool) -> None:
     model = make(norm="batch")
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
-            module.momentum = momentum
+            module.momentum, module.track_running_stats = momentum, tracked
+            if not counted:
+                module.num_batches_tracked = None
     twin = copy.deepcopy(model)
     for rows in (5, 90, 2):
         x = torch.randn(rows, D)
@@ -129,14 +133,53 @@ def test_what_the_ops_do_not_serve_is_said_and_computed_all_the_same() -> None:
         model(torch.randn(9, D)).logits.sum().backward()
     assert _training.obstacle(model.eval()) is None  # dropout rests
 
-    mixed = make(norm="batch")
-    mixed.towers[0][1].norm.eval()
-    assert "some do not" in _training.obstacle(mixed)
-    uneven = make(norm="batch")
-    uneven.towers[0][1].norm.eps = 0.5
-    assert "different eps" in _training.obstacle(uneven)
-    synced = nn.SyncBatchNorm.convert_sync_batchnorm(make(norm="batch"))
-    assert "not SyncBatchNorm" in _training.obstacle(synced)
+
+class _Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def _doubled(model: ResFlow) -> None:
+    model.heads[0].__class__ = _Doubled
+
+
+def _set(path: str, name: str, value: object) -> Callable[[ResFlow], None]:
+    return lambda model: setattr(model.get_submodule(path) if path else model, name, value)
+
+
+ALTERED: dict[str, Callable[[ResFlow], object]] = {
+    "dropout between layers": _set("towers.0.0", "dropout", nn.AlphaDropout(0.5)),
+    "some of its layers have a BatchNorm .* and some do not": lambda model: model.towers[0][1].norm.eval(),
+    "different eps": _set("towers.0.1.norm", "eps", 0.5),
+    "some of its BatchNorms stand before": _set("towers.0.1", "norm_after_activation", False),
+    "Linear has hooks": lambda model: model.towers[1][0].linear.register_forward_hook(lambda *_: None),
+    "BatchNorm1d has hooks": lambda model: model.towers[1][0].norm.register_forward_pre_hook(lambda *_: None),
+    "_Doubled has a forward of its own": _doubled,
+    "a layer's activation is tanh, its plan says prelu": _set("towers.2.1", "activation", nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("reason", ALTERED)
+def test_a_model_that_was_altered_is_not_served_by_the_ops(reason: str) -> None:
+    model = make(norm="batch")
+    ALTERED[reason](model)
+    twin, x = copy.deepcopy(model), torch.randn(9, D)
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match=reason):
+        logits = model(x).logits
+    torch.manual_seed(1)
+    assert torch.equal(logits, twin._reference_logits(x))
+
+
+def test_synchronised_statistics_are_left_to_pytorch() -> None:
+    assert "not SyncBatchNorm" in _training.obstacle(nn.SyncBatchNorm.convert_sync_batchnorm(make(norm="batch")))
+
+
+def test_rows_of_other_dtypes() -> None:
+    model, x = make(norm="batch"), torch.randn(9, D)
+    assert torch.equal(model(x.bfloat16()).logits, model(x.bfloat16().float()).logits)
+    with pytest.raises(ValueError, match="ResFlow: x must be float32, got float64"):
+        model(x.double())
 
 
 def test_autocast_computes_in_float32() -> None:

@@ -28,7 +28,7 @@ inline Lanes activate(Lanes v, [[maybe_unused]] Lanes slope) {
   }
 }
 
-// d activate(v) / dv.
+// d activate(v) / dv; where there is a kink, or v is NaN, that of the negative side.
 template <Activation kActivation>
 inline Lanes activation_derivative(Lanes v, [[maybe_unused]] Lanes slope) {
   const Lanes zero = broadcast(0.0f), one = broadcast(1.0f);

@@ -33,6 +33,7 @@ class Scratch {
     }
     return buffer_.data();
   }
+  int64_t capacity() const { return capacity_; }
 
  private:
   Buffer buffer_;
@@ -46,13 +47,14 @@ class CallMemory {
   CallMemory() = default;
   CallMemory(const CallMemory&) = delete;
   ~CallMemory() {
-    if (floats_ * static_cast<int64_t>(sizeof(float)) > kKeptBytes) buffers().clear();
+    int64_t floats = 0;
+    for (const Scratch& one : buffers()) floats += one.capacity();
+    if (floats * static_cast<int64_t>(sizeof(float)) > kKeptBytes) buffers().clear();
   }
 
   float* take(int64_t count) {
     std::vector<Scratch>& all = buffers();
     if (taken_ == all.size()) all.emplace_back();
-    floats_ += count;
     return all[taken_++].floats(count);
   }
 
@@ -64,7 +66,6 @@ class CallMemory {
   }
 
   size_t taken_ = 0;
-  int64_t floats_ = 0;
 };
 
 }  // namespace resflow::cpu

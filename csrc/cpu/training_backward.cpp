@@ -61,7 +61,7 @@ class Backward {
         plan_(model.plan),
         batch_(batch),
         state_(state),
-        pass_(model, batch, memory_, !state.sums, true),
+        pass_(model, batch, memory_, !state.sums, true, x_gradients != nullptr),
         x_gradients_(x_gradients),
         gradients_(gradients),
         sums_(sums_of_layers(plan_, batch.rows,

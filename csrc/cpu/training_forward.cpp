@@ -65,7 +65,7 @@ void training_forward(const TrainingModel& model, const TrainingRows& batch, con
                       float* logits) {
   const Plan& plan = model.plan;
   CallMemory memory;
-  TrainingPass pass(model, batch, memory, true, false);
+  TrainingPass pass(model, batch, memory, true, false, false);
   const auto sums =
       sums_of_layers(plan, batch.rows, state.sums ? state.sums : memory.take(training_sums(plan, batch.rows)));
   const bool batch_statistics = pass.layer(0).uses_batch();

@@ -19,7 +19,7 @@ struct ConditionalLogit {
         both(std::exp(lowest - z - r)),
         sum(parent + own + both) {}
 
-  double logit() const { return lowest - std::log(sum); }
+  double logit() const { return std::isinf(lowest) ? lowest : lowest - std::log(sum); }
   double by_parent() const { return (parent + both) / sum; }
   double by_own() const { return (own + both) / sum; }
 };

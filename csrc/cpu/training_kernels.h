@@ -1,5 +1,5 @@
 // The kernels of training, as kernels.h has those of scoring: products of matrices, and what is done to a tile's sums
-// on the way forward and back. training.cpp puts them in order.
+// on the way forward and back. training_forward.cpp and training_backward.cpp put them in order.
 //
 // In training a layer's sums wait for the statistics of the whole batch, so layers follow one another over all
 // candidates; what a tile has in cache is one layer of all tasks.

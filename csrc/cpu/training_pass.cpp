@@ -7,7 +7,7 @@
 namespace resflow::cpu {
 
 TrainingPass::TrainingPass(const TrainingModel& model, const TrainingRows& batch, CallMemory& memory, bool forward,
-                           bool back)
+                           bool back, bool x_back)
     : model_(model),
       batch_(batch),
       head_weights_(model.plan.tasks * model.plan.layer[model.plan.layers - 1].padded),
@@ -15,7 +15,7 @@ TrainingPass::TrainingPass(const TrainingModel& model, const TrainingRows& batch
   for (int32_t l = 0; l < plan().layers; ++l) {
     layers_.emplace_back(model, l);
     if (forward) layers_.back().make_room_forward(memory);
-    if (back) layers_.back().make_room_back(memory);
+    if (back && (l > 0 || x_back)) layers_.back().make_room_back(memory);
   }
   const LayerLayout& end = plan().layer[last()];
   for (int32_t k = 0; k < plan().tasks; ++k) {
@@ -27,7 +27,7 @@ TrainingPass::TrainingPass(const TrainingModel& model, const TrainingRows& batch
     LayerWeights& own = layers_[item / plan().tasks];
     const auto task = static_cast<int32_t>(item % plan().tasks);
     if (forward) own.fill_forward(task);
-    if (back) own.fill_back(task);
+    if (back && (item >= plan().tasks || x_back)) own.fill_back(task);
   });
 }
 
@@ -36,8 +36,8 @@ int64_t TrainingPass::tile_rows(int64_t tile) const {
 }
 
 FloatGrid TrainingPass::tile_scratch(int32_t l) const {
-  thread_local Scratch scratch[2];  // a layer's outputs, and those of the layer before
-  return {scratch[l % 2].floats(layers_[l].channels() * kTrainingTileRows), kLane, kTrainingTileRows * kLane};
+  thread_local Scratch scratch;
+  return {scratch.floats(layers_[l].channels() * kTrainingTileRows), kLane, kTrainingTileRows * kLane};
 }
 
 ConstGrid TrainingPass::input_rows(int32_t l, int64_t tile, float* const* sums) const {
