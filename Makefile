@@ -18,7 +18,7 @@ NATIVE := $(shell find csrc python -type f) CMakeLists.txt setup.py pyproject.to
 
 .PHONY: build score test check bench bench-quick format clean
 
-build: $(VENV)/built $(VENV)/peers
+build: $(VENV)/built
 
 $(VENV)/torch:
 	@echo "== .venv with $(TORCH)"
