@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 def obstacle(model: ResFlow) -> str | None:
     """Why the training ops cannot serve this model as it is set now; ``None`` if they can."""
-    for tower, head in zip(model._tower_layers(), model._head_layers(), strict=True):
-        reason = _altered(head, nn.Linear)
-        for layer, activation in zip(tower, model.plan.activations, strict=True):
-            reason = reason or _layer_obstacle(layer, activation)
-        if reason is not None:
-            return reason
+    reason = altered(model)
+    if reason is not None:
+        return reason
     layers = list(_layers(model))
+    for dropout in (layer.dropout for layer in layers):
+        if isinstance(dropout, nn.modules.dropout._DropoutNd) and dropout.training and dropout.p:
+            return "its towers have dropout between layers"
     by_batch = [_uses_batch(layer.norm) for layer in layers]
     if not any(by_batch):
         return None
@@ -39,11 +39,21 @@ def obstacle(model: ResFlow) -> str | None:
     return None
 
 
+def altered(model: ResFlow) -> str | None:
+    """Why no op computes what this model's layers do; ``None`` if they are as they were made."""
+    for tower, head in zip(model._tower_layers(), model._head_layers(), strict=True):
+        reason = _altered(head, nn.Linear)
+        for layer, activation in zip(tower, model.plan.activations, strict=True):
+            reason = reason or _layer_obstacle(layer, activation)
+        if reason is not None:
+            return reason
+    return None
+
+
 def _layer_obstacle(layer: TowerLayer, activation: str) -> str | None:
     dropout = layer.dropout
-    resting = isinstance(dropout, nn.modules.dropout._DropoutNd) and (not dropout.training or dropout.p == 0)
-    if not (dropout is None or isinstance(dropout, nn.Identity) or resting):
-        return "its towers have dropout between layers"
+    if not (dropout is None or isinstance(dropout, (nn.Identity, nn.modules.dropout._DropoutNd))):
+        return f"its towers have a {type(dropout).__name__} between layers"
     if layer.activation_name != activation:
         return f"a layer's activation is {layer.activation_name}, its plan says {activation}"
     altered = _altered(layer, TowerLayer) or _altered(layer.linear, nn.Linear)

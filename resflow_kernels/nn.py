@@ -236,7 +236,16 @@ class ResFlow(RankerBase):
         return PackedResFlow(plan, self.tasks, fusion, packed).eval()
 
     def canonical_weights(self) -> list[Tensor]:
-        """Float32 weights as ``Plan.weight_shapes`` lists them, BatchNorms folded in in float64."""
+        """Float32 weights as ``Plan.weight_shapes`` lists them, BatchNorms folded in in float64.
+
+        Raises:
+            ValueError: a layer that does more than its weights say (hooks, a forward of its own, another activation).
+        """
+        reason = _training.altered(self)
+        if reason is not None:
+            raise ValueError(
+                f"ResFlow: layers must be as they were made to have canonical weights, got a model where {reason}"
+            )
         input_affine = None if self.input_norm is None else norm_affine(self.input_norm)
         weights: list[Tensor] = []
         for tower, head in zip(self._tower_layers(), self._head_layers(), strict=True):
@@ -266,7 +275,7 @@ class ResFlow(RankerBase):
         """Whether this call goes to the scoring ops; where it cannot though the user would expect it, say why once."""
         if self.training or self._needs_gradient(inputs):
             return False
-        reason = self._obstacle()
+        reason = self._obstacle() or _training.altered(self)
         if reason is not None:
             _warn_once(f"ResFlow scores with the slow PyTorch reference: {reason}")
         return reason is None

@@ -131,6 +131,7 @@ def test_what_the_ops_do_not_serve_is_said_and_computed_all_the_same() -> None:
     model.towers[1][0].dropout = nn.Dropout(0.5)
     with pytest.warns(UserWarning, match="trains with the slow PyTorch reference: its towers have dropout"):
         model(torch.randn(9, D)).logits.sum().backward()
+    model.packed()  # what is saved while it trains
     assert _training.obstacle(model.eval()) is None  # dropout rests
 
 
@@ -150,6 +151,7 @@ def _set(path: str, name: str, value: object) -> Callable[[ResFlow], None]:
 ALTERED: dict[str, Callable[[ResFlow], object]] = {
     "dropout between layers": _set("towers.0.0", "dropout", nn.AlphaDropout(0.5)),
     "some of its layers have a BatchNorm .* and some do not": lambda model: model.towers[0][1].norm.eval(),
+    "its towers have a LayerNorm between layers": _set("towers.0.0", "dropout", nn.LayerNorm(24)),
     "different eps": _set("towers.0.1.norm", "eps", 0.5),
     "some of its BatchNorms stand before": _set("towers.0.1", "norm_after_activation", False),
     "Linear has hooks": lambda model: model.towers[1][0].linear.register_forward_hook(lambda *_: None),
@@ -169,6 +171,21 @@ def test_a_model_that_was_altered_is_not_served_by_the_ops(reason: str) -> None:
         logits = model(x).logits
     torch.manual_seed(1)
     assert torch.equal(logits, twin._reference_logits(x))
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [reason for reason in ALTERED if "hooks" in reason or "own" in reason or "plan" in reason or "LayerNorm" in reason],
+)
+def test_an_altered_model_is_scored_by_its_own_layers(reason: str) -> None:
+    model = make(norm="batch").eval()
+    ALTERED[reason](model)
+    x = torch.randn(9, D)
+    with torch.no_grad(), pytest.warns(UserWarning, match=f"scores with the slow PyTorch reference: .*{reason}"):
+        logits = model(x).logits
+    assert torch.equal(logits, model._reference_logits(x))
+    with pytest.raises(ValueError, match=f"layers must be as they were made .*{reason}"):
+        model.packed()
 
 
 def test_synchronised_statistics_are_left_to_pytorch() -> None:
