@@ -98,7 +98,16 @@ def catalog_topk(
     weights_per: int = 0,
     k: int = 100,
 ) -> TopK:
-    """The ``k`` best candidates of each request of form 3; positions are places in the request, not ids."""
+    """The ``k`` best candidates of each request of form 3; positions are places in the request, not ids.
+
+    Arguments as in :func:`catalog_scores`.
+
+    Returns:
+        :class:`TopK` of scores ``[R, k]`` float32 and positions ``[R, k]`` int64.
+
+    Raises:
+        ValueError: bad input; the message names it.
+    """
     checks.no_grad("catalog_topk", user=user, fusion_weights=fusion_weights)
     catalogue = (user, ids, offsets, table, scales)
     return TopK(*_ops.catalog_topk(*catalogue, packed, fusion_weights, plan.encoded, fusion, weights_per, k))

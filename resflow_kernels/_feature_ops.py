@@ -109,7 +109,16 @@ def feature_topk(
     weights_per: int = 0,
     k: int = 100,
 ) -> TopK:
-    """The ``k`` best candidates of each request of form 4; ``offsets [R + 1]`` int64 cuts them into requests."""
+    """The ``k`` best candidates of each request of form 4; ``offsets [R + 1]`` int64 cuts them into requests.
+
+    Arguments as in :func:`feature_scores`.
+
+    Returns:
+        :class:`TopK` of scores ``[R, k]`` float32 and positions ``[R, k]`` int64.
+
+    Raises:
+        ValueError: bad input; the message names it.
+    """
     _no_grad("feature_topk", tables, fusion_weights)
     settings = (packed, fusion_weights, plan.encoded, fusion, weights_per, k)
     return TopK(*_ops.feature_topk(*ids, offsets, *_lists(tables), *settings))
@@ -166,7 +175,16 @@ def feature_request_topk(
     weights_per: int = 0,
     k: int = 100,
 ) -> TopK:
-    """The ``k`` best candidates of each request of :func:`feature_request_scores`."""
+    """The ``k`` best candidates of each request of :func:`feature_request_scores`.
+
+    Arguments as in :func:`feature_request_scores`.
+
+    Returns:
+        :class:`TopK` of scores ``[R, k]`` float32 and positions ``[R, k]`` int64.
+
+    Raises:
+        ValueError: bad input; the message names it.
+    """
     _no_grad("feature_request_topk", tables, fusion_weights)
     settings = (packed, fusion_weights, plan.encoded, fusion, weights_per, k)
     inputs = (*user, *item, offsets, *_lists(tables), user_features)

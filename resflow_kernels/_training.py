@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import fold, ops
 from .layers import TowerLayer, norm_affine, slope_of
+from .ranker import side_by_side
 
 if TYPE_CHECKING:
     from .nn import ResFlow
@@ -75,18 +76,16 @@ def logits(model: ResFlow, x: Tensor) -> Tensor:
     if model.input_norm is not None:
         x = model.input_norm(x)
     layers = list(_layers(model))
-    first = layers[0]
+    first, x = layers[0], side_by_side(x)
     if not _uses_batch(first.norm):
-        return ops.training_logits(_rows(x), _weights(model, model.plan.affine), model.plan, recompute=model.recompute)[
-            0
-        ]
+        weights = _weights(model, model.plan.affine)
+        return ops.training_logits(x, weights, model.plan, recompute=model.recompute)[0]
     assert first.norm is not None
     if x.shape[0] < 2:
         raise ValueError(f"ResFlow: x must be at least 2 rows for a BatchNorm in training, got {x.shape[0]}")
-    plan = model.affine_plan
     statistics = "batch_after" if first.norm_after_activation else "batch_before"
-    weights = _weights(model, True)
-    made, mean, variance = ops.training_logits(_rows(x), weights, plan, statistics, first.norm.eps, model.recompute)
+    settings = (model.affine_plan, statistics, first.norm.eps, model.recompute)
+    made, mean, variance = ops.training_logits(x, _weights(model, True), *settings)
     with torch.no_grad():
         _update_running(model, mean, variance, x.shape[0])
     return made
@@ -150,7 +149,3 @@ def _update_running(model: ResFlow, mean: Tensor, variance: Tensor, rows: int) -
             factor = 1 / int(norm.num_batches_tracked) if norm.momentum is None else factor
         norm.running_mean.lerp_(own_mean, factor)
         norm.running_var.lerp_(own_variance, factor)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import checks
 from .contract import STATISTICS
-from .plan import Plan
+from .plan import Plan, padded
 
 _ops = torch.ops.resflow
 
@@ -110,7 +110,7 @@ class _Once(torch.autograd.Function):
 
 def _sums(plan: Plan, rows: int) -> int:
     """Floats of all layers' sums."""
-    return rows * plan.tasks * sum(-(-width // 16) * 16 for width in plan.hidden)
+    return rows * plan.tasks * sum(padded(width) for width in plan.hidden)
 
 
 def _channels(plan: Plan, statistics: int) -> int:

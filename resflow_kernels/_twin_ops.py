@@ -109,6 +109,9 @@ def twin_topk(
         >>> best = twin_topk(torch.randn(4, 2 * 32), table, scales, torch.ones(2), parents=(-1, 0), k=10)
         >>> best.positions.shape
         torch.Size([4, 10])
+
+    Raises:
+        ValueError: bad input; the message names it.
     """
     checks.no_grad("twin_topk", user=user, fusion_weights=fusion_weights)
     settings = (list(parents), non_increasing, fusion, weights_per)
@@ -154,7 +157,16 @@ def twin_ids_topk(
     weights_per: int = 0,
     k: int = 100,
 ) -> TopK:
-    """The ``k`` best of each request's list of items; positions are places in the request, not ids."""
+    """The ``k`` best of each request's list of items; positions are places in the request, not ids.
+
+    Arguments as in :func:`twin_ids_scores`.
+
+    Returns:
+        :class:`TopK` of scores ``[R, k]`` float32 and positions ``[R, k]`` int64.
+
+    Raises:
+        ValueError: bad input; the message names it.
+    """
     checks.no_grad("twin_ids_topk", user=user, fusion_weights=fusion_weights)
     settings = (list(parents), non_increasing, fusion, weights_per)
     return TopK(*_ops.twin_ids_topk(user, ids, offsets, table, scales, fusion_weights, *settings, k))

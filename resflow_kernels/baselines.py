@@ -11,6 +11,7 @@ experts as tasks, ``K^2 D`` more (its gates); SharedBottom one bottom instead of
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,17 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import ops
 from .fusion import Additive, Fusion
 from .layers import ACTIVATION_MODULES, check_layer_settings, make_layer
 from .nn import ESMM, NSE, ResFlow
-from .packed import RankerBase, one_request
 from .plan import Plan, topology
-from .reference import Scores, TopK
+from .ranker import LayeredRanker, RankerBase
 
 
-class Baseline(RankerBase):
-    """What the baselines share: layers, checks and ResFlow's calls.
+class Baseline(LayeredRanker):
+    """What the baselines share: layers and checks.
 
     Args:
         in_features: width ``D`` of a candidate's input row.
@@ -69,43 +68,12 @@ class Baseline(RankerBase):
     def _head(self) -> nn.Linear:
         return nn.Linear(self.plan.hidden[-1], 1)
 
+    @abstractmethod
     def task_logits(self, x: Tensor) -> list[Tensor]:
         """Each task's logits ``[B, 1]`` from rows ``[B, D]``."""
-        raise NotImplementedError
 
     def _logits(self, x: Tensor) -> Tensor:
         return torch.cat(self.task_logits(x if self.input_norm is None else self.input_norm(x)), dim=1)
-
-    def forward(self, x: Tensor, weights: Tensor | None = None, weights_per: str = "call") -> Scores:
-        """Score candidates, see :meth:`ResFlow.forward`."""
-        return ops.reference_scores(self._logits, x, self.plan, *self._fusion(weights, weights_per))
-
-    def forward_requests(
-        self, user: Tensor, item: Tensor, offsets: Tensor, weights: Tensor | None = None, weights_per: str = "call"
-    ) -> Scores:
-        """Score the candidates of requests, see :meth:`ResFlow.forward_requests`."""
-        fusion = self._fusion(weights, weights_per)
-        return ops.reference_request_scores(self._logits, user, item, offsets, self.plan, *fusion)
-
-    def top_k(
-        self, x: Tensor, k: int, offsets: Tensor | None = None, weights: Tensor | None = None, weights_per: str = "call"
-    ) -> TopK:
-        """The ``k`` best candidates of each request, see :meth:`ResFlow.top_k`."""
-        offsets = one_request(x) if offsets is None else offsets
-        return ops.reference_topk(self._logits, x, offsets, self.plan, *self._fusion(weights, weights_per), k)
-
-    def top_k_requests(
-        self,
-        user: Tensor,
-        item: Tensor,
-        offsets: Tensor,
-        k: int,
-        weights: Tensor | None = None,
-        weights_per: str = "call",
-    ) -> TopK:
-        """:meth:`top_k` of the request form, see :meth:`ResFlow.top_k_requests`."""
-        fusion = self._fusion(weights, weights_per)
-        return ops.reference_request_topk(self._logits, user, item, offsets, self.plan, *fusion, k)
 
 
 class SharedBottom(Baseline):

@@ -48,6 +48,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def dtype(op: str, argument: str, tensor: Tensor, *expected: torch.dtype) -> None:
+    """One of some dtypes."""
     names = [_dtype_name(one) for one in expected]
     listed = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
     _require(tensor.dtype in expected, op, argument, "dtype", _dtype_name(tensor.dtype), listed)
@@ -65,6 +66,7 @@ def matrix(op: str, argument: str, tensor: Tensor, columns: int | None, *floatin
 
 
 def offsets(op: str, tensor: Tensor, requests: int | None) -> None:
+    """An int64 vector of ``requests + 1`` offsets, or of any number of them."""
     if requests is None:
         _require(tensor.dim() == 1 and tensor.shape[0] >= 1, op, "offsets", "offsets_any", tensor)
     else:
@@ -124,6 +126,7 @@ def side(op: str, argument: str, tensor: Tensor, plan: Plan) -> None:
 
 
 def element(op: str, code: int) -> None:
+    """A code of what a table holds."""
     code_of(op, "element", code, len(PRECISIONS))
 
 
@@ -161,6 +164,7 @@ def _table_element(op: str, rows: Tensor) -> None:
 
 
 def task_count(op: str, tasks: int) -> None:
+    """1 to the most tasks a plan may have."""
     most = PLAN_LIMITS["max_tasks"]
     _require(1 <= tasks <= most, op, "tasks", "one_of", tasks, f"1 to {most}")
 
@@ -173,6 +177,7 @@ def twin_parents(op: str, parents: list[int]) -> None:
 
 
 def task_columns(op: str, argument: str, tensor: Tensor, tasks: int) -> None:
+    """As many columns for each task."""
     divides = tensor.dim() == 2 and tensor.shape[1] > 0 and tensor.shape[1] % tasks == 0
     _require(divides, op, argument, "task_columns", tensor, tasks)
 
@@ -192,6 +197,7 @@ def twin_table(op: str, rows: Tensor, scales: Tensor, tasks: int) -> None:
 
 
 def vector(op: str, argument: str, tensor: Tensor) -> None:
+    """Elements side by side."""
     together = tensor.shape[0] <= 1 or tensor.stride(0) == 1
     _require(together, op, argument, "contiguous", _strides(tensor))
 
@@ -288,6 +294,7 @@ def feature_id_values(
 
 
 def positive(op: str, argument: str, value: int) -> None:
+    """At least 1."""
     _require(value >= 1, op, argument, "positive", value)
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import cast
 
@@ -46,20 +47,20 @@ def round_table(table: Tensor, element: str) -> tuple[Tensor, Tensor | None]:
     return torch.round(rows / steps[:, None]).nan_to_num(0.0).clamp(-127, 127).to(torch.int8), scales
 
 
-class _FeatureScorer(nn.Module):
+class _FeatureScorer(nn.Module, ABC):
     """What :class:`FeatureRanker` and :class:`PackedFeatureRanker` share: the calls."""
 
     towers: ResFlow | Baseline | PackedResFlow
     user_features: int
 
     @property
+    @abstractmethod
     def feature_tables(self) -> FeatureTables:
         """The tables as the ops take them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fused_weights(self) -> Tensor | None:
         """The towers' packed weights, or ``None`` where plain PyTorch has to score."""
-        raise NotImplementedError
 
     def forward(self, ids: FeatureIds, weights: Tensor | None = None, weights_per: str = "call") -> Scores:
         """Score ``B`` candidates.

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from . import _training, checks, ops, reference
 from .fusion import Additive, Fusion
 from .layers import TowerLayer, check_layer_settings, linear_bias, make_layer, norm_affine
-from .packed import PackedResFlow, RankerBase, one_request
+from .packed import PackedResFlow
 from .plan import Plan, chain
+from .ranker import LayeredRanker, one_request, side_by_side
 from .reference import Scores, TopK
 
 
-class ResFlow(RankerBase):
+class ResFlow(LayeredRanker):
     """Residual multi-task ranker (ResFlow, KDD 2024, arXiv 2411.09705).
 
     Args:
@@ -123,7 +124,7 @@ class ResFlow(RankerBase):
         self.towers = nn.ModuleList(nn.ModuleList(tower) for tower in towers)
         self.heads = nn.ModuleList(heads)
         # Training knows a BatchNorm before the activation, which scoring folds into the Linear, as affines too.
-        self.affine_plan = plan if plan.affine else replace(plan, affine=True)
+        self.affine_plan = replace(plan, affine=True, precision="float32")
         self._packed: Tensor | None = None
         self._packed_from: tuple[Any, ...] = ()
 
@@ -157,10 +158,10 @@ class ResFlow(RankerBase):
         Raises:
             ValueError: an input of the wrong shape, dtype or device; the message names it.
         """
+        if not self._use_fused(x):
+            return super().forward(x, weights, weights_per)
         fusion = self._fusion(weights, weights_per)
-        if self._use_fused(x):
-            return ops.dense_scores(_rows(x), self._packed_weights(), self.plan, *fusion)
-        return ops.reference_scores(self._logits, self._full("x", x), self.plan, *fusion)
+        return ops.dense_scores(side_by_side(x), self._packed_weights(), self.plan, *fusion)
 
     def forward_requests(
         self, user: Tensor, item: Tensor, offsets: Tensor, weights: Tensor | None = None, weights_per: str = "call"
@@ -176,13 +177,10 @@ class ResFlow(RankerBase):
         Returns:
             :class:`Scores` of the ``N`` candidates, to the bit those of :meth:`forward` on the joined rows.
         """
-        fusion = self._fusion(weights, weights_per)
-        if self._use_fused(user, item):
-            packed = self._packed_weights()
-            return ops.request_scores(_rows(user), _rows(item), offsets, packed, self.plan, *fusion)
-        return ops.reference_request_scores(
-            self._logits, self._full("user", user), self._full("item", item), offsets, self.plan, *fusion
-        )
+        if not self._use_fused(user, item):
+            return super().forward_requests(user, item, offsets, weights, weights_per)
+        fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
+        return ops.request_scores(side_by_side(user), side_by_side(item), offsets, packed, self.plan, *fusion)
 
     def top_k(
         self, x: Tensor, k: int, offsets: Tensor | None = None, weights: Tensor | None = None, weights_per: str = "call"
@@ -199,11 +197,11 @@ class ResFlow(RankerBase):
             lower position, NaN after every number; a request with fewer than ``k`` candidates is filled up with
             score NaN and position -1.
         """
+        if not self._use_fused(x):
+            return super().top_k(x, k, offsets, weights, weights_per)
         offsets = one_request(x) if offsets is None else offsets
-        fusion = self._fusion(weights, weights_per)
-        if self._use_fused(x):
-            return ops.dense_topk(_rows(x), offsets, self._packed_weights(), self.plan, *fusion, k)
-        return ops.reference_topk(self._logits, self._full("x", x), offsets, self.plan, *fusion, k)
+        fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
+        return ops.dense_topk(side_by_side(x), offsets, packed, self.plan, *fusion, k)
 
     def top_k_requests(
         self,
@@ -215,13 +213,10 @@ class ResFlow(RankerBase):
         weights_per: str = "call",
     ) -> TopK:
         """:meth:`top_k` of the request form; arguments as in :meth:`forward_requests`."""
-        fusion = self._fusion(weights, weights_per)
-        if self._use_fused(user, item):
-            packed = self._packed_weights()
-            return ops.request_topk(_rows(user), _rows(item), offsets, packed, self.plan, *fusion, k)
-        return ops.reference_request_topk(
-            self._logits, self._full("user", user), self._full("item", item), offsets, self.plan, *fusion, k
-        )
+        if not self._use_fused(user, item):
+            return super().top_k_requests(user, item, offsets, k, weights, weights_per)
+        fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
+        return ops.request_topk(side_by_side(user), side_by_side(item), offsets, packed, self.plan, *fusion, k)
 
     def packed(self, precision: str | None = None) -> PackedResFlow:
         """This model with its weights packed once and for all: the form for export and for serving.
@@ -288,7 +283,7 @@ class ResFlow(RankerBase):
         _warn_once(f"ResFlow trains with the slow PyTorch reference: {reason}")
         return self._reference_logits(x)
 
-    def _full(self, argument: str, x: Tensor) -> Tensor:
+    def _own_rows(self, argument: str, x: Tensor) -> Tensor:
         """Rows in the model's dtype: bfloat16 ones, and autocast's, are taken by a float32 model too."""
         wanted = self._head_layers()[0].weight.dtype
         if wanted == torch.float32 and x.dtype in (torch.bfloat16, torch.float16):
@@ -341,11 +336,6 @@ def ESMM(*args: Any, **settings: Any) -> ResFlow:
 
 _version = attrgetter("_version")
 _pointer = Tensor.data_ptr
-
-
-def _rows(x: Tensor) -> Tensor:
-    """The ops read rows in place at any row stride, but want a row's elements side by side."""
-    return x if x.dim() != 2 or x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
 
 
 _warned: set[str] = set()

@@ -155,6 +155,12 @@ def dense_topk(
 
     Returns:
         :class:`TopK` of scores ``[R, k]`` and positions ``[R, k]``; see :meth:`resflow_kernels.ResFlow.top_k`.
+
+    Rows are float32 or bfloat16, offsets int64, ``packed`` is from :func:`pack_towers`; fusion arguments as in
+    :func:`dense_scores`.
+
+    Raises:
+        ValueError: bad input; the message names it.
     """
     checks.no_grad("dense_topk", x=x, fusion_weights=fusion_weights)
     return TopK(*_ops.dense_topk(x, offsets, packed, fusion_weights, plan.encoded, fusion, weights_per, k))
@@ -170,7 +176,17 @@ def request_scores(
     fusion: int = 0,
     weights_per: int = 0,
 ) -> Scores:
-    """Form 2: ``user [R, Du]``, ``item [N, Di]``, ``offsets [R + 1]``; ``weights_per=1`` is one set a request."""
+    """Form 2: ``user [R, Du]``, ``item [N, Di]``, ``offsets [R + 1]``; ``weights_per=1`` is one set a request.
+
+    Rows are float32 or bfloat16, offsets int64, ``packed`` is from :func:`pack_towers`; fusion arguments as in
+    :func:`dense_scores`.
+
+    Returns:
+        :class:`Scores` of the ``N`` candidates: logits ``[N, K]``, probs ``[N, K]``, score ``[N]``.
+
+    Raises:
+        ValueError: bad input; the message names it.
+    """
     checks.no_grad("request_scores", user=user, item=item, fusion_weights=fusion_weights)
     return Scores(*_ops.request_scores(user, item, offsets, packed, fusion_weights, plan.encoded, fusion, weights_per))
 
@@ -186,7 +202,16 @@ def request_topk(
     weights_per: int = 0,
     k: int = 100,
 ) -> TopK:
-    """The ``k`` best candidates of each request of form 2."""
+    """The ``k`` best candidates of each request of form 2.
+
+    Arguments as in :func:`request_scores`.
+
+    Returns:
+        :class:`TopK` of scores ``[R, k]`` and positions ``[R, k]``.
+
+    Raises:
+        ValueError: bad input; the message names it.
+    """
     checks.no_grad("request_topk", user=user, item=item, fusion_weights=fusion_weights)
     best = _ops.request_topk(user, item, offsets, packed, fusion_weights, plan.encoded, fusion, weights_per, k)
     return TopK(*best)

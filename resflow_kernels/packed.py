@@ -4,38 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import ops
-from .contract import WEIGHTS_PER
 from .fusion import Fusion
 from .plan import Plan
+from .ranker import RankerBase, one_request
 from .reference import Scores, TopK
-
-
-class RankerBase(nn.Module):
-    """What :class:`ResFlow` and :class:`PackedResFlow` share: fusion defaults and the op calls."""
-
-    fusion_weights: Tensor
-
-    def __init__(self, plan: Plan, tasks: Sequence[str], fusion: Fusion) -> None:
-        super().__init__()
-        self.plan = plan
-        self.tasks = tuple(tasks)
-        self.fusion = fusion
-        weights = torch.tensor(fusion.weights_for(plan.tasks), dtype=torch.float32)
-        self.register_buffer("fusion_weights", weights, persistent=False)
-
-    def _fusion(self, weights: Tensor | None, weights_per: str) -> tuple[Tensor, int, int]:
-        if weights is None:
-            return self.fusion_weights, self.fusion.code, 0
-        if weights_per not in WEIGHTS_PER:
-            raise ValueError(f"weights_per must be one of {', '.join(WEIGHTS_PER)}, got {weights_per!r}")
-        return weights, self.fusion.code, WEIGHTS_PER.index(weights_per)
-
-    def extra_repr(self) -> str:
-        return f"tasks={self.tasks}, {self.plan}, fusion={self.fusion}"
 
 
 class PackedResFlow(RankerBase):
@@ -118,8 +93,3 @@ class PackedResFlow(RankerBase):
         """The ``k`` best of each request of the catalogue form; positions are places in the request's list of ids."""
         fusion = self._fusion(weights, weights_per)
         return ops.catalog_topk(user, ids, offsets, table, scales, self.packed_weights, self.plan, *fusion, k)
-
-
-def one_request(x: Tensor) -> Tensor:
-    """Offsets that make all rows one request."""
-    return torch.tensor([0, x.shape[0]], dtype=torch.int64, device=x.device)

@@ -173,15 +173,15 @@ class Plan:
         for width, activation in zip(self.hidden, self.activations, strict=True):
             vectors = 1 + (activation == "prelu") + 2 * self.affine + (self.precision == "int8")
             words = -(-inputs * PRECISION_BYTES[self.precision] // 4)
-            floats += (words + vectors) * _padded(width)
+            floats += (words + vectors) * padded(width)
             inputs = width
-        floats += _padded(inputs) + PACKED_LANE
+        floats += padded(inputs) + PACKED_LANE
         return PACKED_HEADER_BYTES + 4 * self.tasks * floats
 
     @property
     def table_width(self) -> int:
         """Columns of a catalogue's table: the first layers of all tasks, each padded to a cache line of floats."""
-        return self.tasks * _padded(self.hidden[0])
+        return self.tasks * padded(self.hidden[0])
 
     @property
     def flops_per_candidate(self) -> int:
@@ -236,7 +236,8 @@ def topology(spec: Sequence[int] | Mapping[str, str] | str | None, tasks: Sequen
     return tuple(place[spec[name]] if name in spec else -1 for name in tasks)
 
 
-def _padded(width: int) -> int:
+def padded(width: int) -> int:
+    """A width rounded up to whole cache lines of floats, as packed weights and training's sums have it."""
     return -(-width // PACKED_LANE) * PACKED_LANE
 
 

@@ -24,7 +24,7 @@ from ..features import FeatureSet
 from ..losses import calibrator_loss, multitask_bce
 from ..nn import ESMM, NSE, ResFlow
 from ..ops import FeatureIds
-from ..packed import RankerBase
+from ..ranker import RankerBase
 from . import ranks
 from ._sections import one_of
 from .checkpoint import Checkpoint, separate
