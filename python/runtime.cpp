@@ -9,10 +9,10 @@
 #include "array.h"
 #include "core/check.h"
 #include "core/error.h"
+#include "core/feature_form.h"
 #include "core/pack.h"
-#include "cpu/feature_form.h"
+#include "core/request.h"
 #include "cpu/isa.h"
-#include "cpu/request.h"
 #include "cpu/score.h"
 
 namespace resflow::runtime {
@@ -23,7 +23,7 @@ using Encoded = std::vector<int64_t>;
 // What every scoring function takes after its inputs.
 struct Settings {
   View packed, fusion_weights;
-  cpu::Request request;
+  Request request;
 
   Settings(const char* op, const py::array& packed_array, const py::array& weights_array, const Encoded& plan,
            int64_t fusion, int64_t weights_per, int64_t threads)
@@ -38,7 +38,7 @@ struct Settings {
                 thread_count(threads)} {}
 };
 
-py::tuple scores_of(const cpu::Request& request, const cpu::Candidates& candidates) {
+py::tuple scores_of(const Request& request, const Candidates& candidates) {
   const py::ssize_t count = candidates.count, tasks = request.plan.tasks;
   py::array_t<float> logits({count, tasks}), probs({count, tasks}), score(count);
   float *to_logits = logits.mutable_data(), *to_probs = probs.mutable_data(), *to_score = score.mutable_data();
@@ -49,7 +49,7 @@ py::tuple scores_of(const cpu::Request& request, const cpu::Candidates& candidat
   return py::make_tuple(logits, probs, score);
 }
 
-py::tuple best_of(const cpu::Request& request, const cpu::Candidates& candidates, py::ssize_t k) {
+py::tuple best_of(const Request& request, const Candidates& candidates, py::ssize_t k) {
   const py::ssize_t requests = candidates.requests;
   py::array_t<float> scores({requests, k});
   py::array_t<int64_t> positions({requests, k});
@@ -104,7 +104,7 @@ py::tuple request_topk(const py::array& user, const py::array& item, const py::a
   const Settings settings("request_topk", packed, fusion_weights, plan, fusion, weights_per, threads);
   const char* const op = settings.request.op;
   const View user_view(op, "user", user), item_view(op, "item", item), offsets_view(op, "offsets", offsets);
-  const cpu::Candidates candidates = settings.request.split(user_view, item_view, offsets_view);
+  const Candidates candidates = settings.request.split(user_view, item_view, offsets_view);
   check_positive(op, "k", k);
   return best_of(settings.request, candidates, k);
 }
@@ -115,9 +115,7 @@ py::tuple catalog_rows(const py::array& item, const py::array& packed, const Enc
   const Plan plan = decode_plan(kOp, encoded.data(), static_cast<int64_t>(encoded.size()));
   const View item_view(kOp, "item", item), packed_view(kOp, "packed", packed);
   const TensorView items = item_view, packed_bytes = packed_view;
-  check_side(kOp, "item", plan, items);
-  check_element(kOp, element);
-  check_packed(kOp, plan, packed_bytes);
+  check_catalog_rows(kOp, plan, items, packed_bytes, element);
   const auto precision = static_cast<Precision>(element);
   const py::ssize_t count = items.sizes[0], width = plan.tasks * plan.first_padded();
   constexpr const char* kTypes[] = {"float32", "uint16", "int8"};  // see View::table
@@ -127,8 +125,8 @@ py::tuple catalog_rows(const py::array& item, const py::array& packed, const Enc
   float* const to_scales = row_scales.mutable_data();
   {
     py::gil_scoped_release unlocked;
-    cpu::project_items({plan, packed_bytes.data}, cpu::Request::rows_of(items), count, items.sizes[1],
-                       thread_count(threads), precision, to_rows, to_scales);
+    cpu::project_items({plan, packed_bytes.data}, Request::rows_of(items), count, items.sizes[1], thread_count(threads),
+                       precision, to_rows, to_scales);
   }
   return py::make_tuple(rows, row_scales);
 }
@@ -144,7 +142,7 @@ struct CatalogArguments {
         table(op, "table", table_array),
         scales(op, "scales", scales_array) {}
 
-  cpu::Candidates candidates(const cpu::Request& request) const {
+  Candidates candidates(const Request& request) const {
     return request.catalog(user, ids, offsets, table.table(), scales);
   }
 };
@@ -162,7 +160,7 @@ py::tuple catalog_topk(const py::array& user, const py::array& ids, const py::ar
                        const Encoded& plan, int64_t fusion, int64_t weights_per, int64_t k, int64_t threads) {
   const Settings settings("catalog_topk", packed, fusion_weights, plan, fusion, weights_per, threads);
   const CatalogArguments arguments(settings.request.op, user, ids, offsets, table, scales);
-  const cpu::Candidates candidates = arguments.candidates(settings.request);
+  const Candidates candidates = arguments.candidates(settings.request);
   check_positive(settings.request.op, "k", k);
   return best_of(settings.request, candidates, k);
 }
@@ -195,8 +193,8 @@ py::tuple feature_scores(const py::array& ids, const py::array& values, const py
   const char* const op = settings.request.op;
   FeatureArguments arguments(op, tables, scales, ragged);
   const FeatureIds looked_up = arguments.ids(op, "", ids, values, value_offsets);
-  cpu::FeatureForm form(settings.request, arguments.all);
-  const cpu::Candidates candidates = form.dense(looked_up);
+  FeatureForm form(settings.request, arguments.all);
+  const Candidates candidates = form.dense(looked_up);
   return scores_of(settings.request, candidates);
 }
 
@@ -210,8 +208,8 @@ py::tuple feature_topk(const py::array& ids, const py::array& values, const py::
   FeatureArguments arguments(op, tables, scales, ragged);
   const FeatureIds looked_up = arguments.ids(op, "", ids, values, value_offsets);
   const View offsets_view(op, "offsets", offsets);
-  cpu::FeatureForm form(settings.request, arguments.all);
-  const cpu::Candidates candidates = form.dense_requests(looked_up, offsets_view, k);
+  FeatureForm form(settings.request, arguments.all);
+  const Candidates candidates = form.dense_requests(looked_up, offsets_view, k);
   return best_of(settings.request, candidates, k);
 }
 
@@ -228,8 +226,8 @@ py::tuple feature_request_scores(const py::array& user_ids, const py::array& use
   const FeatureIds user = arguments.ids(op, "user_", user_ids, user_values, user_value_offsets);
   const FeatureIds item = arguments.ids(op, "item_", item_ids, item_values, item_value_offsets);
   const View offsets_view(op, "offsets", offsets);
-  cpu::FeatureForm form(settings.request, arguments.all);
-  const cpu::Candidates candidates = form.split(user, item, offsets_view, user_features);
+  FeatureForm form(settings.request, arguments.all);
+  const Candidates candidates = form.split(user, item, offsets_view, user_features);
   return scores_of(settings.request, candidates);
 }
 
@@ -246,8 +244,8 @@ py::tuple feature_request_topk(const py::array& user_ids, const py::array& user_
   const FeatureIds user = arguments.ids(op, "user_", user_ids, user_values, user_value_offsets);
   const FeatureIds item = arguments.ids(op, "item_", item_ids, item_values, item_value_offsets);
   const View offsets_view(op, "offsets", offsets);
-  cpu::FeatureForm form(settings.request, arguments.all);
-  const cpu::Candidates candidates = form.split(user, item, offsets_view, user_features);
+  FeatureForm form(settings.request, arguments.all);
+  const Candidates candidates = form.split(user, item, offsets_view, user_features);
   check_positive(op, "k", k);
   return best_of(settings.request, candidates, k);
 }
@@ -264,9 +262,9 @@ std::vector<double> measure_dense_seconds(const py::array& x, const py::array& p
                                           const Encoded& plan, int64_t fusion, int64_t threads, int64_t calls) {
   using Clock = std::chrono::steady_clock;
   const Settings settings("dense_scores", packed, fusion_weights, plan, fusion, 0, threads);
-  const cpu::Request& request = settings.request;
+  const Request& request = settings.request;
   const View x_view(request.op, "x", x);
-  const cpu::Candidates candidates = request.dense(x_view);
+  const Candidates candidates = request.dense(x_view);
   std::vector<float> logits(candidates.count * request.plan.tasks), probs(logits.size()), score(candidates.count);
   std::vector<double> seconds(std::max<int64_t>(calls, 0));
   py::gil_scoped_release unlocked;

@@ -2,7 +2,7 @@
 #include "cpu/twin.h"
 #include "array.h"
 #include "core/check.h"
-#include "cpu/twin_request.h"
+#include "core/twin_request.h"
 
 namespace resflow::runtime {
 namespace {
@@ -12,7 +12,7 @@ using Parents = std::vector<int64_t>;
 // What every scoring function takes besides its candidates.
 struct Arguments {
   View user, table, scales, fusion_weights;
-  cpu::TwinRequest request;
+  TwinRequest request;
 
   Arguments(const char* op, const py::array& user_array, const py::array& table_array, const py::array& scales_array,
             const py::array& weights_array, const Parents& parents, bool non_increasing, int64_t fusion,
@@ -34,13 +34,13 @@ struct Arguments {
                 thread_count(threads)} {}
   Arguments(const Arguments&) = delete;  // the request's views point into the others
 
-  cpu::TwinCall listed(const py::array& ids_array, const py::array& offsets_array) const {
+  TwinCall listed(const py::array& ids_array, const py::array& offsets_array) const {
     const View ids(request.op, "ids", ids_array), offsets(request.op, "offsets", offsets_array);
     return request.listed(ids, offsets);
   }
 };
 
-py::tuple scores_of(const cpu::TwinCall& call, py::ssize_t candidates) {
+py::tuple scores_of(const TwinCall& call, py::ssize_t candidates) {
   const py::ssize_t tasks = call.model.tasks;
   py::array_t<float> logits({candidates, tasks}), probs({candidates, tasks}), score(candidates);
   float *to_logits = logits.mutable_data(), *to_probs = probs.mutable_data(), *to_score = score.mutable_data();
@@ -51,7 +51,7 @@ py::tuple scores_of(const cpu::TwinCall& call, py::ssize_t candidates) {
   return py::make_tuple(logits, probs, score);
 }
 
-py::tuple best_of(const char* op, const cpu::TwinCall& call, py::ssize_t k) {
+py::tuple best_of(const char* op, const TwinCall& call, py::ssize_t k) {
   check_positive(op, "k", k);
   const py::ssize_t requests = call.requests;
   py::array_t<float> scores({requests, k});
@@ -69,7 +69,7 @@ py::tuple twin_rows(const py::array& vectors, int64_t tasks, int64_t element, in
   constexpr const char* kOp = "twin_rows";
   const View view(kOp, "vectors", vectors);
   const TensorView rows = view;
-  cpu::check_twin_rows(kOp, rows, tasks, element);
+  check_twin_rows(kOp, rows, tasks, element);
   const py::ssize_t count = rows.sizes[0], columns = rows.sizes[1];
   const auto precision = static_cast<Precision>(element);
   constexpr const char* kTypes[] = {"float32", "uint16", "int8"};  // see View::table
@@ -79,8 +79,8 @@ py::tuple twin_rows(const py::array& vectors, int64_t tasks, int64_t element, in
   float* const to_scales = scales.mutable_data();
   {
     py::gil_scoped_release unlocked;
-    cpu::twin_rows(cpu::Request::rows_of(rows), count, tasks, columns / tasks, thread_count(threads), precision,
-                   to_table, to_scales);
+    cpu::twin_rows(Request::rows_of(rows), count, tasks, columns / tasks, thread_count(threads), precision, to_table,
+                   to_scales);
   }
   return py::make_tuple(table, scales);
 }
@@ -90,7 +90,7 @@ py::tuple twin_scores(const py::array& user, const py::array& table, const py::a
                       int64_t weights_per, int64_t threads) {
   const Arguments arguments("twin_scores", user, table, scales, fusion_weights, parents, non_increasing, fusion,
                             weights_per, threads);
-  const cpu::TwinCall call = arguments.request.all();
+  const TwinCall call = arguments.request.all();
   return scores_of(call, call.requests * call.count);
 }
 
@@ -107,7 +107,7 @@ py::tuple twin_ids_scores(const py::array& user, const py::array& ids, const py:
                           bool non_increasing, int64_t fusion, int64_t weights_per, int64_t threads) {
   const Arguments arguments("twin_ids_scores", user, table, scales, fusion_weights, parents, non_increasing, fusion,
                             weights_per, threads);
-  const cpu::TwinCall call = arguments.listed(ids, offsets);
+  const TwinCall call = arguments.listed(ids, offsets);
   return scores_of(call, call.count);
 }
 

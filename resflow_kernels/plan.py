@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from .contract import ACTIVATIONS, HEADS, PLAN_FIELDS, PLAN_LIMITS, PRECISIONS
+from .contract import ACTIVATIONS, GPU_PRECISIONS, HEADS, PLAN_FIELDS, PLAN_LIMITS, PRECISIONS
 
 # Of the packed layout (csrc/core/plan.h): widths are padded to a cache line of floats.
 PACKED_LANE = 16
 PACKED_HEADER_BYTES = 64
-PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "float16": 2, "tensorfloat32": 4}
+_ALL_PRECISIONS = (*PRECISIONS, *GPU_PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Plan:
         non_increasing: pass a child's own logit through ``min(., 0)`` so that ``p_k <= p_parent(k)``.
         affine: each layer ends in a scale and shift a channel (a BatchNorm after the activation).
         precision: what weights and the rows they are multiplied with are rounded to in the fused kernels:
-            ``"float32"``, ``"bfloat16"``, or ``"int8"`` (a scale a column and a candidate). Sums, activations,
-            residuals and heads are float32 in all of them.
+            ``"float32"``, ``"bfloat16"``, or ``"int8"`` (a scale a column and a candidate); GPUs know ``"float16"`` and
+            ``"tensorfloat32"`` as well, and no ``"int8"``. Sums, activations, residuals and heads are float32 in all.
         head: ``"residual"``, or ``"conditional"`` for ESMM's ``p_k = p_parent(k) * sigmoid(r_k)``.
 
     Raises:
@@ -91,7 +92,8 @@ class Plan:
         for name in self.activations:
             _require(name in ACTIVATIONS, "activations", f"one of {', '.join(ACTIVATIONS)}", repr(name))
         _require(self.head in HEADS, "head", f"one of {', '.join(HEADS)}", repr(self.head))
-        _require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", repr(self.precision))
+        names = ", ".join(_ALL_PRECISIONS)
+        _require(self.precision in _ALL_PRECISIONS, "precision", f"one of {names}", repr(self.precision))
         most = PLAN_LIMITS["max_int8_inputs"]
         inputs = max(self.in_features, *self.hidden[:-1], 0)
         _require(self.precision != "int8" or inputs <= most, "precision", f"another for over {most} inputs", "int8")
@@ -122,7 +124,7 @@ class Plan:
             "logit_residual": int(self.logit_residual),
             "non_increasing": int(self.non_increasing),
             "affine": int(self.affine),
-            "precision": PRECISIONS.index(self.precision),
+            "precision": _ALL_PRECISIONS.index(self.precision),
         }
         codes = [ACTIVATIONS.index(name) for name in self.activations]
         return (*(fields[name] for name in PLAN_FIELDS), *self.hidden, *codes, *self.parents)
@@ -139,14 +141,14 @@ class Plan:
         codes = rest[layers : 2 * layers]
         _require(all(0 <= code < len(ACTIVATIONS) for code in codes), "plan activations", "known codes", codes)
         _require(0 <= fields["head"] < len(HEADS), "plan head", "a known code", fields["head"])
-        _require(0 <= fields["precision"] < len(PRECISIONS), "plan precision", "a known code", fields["precision"])
+        _require(0 <= fields["precision"] < len(_ALL_PRECISIONS), "plan precision", "a known code", fields["precision"])
         return cls(
             in_features=fields["in_features"],
             hidden=tuple(rest[:layers]),
             parents=tuple(rest[2 * layers :]),
             activations=tuple(ACTIVATIONS[code] for code in codes),
             head=HEADS[fields["head"]],
-            precision=PRECISIONS[fields["precision"]],
+            precision=_ALL_PRECISIONS[fields["precision"]],
             **{n: bool(fields[n]) for n in ("feature_residual", "logit_residual", "non_increasing", "affine")},
         )
 

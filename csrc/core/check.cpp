@@ -17,6 +17,8 @@ constexpr const char* kPerNames[] = {
 constexpr const char* kPrecisionNames[] = {
 #define RESFLOW_PRECISION(name) #name,
 #include "contract/enums.def"
+#define RESFLOW_GPU_PRECISION(name) #name,
+#include "contract/enums.def"
 };
 
 }  // namespace
@@ -69,14 +71,15 @@ void check_side(const char* op, const char* argument, const Plan& plan, const Te
 }
 
 void check_element(const char* op, int64_t element) {
-  constexpr auto kPrecisions = static_cast<int64_t>(Precision::count);
-  if (element >= 0 && element < kPrecisions) return;
-  complain(op, "element", expected::one_of, std::to_string(element), "0 to " + std::to_string(kPrecisions - 1));
+  if (element >= 0 && element < kTableElements) return;
+  complain(op, "element", expected::one_of, std::to_string(element), "0 to " + std::to_string(kTableElements - 1));
 }
+
+bool is_table_element(Precision element) { return static_cast<int64_t>(element) < kTableElements; }
 
 // What a table holds, side by side in each row.
 void check_table_element(const char* op, const TensorView& table) {
-  if (element_of(table) == Precision::count) {
+  if (!is_table_element(element_of(table))) {
     complain(op, "table", expected::dtype, table.dtype, "float32, bfloat16 or int8");
   }
   if (table.sizes[0] > 0 && table.strides[1] != 1) {
@@ -133,6 +136,7 @@ void check_ids(const char* op, const TensorView& ids, int64_t items) {
   if (ids.dim != 1) complain(op, "ids", expected::vector, sizes_text(ids), "ids");
   check_dtype(op, "ids", ids, "int64");
   check_vector(op, "ids", ids);
+  if (ids.on_device) return;
   const auto* const values = ids.as<int64_t>();
   // One comparison an id: a negative one is larger than any as an unsigned number.
   uint64_t largest = 0;
@@ -143,13 +147,21 @@ void check_ids(const char* op, const TensorView& ids, int64_t items) {
   complain(op, "ids[" + std::to_string(at) + "]", expected::ids, std::to_string(values[at]), std::to_string(items - 1));
 }
 
+// GPUs read float16 rows as well.
+void check_row_dtype(const char* op, const char* argument, const TensorView& tensor) {
+  const Precision element = element_of(tensor);
+  if (element == Precision::bfloat16 || (tensor.on_device && element == Precision::float16)) return;
+  check_dtype(op, argument, tensor, "float32",
+              tensor.on_device ? "float32, bfloat16 or float16" : "float32 or bfloat16");
+}
+
 void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns) {
   if (columns == kAnyColumns) {
     if (tensor.dim != 2) complain(op, argument, expected::any_matrix, sizes_text(tensor));
   } else if (tensor.dim != 2 || tensor.sizes[1] != columns) {
     complain(op, argument, expected::matrix, sizes_text(tensor), std::to_string(columns));
   }
-  if (std::strcmp(tensor.dtype, "bfloat16") != 0) check_dtype(op, argument, tensor, "float32", "float32 or bfloat16");
+  check_row_dtype(op, argument, tensor);
   if (tensor.sizes[0] > 0 && tensor.sizes[1] > 1 && tensor.strides[1] != 1) {
     complain(op, argument, expected::unit_stride, strides_text(tensor));
   }
@@ -166,6 +178,7 @@ void check_offsets(const char* op, const TensorView& tensor, int64_t requests) {
 }
 
 void check_offset_values(const char* op, const TensorView& tensor, int64_t candidates) {
+  if (tensor.on_device) return;
   const int64_t* values = tensor.as<int64_t>();
   const int64_t last = tensor.sizes[0] - 1;
   const auto name = [](int64_t at) { return "offsets[" + std::to_string(at) + "]"; };
@@ -223,13 +236,26 @@ void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int6
   check_contiguous(op, "fusion_weights", weights);
 }
 
+void check_precision(const char* op, const Plan& plan, bool on_device) {
+  const auto known = [&](int64_t code) {
+    return on_device ? code != static_cast<int64_t>(Precision::int8) : code < kTableElements;
+  };
+  if (known(static_cast<int64_t>(plan.precision))) return;
+  std::string names;
+  for (int64_t code = 0; code < static_cast<int64_t>(Precision::count); ++code) {
+    if (known(code)) names += (names.empty() ? "" : ", ") + std::string(kPrecisionNames[code]);
+  }
+  complain(op, "plan precision", expected::precision, kPrecisionNames[static_cast<int64_t>(plan.precision)], names,
+           on_device ? "a GPU" : "the CPU");
+}
+
 void check_packed(const char* op, const Plan& plan, const TensorView& packed) {
   check_dtype(op, "packed", packed, "uint8");
   const bool fits = packed.dim == 1 && packed.sizes[0] == plan.packed_bytes && packed.strides[0] == 1;
   if (!fits) {
     complain(op, "packed", expected::packed_size, sizes_text(packed), std::to_string(plan.packed_bytes));
   }
-  if (!has_header_of(plan, packed.data)) {
+  if (!packed.on_device && !has_header_of(plan, packed.data)) {
     complain(op, "packed", expected::packed_for_plan, "weights packed for another plan, or other bytes");
   }
 }

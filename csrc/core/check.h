@@ -1,4 +1,5 @@
-// What the ops ask of their inputs. resflow_kernels/checks.py asks the same, in the same order and words,
+// What the ops ask of their inputs. Values (of ids, offsets, a packed header) are checked where the CPU can read them;
+// see TensorView::on_device. resflow_kernels/checks.py asks the same, in the same order and words,
 // where a call does not reach C++.
 #pragma once
 
@@ -30,6 +31,7 @@ void check_matrix(const char* op, const char* argument, const TensorView& tensor
 
 // The precision a tensor's dtype is named after (a checked one's).
 Precision element_of(const TensorView& tensor);
+bool is_table_element(Precision element);
 
 // The user's or the item's part of the plan's input: at most as wide.
 void check_side(const char* op, const char* argument, const Plan& plan, const TensorView& side);
@@ -58,6 +60,9 @@ void check_columns_sum(const char* op, const Plan& plan, const TensorView& user,
 // The codes are known, and the weights are [count] for the call, or [requests or candidates, count].
 void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int64_t fusion, int64_t weights_per,
                   int64_t candidates, int64_t requests);
+
+// A precision that the CPU, or a GPU, computes in.
+void check_precision(const char* op, const Plan& plan, bool on_device);
 
 // Weights packed by pack_towers for this very plan.
 void check_packed(const char* op, const Plan& plan, const TensorView& packed);

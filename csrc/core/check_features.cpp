@@ -20,7 +20,7 @@ int64_t ragged_of(const FeatureTables& tables, const FeatureIds& ids) {
 
 void check_table_form(const char* op, const std::string& argument, const TensorView& table) {
   if (table.dim != 2) complain(op, argument, expected::any_matrix, sizes_text(table));
-  if (element_of(table) == Precision::count) {
+  if (!is_table_element(element_of(table))) {
     complain(op, argument, expected::dtype, table.dtype, "float32, bfloat16 or int8");
   }
   if (table.sizes[0] > 0 && table.sizes[1] > 1 && table.strides[1] != 1) {
@@ -134,6 +134,7 @@ void check_feature_ids(const char* op, const FeatureTables& tables, const Featur
 }
 
 void check_feature_id_values(const char* op, const FeatureTables& tables, const FeatureIds& ids) {
+  if (ids.ids.on_device) return;
   check_list_offsets(op, ids.prefix + "value_offsets", ids.value_offsets, ids.values.sizes[0]);
   const auto* const offsets = ids.value_offsets.as<int64_t>();
   const int64_t rows = ids.rows();

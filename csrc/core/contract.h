@@ -31,9 +31,19 @@ enum class WeightsPer : int32_t {
 
 enum class Precision : int32_t {
 #define RESFLOW_PRECISION(name) name,
+#define RESFLOW_GPU_PRECISION(name)
+#include "contract/enums.def"
+#define RESFLOW_PRECISION(name)
+#define RESFLOW_GPU_PRECISION(name) name,
 #include "contract/enums.def"
   count
 };
+
+// The first precisions are those of every device, and of tables.
+constexpr int64_t kTableElements = 0
+#define RESFLOW_PRECISION(name) +1
+#include "contract/enums.def"
+    ;
 
 enum class Statistics : int32_t {
 #define RESFLOW_STATISTICS(name) name,

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "core/bfloat16.h"
 #include "core/error.h"
+#include "core/number_formats.h"
 #include "core/weights.h"
 
 namespace resflow {
@@ -58,6 +58,10 @@ void pack_layer(const Plan& plan, const LayerLayout& layer, const float* weight,
   switch (plan.precision) {
     case Precision::bfloat16:
       return pack_matrix<uint16_t>(layer, panels, [&](int64_t k, int64_t c) { return to_bfloat16(value(k, c)); });
+    case Precision::float16:
+      return pack_matrix<uint16_t>(layer, panels, [&](int64_t k, int64_t c) { return to_float16(value(k, c)); });
+    case Precision::tensorfloat32:
+      return pack_matrix<float>(layer, panels, [&](int64_t k, int64_t c) { return to_tensorfloat32(value(k, c)); });
     case Precision::int8: {
       float* const scales = task + layer.column_scale;
       for (int64_t c = 0; c < layer.width; ++c) scales[c] = column_scale(weight + c, layer.inputs, layer.width);

@@ -25,7 +25,15 @@ constexpr int64_t kLineBytes = 64;
 constexpr int64_t kHeaderBytes = 64;
 
 constexpr int64_t bytes_of(Precision element) {
-  return element == Precision::float32 ? 4 : element == Precision::bfloat16 ? 2 : 1;
+  switch (element) {
+    case Precision::int8:
+      return 1;
+    case Precision::bfloat16:
+    case Precision::float16:
+      return 2;
+    default:
+      return 4;
+  }
 }
 
 constexpr int64_t inputs_per_word(Precision precision) { return 4 / bytes_of(precision); }

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/bfloat16.h"
+#include "core/number_formats.h"
 
 namespace resflow {
 

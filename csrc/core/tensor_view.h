@@ -11,7 +11,8 @@ struct TensorView {
   int64_t dim;
   const int64_t* sizes;
   const int64_t* strides;
-  const char* dtype;  // NumPy's name: "float32", "int64", ...
+  const char* dtype;       // NumPy's name: "float32", "int64", ...
+  bool on_device = false;  // a GPU's memory: the checks do not read it
 
   template <class T>
   const T* as() const {

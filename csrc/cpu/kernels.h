@@ -5,46 +5,16 @@
 
 #include <cstdint>
 
+#include "core/candidates.h"
 #include "core/plan.h"
 #include "cpu/training_kernels.h"
 
 namespace resflow::cpu {
 
-// Rows [rows][columns] of one kind.
-struct Rows {
-  const void* data;
-  Precision element;
-  int64_t stride;  // in elements
-
-  Rows from(int64_t row) const {
-    return {static_cast<const char*>(data) + row * stride * bytes_of(element), element, stride};
-  }
-};
-
 // Scratch for rows rounded to a plan's precision, `words` a row (see OperandBuffer).
 constexpr int64_t operand_floats(int64_t rows, int64_t words) {
   return pad_to_lane(rows * words + kLane) + 2 * pad_to_lane(rows);
 }
-
-// A feature of the input row: which rows of an embedding table a candidate has, summed.
-struct Feature {
-  Rows table;
-  int64_t width;
-  int64_t elements;     // from the table's first on that may be read: a row's tail is loaded with what follows it
-  const float* scales;  // [rows] of an int8 table, or null
-
-  // Candidate c has ids[c * stride], or a list: ids[offsets[c]] to ids[offsets[c + 1] - 1].
-  const int64_t* ids;
-  int64_t stride;
-  const int64_t* offsets;  // null in a feature of one id
-};
-
-// Features side by side: rows of `width` columns.
-struct Features {
-  const Feature* all;
-  int64_t count;
-  int64_t width;
-};
 
 // Rows that features are pooled into lie this far apart: a feature's last store may go a lane beyond its columns, into
 // those of the next feature, which follow, or into this room.
@@ -104,21 +74,6 @@ struct Projection {
   bool with_bias;
   float* operand;  // scratch: operand_floats of the first layer's words
   float* out;
-};
-
-// Twin towers: a task's logit is the dot product of the user's vector and the item's.
-struct TwinModel {
-  int32_t tasks;
-  int64_t width;                      // of one task's vectors
-  int32_t parents[limit::max_tasks];  // of the logit residual, -1 for none
-  bool non_increasing;
-};
-
-// Item vectors [items][tasks * width]; int8 ones have scales [items][tasks].
-struct TwinTable {
-  Rows rows;
-  const float* scales;
-  int64_t items;
 };
 
 // Floats of a user's vectors as twin_user leaves them: words of up to two parts, a scale and a start a task.

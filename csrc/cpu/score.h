@@ -1,52 +1,10 @@
 // Scoring on the CPU: what the torch ops and the NumPy runtime both call. Inputs have been checked.
 #pragma once
 
+#include "core/candidates.h"
 #include "cpu/kernels.h"
 
 namespace resflow::cpu {
-
-// A catalogue: every item's products with the item's side of all first layers, [items][tasks * first_padded()].
-struct Table {
-  Rows rows;
-  const float* scales;  // [items] of an int8 table, or null
-  int64_t items;
-};
-
-// Input rows: in memory, or features pooled from their tables, a tile at a time.
-struct Source {
-  Rows rows;
-  Features features;  // none: the rows are in memory
-
-  bool pooled() const { return features.count > 0; }
-  bool exists() const { return rows.data || pooled(); }
-};
-
-// Candidates of the dense form (no user), the request form, or the catalogue form (ids instead of x).
-struct Candidates {
-  Source x;  // [count, D], or the items [count, Di]
-  int64_t count;
-  Source user;  // [requests, user_columns]; does not exist in the dense form
-  int64_t user_columns;
-  const int64_t* offsets;  // [requests + 1]; null if there are no requests
-  int64_t requests;
-  const int64_t* ids;  // [count] rows of the table; null in the other forms
-  Table table;
-};
-
-struct FusionWeights {
-  Fusion fusion;
-  WeightsPer per;
-  const float* values;  // [count] or [rows, count], contiguous
-};
-
-struct Model {
-  const Plan& plan;
-  const void* packed;
-
-  const float* weights() const {
-    return reinterpret_cast<const float*>(static_cast<const char*>(packed) + kHeaderBytes);
-  }
-};
 
 // Writes logits [count, K], probs [count, K] and score [count].
 void score(const Model& model, const Candidates& candidates, const FusionWeights& weights, int64_t threads,

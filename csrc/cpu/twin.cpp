@@ -5,7 +5,7 @@
 #include <chrono>
 #include <vector>
 
-#include "core/bfloat16.h"
+#include "core/number_formats.h"
 #include "core/check.h"
 #include "core/round_row.h"
 #include "core/topk.h"

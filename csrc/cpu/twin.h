@@ -6,19 +6,6 @@
 
 namespace resflow::cpu {
 
-// Requests and their candidates: the items of a list each, or (ids is null) every item of the table for every request.
-struct TwinCall {
-  TwinModel model;
-  TwinTable table;
-  Rows user;  // [requests, tasks * width]
-  int64_t requests;
-  const int64_t* ids;      // [count]
-  const int64_t* offsets;  // [requests + 1]
-  int64_t count;           // of candidates a request, or of ids in all
-  FusionWeights weights;   // a candidate's: its item's where ids is null
-  int64_t threads;
-};
-
 // Writes logits [candidates, K], probs [candidates, K] and score [candidates]; candidates are the ids, or
 // [requests, items].
 void twin_score(const TwinCall& call, float* logits, float* probs, float* score);

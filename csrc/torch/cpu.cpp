@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/feature_form.h"
 #include "core/pack.h"
-#include "cpu/feature_form.h"
-#include "cpu/request.h"
+#include "core/request.h"
 #include "cpu/score.h"
 #include "torch/tensor.h"
 #include "torch/training.h"
@@ -28,7 +28,7 @@ struct Settings {
   int64_t fusion;
   int64_t weights_per;
 
-  cpu::Request request(const char* op) const {
+  Request request(const char* op) const {
     return {op,
             decode_plan(op, plan.data(), static_cast<int64_t>(plan.size())),
             view_of(op, "packed", packed),
@@ -39,7 +39,7 @@ struct Settings {
   }
 };
 
-Scores scores_of(const cpu::Request& request, const cpu::Candidates& candidates) {
+Scores scores_of(const Request& request, const Candidates& candidates) {
   const int64_t count = candidates.count, tasks = request.plan.tasks;
   Tensor logits = empty(ScalarType::Float, {count, tasks});
   Tensor probs = empty(ScalarType::Float, {count, tasks});
@@ -50,7 +50,7 @@ Scores scores_of(const cpu::Request& request, const cpu::Candidates& candidates)
   return {logits, probs, score};
 }
 
-Best best_of(const cpu::Request& request, const cpu::Candidates& candidates, int64_t k) {
+Best best_of(const Request& request, const Candidates& candidates, int64_t k) {
   Tensor scores = empty(ScalarType::Float, {candidates.requests, k});
   Tensor positions = empty(ScalarType::Long, {candidates.requests, k});
   cpu::score_topk(request.model(), candidates, request.weights(), request.threads, k,
@@ -103,22 +103,20 @@ std::tuple<Tensor, Tensor> catalog_rows(Tensor item, Tensor packed, std::vector<
   constexpr const char* kOp = "catalog_rows";
   const Plan plan = decode_plan(kOp, encoded.data(), static_cast<int64_t>(encoded.size()));
   const TensorView item_view = view_of(kOp, "item", item), packed_view = view_of(kOp, "packed", packed);
-  check_side(kOp, "item", plan, item_view);
-  check_element(kOp, element);
-  check_packed(kOp, plan, packed_view);
+  check_catalog_rows(kOp, plan, item_view, packed_view, element);
   const int64_t count = item_view.sizes[0], width = plan.tasks * plan.first_padded();
   const auto precision = static_cast<Precision>(element);
   constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Char};
   Tensor table = empty(kTypes[element], {count, width});
   Tensor scales = empty(ScalarType::Float, {precision == Precision::int8 ? count : 0});
-  cpu::project_items({plan, packed_view.data}, cpu::Request::rows_of(item_view), count, item_view.sizes[1],
+  cpu::project_items({plan, packed_view.data}, Request::rows_of(item_view), count, item_view.sizes[1],
                      torch::stable::get_num_threads(), precision, table.mutable_data_ptr(),
                      static_cast<float*>(scales.mutable_data_ptr()));
   return {table, scales};
 }
 
-cpu::Candidates catalog_candidates(const cpu::Request& request, const Tensor& user, const Tensor& ids,
-                                   const Tensor& offsets, const Tensor& table, const Tensor& scales) {
+Candidates catalog_candidates(const Request& request, const Tensor& user, const Tensor& ids, const Tensor& offsets,
+                              const Tensor& table, const Tensor& scales) {
   return request.catalog(view_of(request.op, "user", user), view_of(request.op, "ids", ids),
                          view_of(request.op, "offsets", offsets), view_of(request.op, "table", table),
                          view_of(request.op, "scales", scales));
@@ -166,7 +164,7 @@ Scores feature_scores(Tensor ids, Tensor values, Tensor value_offsets, std::vect
                       std::vector<int64_t> plan, int64_t fusion, int64_t weights_per) {
   const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("feature_scores");
   const FeatureTables all = feature_tables(request.op, tables, scales, ragged);
-  cpu::FeatureForm form(request, all);
+  FeatureForm form(request, all);
   return scores_of(request, form.dense(feature_ids(request.op, "", ids, values, value_offsets, tables)));
 }
 
@@ -175,7 +173,7 @@ Best feature_topk(Tensor ids, Tensor values, Tensor value_offsets, Tensor offset
                   std::vector<int64_t> plan, int64_t fusion, int64_t weights_per, int64_t k) {
   const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("feature_topk");
   const FeatureTables all = feature_tables(request.op, tables, scales, ragged);
-  cpu::FeatureForm form(request, all);
+  FeatureForm form(request, all);
   const auto candidates = form.dense_requests(feature_ids(request.op, "", ids, values, value_offsets, tables),
                                               view_of(request.op, "offsets", offsets), k);
   return best_of(request, candidates, k);
@@ -188,7 +186,7 @@ Scores feature_request_scores(Tensor user_ids, Tensor user_values, Tensor user_v
                               int64_t weights_per) {
   const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("feature_request_scores");
   const FeatureTables all = feature_tables(request.op, tables, scales, ragged);
-  cpu::FeatureForm form(request, all);
+  FeatureForm form(request, all);
   const auto candidates =
       form.split(feature_ids(request.op, "user_", user_ids, user_values, user_value_offsets, tables),
                  feature_ids(request.op, "item_", item_ids, item_values, item_value_offsets, tables),
@@ -203,7 +201,7 @@ Best feature_request_topk(Tensor user_ids, Tensor user_values, Tensor user_value
                           int64_t k) {
   const auto request = Settings{packed, fusion_weights, plan, fusion, weights_per}.request("feature_request_topk");
   const FeatureTables all = feature_tables(request.op, tables, scales, ragged);
-  cpu::FeatureForm form(request, all);
+  FeatureForm form(request, all);
   const auto candidates =
       form.split(feature_ids(request.op, "user_", user_ids, user_values, user_value_offsets, tables),
                  feature_ids(request.op, "item_", item_ids, item_values, item_value_offsets, tables),

@@ -4,8 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "core/check.h"
+#include "core/twin_request.h"
 #include "cpu/twin.h"
-#include "cpu/twin_request.h"
 
 namespace resflow::torch_ops {
 namespace {
@@ -24,7 +24,7 @@ struct Arguments {
   int64_t fusion;
   int64_t weights_per;
 
-  cpu::TwinRequest request(const char* op) const {
+  TwinRequest request(const char* op) const {
     return {op,
             view_of(op, "user", user),
             view_of(op, "table", table),
@@ -39,7 +39,7 @@ struct Arguments {
   }
 };
 
-Scores scores_of(const cpu::TwinCall& call, int64_t candidates) {
+Scores scores_of(const TwinCall& call, int64_t candidates) {
   Tensor logits = empty(ScalarType::Float, {candidates, call.model.tasks});
   Tensor probs = empty(ScalarType::Float, {candidates, call.model.tasks});
   Tensor score = empty(ScalarType::Float, {candidates});
@@ -48,7 +48,7 @@ Scores scores_of(const cpu::TwinCall& call, int64_t candidates) {
   return {logits, probs, score};
 }
 
-Best best_of(const char* op, const cpu::TwinCall& call, int64_t k) {
+Best best_of(const char* op, const TwinCall& call, int64_t k) {
   check_positive(op, "k", k);
   Tensor scores = empty(ScalarType::Float, {call.requests, k});
   Tensor positions = empty(ScalarType::Long, {call.requests, k});
@@ -57,7 +57,7 @@ Best best_of(const char* op, const cpu::TwinCall& call, int64_t k) {
   return {scores, positions};
 }
 
-cpu::TwinCall listed(const cpu::TwinRequest& request, const Tensor& ids, const Tensor& offsets) {
+TwinCall listed(const TwinRequest& request, const Tensor& ids, const Tensor& offsets) {
   return request.listed(view_of(request.op, "ids", ids), view_of(request.op, "offsets", offsets));
 }
 
@@ -66,21 +66,21 @@ cpu::TwinCall listed(const cpu::TwinRequest& request, const Tensor& ids, const T
 Best twin_rows(Tensor vectors, int64_t tasks, int64_t element) {
   constexpr const char* kOp = "twin_rows";
   const TensorView view = view_of(kOp, "vectors", vectors);
-  cpu::check_twin_rows(kOp, view, tasks, element);
+  check_twin_rows(kOp, view, tasks, element);
   const int64_t count = view.sizes[0], columns = view.sizes[1];
   const auto precision = static_cast<Precision>(element);
   constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Char};
   Tensor table = empty(kTypes[element], {count, columns});
   Tensor scales = empty(ScalarType::Float, {precision == Precision::int8 ? count : 0, tasks});
-  cpu::twin_rows(cpu::Request::rows_of(view), count, tasks, columns / tasks, torch::stable::get_num_threads(),
-                 precision, table.mutable_data_ptr(), static_cast<float*>(scales.mutable_data_ptr()));
+  cpu::twin_rows(Request::rows_of(view), count, tasks, columns / tasks, torch::stable::get_num_threads(), precision,
+                 table.mutable_data_ptr(), static_cast<float*>(scales.mutable_data_ptr()));
   return {table, scales};
 }
 
 Scores twin_scores(Tensor user, Tensor table, Tensor scales, Tensor fusion_weights, std::vector<int64_t> parents,
                    bool non_increasing, int64_t fusion, int64_t weights_per) {
   const Arguments arguments{user, table, scales, fusion_weights, parents, non_increasing, fusion, weights_per};
-  const cpu::TwinCall call = arguments.request("twin_scores").all();
+  const TwinCall call = arguments.request("twin_scores").all();
   return scores_of(call, call.requests * call.count);
 }
 
@@ -94,7 +94,7 @@ Best twin_topk(Tensor user, Tensor table, Tensor scales, Tensor fusion_weights, 
 Scores twin_ids_scores(Tensor user, Tensor ids, Tensor offsets, Tensor table, Tensor scales, Tensor fusion_weights,
                        std::vector<int64_t> parents, bool non_increasing, int64_t fusion, int64_t weights_per) {
   const Arguments arguments{user, table, scales, fusion_weights, parents, non_increasing, fusion, weights_per};
-  const cpu::TwinCall call = listed(arguments.request("twin_ids_scores"), ids, offsets);
+  const TwinCall call = listed(arguments.request("twin_ids_scores"), ids, offsets);
   return scores_of(call, call.count);
 }
 

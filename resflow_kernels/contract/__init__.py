@@ -35,6 +35,7 @@ HEADS = _names("enums.def", "HEAD")
 FUSIONS = _names("enums.def", "FUSION")
 WEIGHTS_PER = _names("enums.def", "WEIGHTS_PER")
 PRECISIONS = _names("enums.def", "PRECISION")
+GPU_PRECISIONS = _names("enums.def", "GPU_PRECISION")
 STATISTICS = _names("enums.def", "STATISTICS")
 PLAN_FIELDS = _names("plan.def", "PLAN_FIELD")
 PLAN_LIMITS = {name: int(value) for name, value in _values("plan.def", "PLAN_LIMIT").items()}

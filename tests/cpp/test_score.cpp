@@ -55,7 +55,7 @@ TEST(logits_are_those_of_the_formulas_and_nothing_beyond_the_outputs_is_touched)
     std::normal_distribution<float> normal;
     for (int64_t i = 0; i < rows * 37; ++i) x[i] = normal(generator);
     std::vector<float> logits(rows * tasks + 16, kGuard), probs(rows * tasks + 16, kGuard), score(rows + 16, kGuard);
-    cpu::Candidates candidates{};
+    Candidates candidates{};
     candidates.x = {x.data(), Precision::float32, 37};
     candidates.count = rows;
     cpu::score({model.plan, model.bytes.data()}, candidates, {Fusion::additive, WeightsPer::call, weights.data()}, 2,

@@ -4,10 +4,9 @@
 #pragma once
 
 #include "core/check.h"
-#include "cpu/request.h"
-#include "cpu/twin.h"
+#include "core/request.h"
 
-namespace resflow::cpu {
+namespace resflow {
 
 struct TwinRequest {
   const char* op;
@@ -76,4 +75,4 @@ inline void check_twin_rows(const char* op, const TensorView& vectors, int64_t t
   check_element(op, element);
 }
 
-}  // namespace resflow::cpu
+}  // namespace resflow

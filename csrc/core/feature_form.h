@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "core/check_features.h"
-#include "cpu/request.h"
+#include "core/request.h"
 
-namespace resflow::cpu {
+namespace resflow {
 
 class FeatureForm {
  public:
@@ -79,7 +79,7 @@ class FeatureForm {
     const int64_t width = view.sizes[1];
     // A negative stride (NumPy has them) leads to lower addresses: the first row's end is the last that may be read.
     const int64_t elements = width + (view.sizes[0] > 0 && rows.stride > 0 ? (view.sizes[0] - 1) * rows.stride : 0);
-    Feature feature{rows, width, elements, tables_.scales_of(table), nullptr, 0, nullptr};
+    Feature feature{rows, width, view.sizes[0], elements, tables_.scales_of(table), nullptr, 0, nullptr};
     if (tables_.is_ragged(table)) {
       feature.ids = ids.values.as<int64_t>();
       feature.offsets = ids.value_offsets.as<int64_t>() + list * ids.rows();
@@ -95,4 +95,4 @@ class FeatureForm {
   std::vector<Feature> features_, user_features_;
 };
 
-}  // namespace resflow::cpu
+}  // namespace resflow

@@ -3,10 +3,10 @@
 // The order of the checks is that of resflow_kernels/checks.py and ops.py.
 #pragma once
 
+#include "core/candidates.h"
 #include "core/check.h"
-#include "cpu/score.h"
 
-namespace resflow::cpu {
+namespace resflow {
 
 struct Request {
   const char* op;
@@ -92,6 +92,7 @@ struct Request {
 
   void check_rest(int64_t candidates, int64_t requests) const {
     check_fusion(op, plan.tasks, fusion_weights, fusion, weights_per, candidates, requests);
+    check_precision(op, plan, packed.on_device);
     check_packed(op, plan, packed);
   }
 
@@ -105,4 +106,13 @@ struct Request {
   }
 };
 
-}  // namespace resflow::cpu
+// What catalog_rows is asked for: item [M, at most in_features].
+inline void check_catalog_rows(const char* op, const Plan& plan, const TensorView& item, const TensorView& packed,
+                               int64_t element) {
+  check_side(op, "item", plan, item);
+  check_element(op, element);
+  check_precision(op, plan, packed.on_device);
+  check_packed(op, plan, packed);
+}
+
+}  // namespace resflow

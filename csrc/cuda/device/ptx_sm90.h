@@ -1,0 +1,108 @@
+// The operations of target.h that only Hopper (sm_90a) has: barriers that count bytes, the copy engine, and matrix
+// products by a warpgroup of 128 threads. Compiled away for other targets, where calling one traps.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "cuda/device/ptx.h"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define RESFLOW_HOPPER_ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define RESFLOW_HOPPER_ASM(...) __trap()
+#endif
+
+namespace resflow::cuda {
+
+// A tensor map of the copy engine; made on the host (tensor_map.h), passed to the kernel by value in its Params.
+using TensorMap = CUtensorMap;
+
+// Barriers in shared memory, 8 bytes each -------------------------------------------------------------------------
+
+// A phase ends when `arrivals` threads have arrived and all bytes expected in it have landed.
+RESFLOW_DEVICE void barrier_init(uint64_t* barrier, int arrivals) {
+  RESFLOW_HOPPER_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+                     "r"(arrivals) : "memory");
+}
+// After barrier_init, by the thread that called it, before sync_block: the copy engine sees the barriers too.
+RESFLOW_DEVICE void barrier_init_done() { RESFLOW_HOPPER_ASM("fence.mbarrier_init.release.cluster;" :: : "memory"); }
+RESFLOW_DEVICE void barrier_arrive(uint64_t* barrier) {
+  RESFLOW_HOPPER_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// Arrives, and expects `bytes` more in this phase.
+RESFLOW_DEVICE void barrier_expect(uint64_t* barrier, uint32_t bytes) {
+  RESFLOW_HOPPER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+                     "r"(bytes) : "memory");
+}
+// Returns once the phase of this parity has ended (a new barrier is in phase 0; parity 1 is then past).
+RESFLOW_DEVICE void barrier_wait(uint64_t* barrier, uint32_t parity) {
+  RESFLOW_HOPPER_ASM(
+      "{\n .reg .pred done;\n WAIT:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n @done bra DONE;\n "
+      "bra WAIT;\n DONE:\n }" ::"r"(shared_address(barrier)),
+      "r"(parity) : "memory");
+}
+
+// The copy engine --------------------------------------------------------------------------------------------------
+
+// The box of `map` whose first element is (column, row), into shared memory (128-byte aligned, 1024 with the map's
+// swizzle); what lies outside the tensor becomes zeros. All bytes of the box count on the barrier. One thread calls it.
+RESFLOW_DEVICE void copy_box(void* shared, const TensorMap* map, int32_t column, int32_t row, uint64_t* barrier) {
+  RESFLOW_HOPPER_ASM(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          shared_address(shared)),
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory");
+}
+RESFLOW_DEVICE void prefetch_map(const TensorMap* map) {
+  RESFLOW_HOPPER_ASM("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+// `bytes` (a multiple of 16) that lie side by side, both ends aligned to 16.
+RESFLOW_DEVICE void copy_bulk(void* shared, const void* from, uint32_t bytes, uint64_t* barrier) {
+  RESFLOW_HOPPER_ASM("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                         shared_address(shared)),
+                     "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+
+// What this thread stored to shared memory by ordinary stores is seen by the copy engine and the tensor cores after
+// the next barrier.
+RESFLOW_DEVICE void fence_async() { RESFLOW_HOPPER_ASM("fence.proxy.async.shared::cta;" :: : "memory"); }
+
+// Registers --------------------------------------------------------------------------------------------------------
+
+template <int kRegisters>
+RESFLOW_DEVICE void take_registers() {
+  RESFLOW_HOPPER_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+RESFLOW_DEVICE void give_registers() {
+  RESFLOW_HOPPER_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// Products of a warpgroup ------------------------------------------------------------------------------------------
+//
+// A matrix in shared memory is described by 64 bits. Those here are rows of 128 bytes (64 16-bit values of depth), in
+// groups of 8 rows (1024 bytes, aligned to it) swizzled: the 16-byte piece p of row r lies at piece p ^ (r % 8).
+// `matrix` may be advanced along the depth within a row by whole steps of 32 bytes.
+
+RESFLOW_DEVICE uint64_t describe_matrix(const void* matrix) {
+  const uint64_t address = (shared_address(matrix) & 0x3ffff) >> 4;
+  const uint64_t group_bytes = 1024 >> 4;
+  const uint64_t swizzle_128_bytes = 1;
+  return address | uint64_t(1) << 16 | group_bytes << 32 | swizzle_128_bytes << 62;
+}
+
+// Registers (sums, or a in registers) are about to be read by products: call it once before the first of a batch.
+RESFLOW_DEVICE void products_begin() { RESFLOW_HOPPER_ASM("wgmma.fence.sync.aligned;" :: : "memory"); }
+RESFLOW_DEVICE void products_commit() { RESFLOW_HOPPER_ASM("wgmma.commit_group.sync.aligned;" :: : "memory"); }
+// All but the last kLeft batches are done; before that, neither their sums nor what they read may be touched.
+template <int kLeft>
+RESFLOW_DEVICE void products_wait() {
+  RESFLOW_HOPPER_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+// Tells the compiler that a register may have changed, so that it is neither moved across a batch nor kept elsewhere.
+RESFLOW_DEVICE void touch(float& value) { asm volatile("" : "+f"(value)::"memory"); }
+
+}  // namespace resflow::cuda
+
+#include "cuda/device/products_sm90.h"
