@@ -30,6 +30,7 @@ struct Feature {
   const int64_t* ids;
   int64_t stride;
   const int64_t* offsets;  // null in a feature of one id
+  int64_t listed;          // ids in all lists
 };
 
 // Features side by side: rows of `width` columns.
