@@ -69,32 +69,38 @@ struct Output {
 
 // Selection ----------------------------------------------------------------------------------------------------------
 
+// Sums and places of a block, and the keys it keeps.
+struct alignas(16) SelectShared {
+  int32_t counts[2][kWarps];
+
+  RESFLOW_DEVICE uint64_t* kept() { return reinterpret_cast<uint64_t*>(this + 1); }
+  static int64_t bytes(int64_t k) {
+    return static_cast<int64_t>(sizeof(SelectShared)) +
+           8 * static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(k)));
+  }
+};
+
+struct SelectParams {
+  Requests requests;
+  int shift;
+  const float* scores;
+  Lists from;  // of windows of 2^from_shift, if lists are selected from
+  int from_shift;
+  Lists to;  // no keys: the output
+  Output output;
+  int64_t k;
+};
+
+template <bool kOfLists>
 struct SelectBest {
-  struct Params {
-    Requests requests;
-    int shift;
-    const float* scores;
-    Lists from;  // of windows of 2^from_shift; no keys: the candidates themselves
-    int from_shift;
-    Lists to;  // no keys: the output
-    Output output;
-    int64_t k;
-  };
+  using Params = SelectParams;
   static constexpr int kThreads = cuda::kThreads;
-  static constexpr int kMinBlocks = 4;
+  static constexpr int kMinBlocks = 3;  // at 4 registers spill
   static constexpr const char* kName = "topk select";
 
   using Keys = uint64_t[kKeysAThread];
 
-  // Sums and places of a block, and the keys it keeps.
-  struct Shared {
-    int32_t counts[2][kWarps];
-    alignas(16) uint64_t kept[1];
-
-    static int64_t bytes(int64_t k) {
-      return static_cast<int64_t>(sizeof(Shared)) + 8 * static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(k)));
-    }
-  };
+  using Shared = SelectShared;
 
   static RESFLOW_DEVICE void run(const Params& params, char* memory) {
     Shared& shared = *reinterpret_cast<Shared*>(memory);
@@ -102,24 +108,22 @@ struct SelectBest {
     if (!params.requests.find(block_index(), params.shift, &segment)) return;
     const int64_t kept = kept_of(segment, params.k);
     Keys keys;
-    int64_t lists = 0;
-    if (params.from.keys) {
+    int32_t lists = 0;
+    if constexpr (kOfLists) {
       lists = load_lists(params, segment, keys);
     } else {
       load_scores(params, segment, keys);
     }
-    if (lists == 1) {  // sorted already
-      each_key(keys, [&](int64_t at, uint64_t key) {
-        if (at < kept) write(params, segment, at, key);
-      });
+    if (lists == 1) {
+      copy(shared, keys, kept);
     } else {
+      const bool all = !kOfLists && segment.end - segment.first <= kept;
+      const uint64_t least = all ? 1 : threshold(shared, keys, static_cast<int32_t>(kept));
       const int32_t size = power_of_two(static_cast<int32_t>(kept));
-      const bool all = !params.from.keys && segment.end - segment.first <= kept;
-      gather(shared, keys, all ? 1 : threshold(shared, keys, static_cast<int32_t>(kept)), static_cast<int32_t>(kept),
-             size);
-      sort(shared.kept, size);
-      for (int64_t at = thread_index(); at < kept; at += kThreads) write(params, segment, at, shared.kept[at]);
+      gather(shared, keys, least, static_cast<int32_t>(kept), size);
+      sort(shared.kept(), size);
     }
+    for (int64_t at = thread_index(); at < kept; at += kThreads) write(params, segment, at, shared.kept()[at]);
     if (params.to.keys) return;
     for (int64_t at = kept + thread_index(); at < params.k; at += kThreads) params.output.write(segment, at, 0);
   }
@@ -132,13 +136,7 @@ struct SelectBest {
     }
   }
 
-  // Keys lie in the order of places: a thread has place thread + i * kThreads.
-  template <class Use>
-  static RESFLOW_DEVICE void each_key(Keys& keys, Use use) {
-#pragma unroll
-    for (int i = 0; i < kKeysAThread; ++i) use(thread_index() + i * kThreads, keys[i]);
-  }
-
+  // A thread has the keys of places thread, thread + kThreads, ...
   static RESFLOW_DEVICE void load_scores(const Params& params, const Segment& segment, Keys& keys) {
 #pragma unroll
     for (int i = 0; i < kKeysAThread; ++i) {
@@ -148,21 +146,31 @@ struct SelectBest {
   }
 
   // Returns the number of lists: those of the windows side by side in this one, whose lists lie side by side.
-  static RESFLOW_DEVICE int64_t load_lists(const Params& params, const Segment& segment, Keys& keys) {
-    const int64_t last = larger(segment.first, segment.end - 1) >> params.from_shift;
-    const Segment lowest = params.requests.segment(segment.request, segment.first >> params.from_shift,
-                                                   params.from_shift);
-    const uint64_t* const lists = params.from.of(lowest);
-    const int32_t k = static_cast<int32_t>(params.k);
+  static RESFLOW_DEVICE int32_t load_lists(const Params& params, const Segment& segment, Keys& keys) {
+    const auto part = [&](int64_t place) {
+      return params.requests.segment(segment.request, place >> params.from_shift, params.from_shift);
+    };
+    const Segment lowest = part(segment.first), highest = part(larger(segment.first, segment.end - 1));
+    const auto lists = static_cast<int32_t>(highest.window - lowest.window + 1), k = static_cast<int32_t>(params.k);
+    // Windows between the first and the last are whole: their lists are full.
+    const auto in_lowest = static_cast<int32_t>(kept_of(lowest, k));
+    const int32_t in_highest = (lists - 1) * k + static_cast<int32_t>(kept_of(highest, k));
+    const uint64_t* const from = params.from.of(lowest);
 #pragma unroll
     for (int i = 0; i < kKeysAThread; ++i) {
       const int32_t place = thread_index() + i * kThreads;
-      const int64_t window = lowest.window + place / k;
-      const int64_t first = larger(segment.first, window << params.from_shift);
-      const int64_t end = smaller(segment.end, (window + 1) << params.from_shift);
-      keys[i] = place % k < end - first ? load_global(lists + place) : 0;
+      keys[i] = place < in_lowest || (place >= k && place < in_highest) ? load_global(from + place) : 0;
     }
-    return last - lowest.window + 1;
+    return lists;
+  }
+
+  static RESFLOW_DEVICE void copy(Shared& shared, Keys& keys, int64_t kept) {
+#pragma unroll
+    for (int i = 0; i < kKeysAThread; ++i) {
+      const int place = thread_index() + i * kThreads;
+      if (place < kept) shared.kept()[place] = keys[i];
+    }
+    sync_block();
   }
 
   // The largest key that at least `kept` keys reach, found bit by bit.
@@ -187,7 +195,7 @@ struct SelectBest {
     return reached;
   }
 
-  // Keys that reach `least` to shared.kept, in no order that counts, and zeros up to `size`.
+  // Keys that reach `least` to shared.kept(), in no order that counts, and zeros up to `size`.
   static RESFLOW_DEVICE void gather(Shared& shared, Keys& keys, uint64_t least, int32_t kept, int32_t size) {
     const int lane = thread_index() % 32, warp = thread_index() / 32;
     int32_t own = 0;
@@ -201,7 +209,7 @@ struct SelectBest {
     }
     sync_block();  // the counts of threshold() have been read
     if (lane == 31) shared.counts[0][warp] = before;
-    for (int32_t at = thread_index(); at < size; at += kThreads) shared.kept[at] = 0;
+    for (int32_t at = thread_index(); at < size; at += kThreads) shared.kept()[at] = 0;
     sync_block();
     int32_t to = before - own;
 #pragma unroll
@@ -211,7 +219,7 @@ struct SelectBest {
 #pragma unroll
     for (int i = 0; i < kKeysAThread; ++i) {
       if (keys[i] != 0 && keys[i] >= least) {
-        if (to < kept) shared.kept[to] = keys[i];
+        if (to < kept) shared.kept()[to] = keys[i];
         ++to;
       }
     }
@@ -348,9 +356,13 @@ void topk(const float* scores, const int64_t* offsets, int64_t requests, int64_t
   int shift = kChunkShift;
   const auto select = [&](const Lists& from, int from_shift) {
     const Lists& target = list_keys(requests, count, k, shift) > 0 ? to : nothing;
-    const SelectBest::Params params{of, shift, scores, from, from_shift, target, output, k};
-    launch<SelectBest>(params, slots(count, requests, shift), SelectBest::Shared::bytes(k < kChunk ? k : kChunk),
-                       stream);
+    const SelectParams params{of, shift, scores, from, from_shift, target, output, k};
+    const int64_t blocks = slots(count, requests, shift), kept = k < kChunk ? k : kChunk;
+    if (from.keys) {
+      launch<SelectBest<true>>(params, blocks, SelectShared::bytes(kept), stream);
+    } else {
+      launch<SelectBest<false>>(params, blocks, SelectShared::bytes(kept), stream);
+    }
   };
   select(nothing, 0);
   while (!is_last(count, shift)) {
