@@ -73,9 +73,12 @@ void launch(const typename Kernel::Params& params, int64_t blocks, int64_t share
       allowed.fetch_or(uint64_t(1) << device);
     }
   }
-  kernel_entry<Kernel>
-      <<<static_cast<unsigned>(blocks), Kernel::kThreads, static_cast<size_t>(shared_bytes), stream> > >(params);
-  require_success(cudaGetLastError(), Kernel::kName);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(Kernel::kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  require_success(cudaLaunchKernelEx(&config, kernel_entry<Kernel>, params), Kernel::kName);
 }
 
 inline void set_zero(void* memory, int64_t bytes, Stream stream) {
