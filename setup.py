@@ -28,7 +28,7 @@ class CMakeBuild(build_ext):
         build = source / "build" / f"{sys.implementation.cache_tag}-{'editable' if editable else 'wheel'}"
         settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-DRESFLOW_OUTPUT={output}"]
         subprocess.run(["cmake", "-S", str(source), "-B", str(build), *settings], check=True)
-        targets = ["--target", "_ops", "_runtime", *(["cpp_tests"] if editable else [])]
+        targets = ["--target", "_ops", "_runtime", *(["cpp_tests", "emulator_tests"] if editable else [])]
         subprocess.run(["cmake", "--build", str(build), "--parallel", *targets], check=True)
 
 
