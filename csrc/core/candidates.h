@@ -30,6 +30,7 @@ struct Feature {
   const int64_t* ids;
   int64_t stride;
   const int64_t* offsets;  // null in a feature of one id
+  int64_t listed;          // ids in all lists
 };
 
 // Features side by side: rows of `width` columns.
@@ -51,7 +52,7 @@ struct Source {
   Rows rows;
   Features features;  // none: the rows are in memory
 
-  bool pooled() const { return features.count > 0; }
+  constexpr bool pooled() const { return features.count > 0; }
   bool exists() const { return rows.data || pooled(); }
 };
 

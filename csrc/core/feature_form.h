@@ -79,9 +79,10 @@ class FeatureForm {
     const int64_t width = view.sizes[1];
     // A negative stride (NumPy has them) leads to lower addresses: the first row's end is the last that may be read.
     const int64_t elements = width + (view.sizes[0] > 0 && rows.stride > 0 ? (view.sizes[0] - 1) * rows.stride : 0);
-    Feature feature{rows, width, view.sizes[0], elements, tables_.scales_of(table), nullptr, 0, nullptr};
+    Feature feature{rows, width, view.sizes[0], elements, tables_.scales_of(table), nullptr, 0, nullptr, 0};
     if (tables_.is_ragged(table)) {
       feature.ids = ids.values.as<int64_t>();
+      feature.listed = ids.values.sizes[0];
       feature.offsets = ids.value_offsets.as<int64_t>() + list * ids.rows();
     } else {
       feature.ids = ids.ids.as<int64_t>() + column * ids.ids.strides[1];

@@ -80,7 +80,7 @@ struct Plan {
   int32_t slots;
   int64_t hidden_floats;  // of one candidate in one slot: the sum of the padded widths
 
-  int64_t first_padded() const { return layer[0].padded; }
+  constexpr int64_t first_padded() const { return layer[0].padded; }
 };
 
 // Decodes and validates; throws InvalidInput in the name of `op`.

@@ -73,12 +73,12 @@ void launch(const typename Kernel::Params& params, int64_t blocks, int64_t share
       allowed.fetch_or(uint64_t(1) << device);
     }
   }
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(Kernel::kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  require_success(cudaLaunchKernelEx(&config, kernel_entry<Kernel>, params), Kernel::kName);
+  // Not <<<>>>, which clang-format takes apart.
+  void* arguments[] = {const_cast<typename Kernel::Params*>(&params)};
+  require_success(
+      cudaLaunchKernel(reinterpret_cast<const void*>(&kernel_entry<Kernel>), dim3(static_cast<unsigned>(blocks)),
+                       dim3(Kernel::kThreads), arguments, static_cast<size_t>(shared_bytes), stream),
+      Kernel::kName);
 }
 
 inline void set_zero(void* memory, int64_t bytes, Stream stream) {

@@ -38,6 +38,30 @@ RESFLOW_DEVICE uint32_t ballot(bool holds) { return __ballot_sync(0xffffffffu, h
 
 // Global memory --------------------------------------------------------------------------------------------------
 
+// The type of a size that the compiler has cached loads for.
+template <int kBytes>
+struct Bits;
+template <>
+struct Bits<1> {
+  using Type = unsigned char;
+};
+template <>
+struct Bits<2> {
+  using Type = unsigned short;
+};
+template <>
+struct Bits<4> {
+  using Type = unsigned;
+};
+template <>
+struct Bits<8> {
+  using Type = uint2;
+};
+template <>
+struct Bits<16> {
+  using Type = uint4;
+};
+
 // Plain data of 1, 2, 4, 8 or 16 bytes, aligned to its size.
 template <class T>
 RESFLOW_DEVICE T load_global(const T* from) {
@@ -46,12 +70,14 @@ RESFLOW_DEVICE T load_global(const T* from) {
 // Of what no thread writes while the kernel runs.
 template <class T>
 RESFLOW_DEVICE T load_constant(const T* from) {
-  return __ldg(from);
+  const auto bits = __ldg(reinterpret_cast<const typename Bits<sizeof(T)>::Type*>(from));
+  return reinterpret_cast<const T&>(bits);
 }
 // Of what another block of the same launch wrote, after wait_for_count (past the L1 cache).
 template <class T>
 RESFLOW_DEVICE T load_shared_by_blocks(const T* from) {
-  return __ldcg(from);
+  const auto bits = __ldcg(reinterpret_cast<const typename Bits<sizeof(T)>::Type*>(from));
+  return reinterpret_cast<const T&>(bits);
 }
 template <class T>
 RESFLOW_DEVICE void store_global(T* to, T value) {
