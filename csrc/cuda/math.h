@@ -1,0 +1,65 @@
+// The contract's activations and the functions of logits, on one float. The formulas are those of cpu/math-inl.h and
+// cpu/activations-inl.h. NaN passes through all of them: bounds are comparisons that are false for NaN (fminf and fmaxf
+// would drop it). Multiply-adds are written out, so that a value does not depend on what the compiler contracts.
+#pragma once
+
+#include <cmath>
+
+#include "core/contract.h"
+#include "cuda/device/target.h"
+
+namespace resflow::cuda {
+
+constexpr float kLargestFloat = 3.4028235e38f;
+
+RESFLOW_DEVICE float at_least(float value, float bound) { return value < bound ? bound : value; }
+RESFLOW_DEVICE float at_most(float value, float bound) { return value > bound ? bound : value; }
+
+RESFLOW_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// log(sigmoid(x)) = min(x, 0) - log(1 + e^-|x|)
+RESFLOW_DEVICE float log_sigmoid(float x) { return at_most(x, 0.0f) - log1pf(expf(-fabsf(x))); }
+
+// -log(e^-a + e^-b + e^-(a+b)): the logit of sigmoid(a) * sigmoid(b).
+RESFLOW_DEVICE float logit_of_product(float a, float b) {
+  const float both = a + b;
+  const float lowest = at_most(at_most(a, b), both);
+  // An infinite `lowest` is the answer itself (below, inf - inf would be NaN); adding 0 or NaN keeps b's NaN.
+  if (fabsf(lowest) > kLargestFloat) return lowest + at_most(fabsf(b), 0.0f);
+  return lowest - logf(expf(lowest - a) + expf(lowest - b) + expf(lowest - both));
+}
+
+template <Activation kActivation>
+RESFLOW_DEVICE float activate(float v, [[maybe_unused]] float slope) {
+  if constexpr (kActivation == Activation::identity) {
+    return v;
+  } else if constexpr (kActivation == Activation::relu) {
+    return at_least(v, 0.0f);
+  } else if constexpr (kActivation == Activation::prelu) {
+    return fmaf(at_most(v, 0.0f), slope, at_least(v, 0.0f));
+  } else if constexpr (kActivation == Activation::silu) {
+    return v / (1.0f + expf(-v));
+  } else if constexpr (kActivation == Activation::gelu) {
+    return 0.5f * v * (1.0f + erff(v * 0.707106781f));
+  } else if constexpr (kActivation == Activation::gelu_tanh) {
+    return 0.5f * v * (1.0f + tanhf(v * fmaf(v * v, 0.044715f * 0.797884561f, 0.797884561f)));
+  } else if constexpr (kActivation == Activation::tanh) {
+    return tanhf(v);
+  } else {
+    static_assert(kActivation == Activation::sigmoid, "an activation of contract/enums.def without its formula");
+    return sigmoid(v);
+  }
+}
+
+RESFLOW_DEVICE float activate(Activation activation, float value, float slope) {
+  switch (activation) {
+#define RESFLOW_ACTIVATION(name) \
+  case Activation::name:         \
+    return activate<Activation::name>(value, slope);
+#include "contract/enums.def"
+    default:
+      return value;
+  }
+}
+
+}  // namespace resflow::cuda
