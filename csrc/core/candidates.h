@@ -52,7 +52,7 @@ struct Source {
   Rows rows;
   Features features;  // none: the rows are in memory
 
-  bool pooled() const { return features.count > 0; }
+  constexpr bool pooled() const { return features.count > 0; }
   bool exists() const { return rows.data || pooled(); }
 };
 
