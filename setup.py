@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,11 @@ class CMakeBuild(build_ext):
         # One build folder an interpreter and output, so that an editable install and a wheel do not mix.
         build = source / "build" / f"{sys.implementation.cache_tag}-{'editable' if editable else 'wheel'}"
         settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-DRESFLOW_OUTPUT={output}"]
+        settings.append(f"-DRESFLOW_CUDA={os.environ.get('RESFLOW_CUDA', 'AUTO')}")
         subprocess.run(["cmake", "-S", str(source), "-B", str(build), *settings], check=True)
-        targets = ["--target", "_ops", "_runtime", *(["cpp_tests"] if editable else [])]
-        subprocess.run(["cmake", "--build", str(build), "--parallel", *targets], check=True)
+        target = "development" if editable else "extensions"
+        jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+        subprocess.run(["cmake", "--build", str(build), "--parallel", jobs, "--target", target], check=True)
 
 
 setup(ext_modules=[CMakeExtension("resflow_kernels._runtime")], cmdclass={"build_ext": CMakeBuild})

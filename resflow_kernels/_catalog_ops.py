@@ -136,6 +136,7 @@ def _fake_catalog_rows(item: Tensor, packed: Tensor, plan: list[int], element: i
     decoded = Plan.decode(plan)
     checks.side("catalog_rows", "item", item, decoded)
     checks.element("catalog_rows", element)
+    checks.precision("catalog_rows", decoded, packed)
     dtype = checks.ELEMENT_DTYPES[element]
     table = item.new_empty((item.shape[0], decoded.table_width), dtype=dtype)
     return table, item.new_empty((item.shape[0] if dtype == torch.int8 else 0,), dtype=torch.float32)
@@ -155,6 +156,7 @@ def _fake_catalog_scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded, inputs = Plan.decode(plan), (user, ids, offsets, table, scales)
     _check_catalog("catalog_scores", *inputs, fusion_weights, decoded, fusion, weights_per)
+    checks.precision("catalog_scores", decoded, packed)
     return empty_scores(user, ids.shape[0], decoded.tasks)
 
 
@@ -171,8 +173,9 @@ def _fake_catalog_topk(
     weights_per: int,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    inputs = (user, ids, offsets, table, scales)
-    _check_catalog("catalog_topk", *inputs, fusion_weights, Plan.decode(plan), fusion, weights_per)
+    decoded, inputs = Plan.decode(plan), (user, ids, offsets, table, scales)
+    _check_catalog("catalog_topk", *inputs, fusion_weights, decoded, fusion, weights_per)
+    checks.precision("catalog_topk", decoded, packed)
     checks.positive("catalog_topk", "k", k)
     return empty_topk(user, user.shape[0], k)
 

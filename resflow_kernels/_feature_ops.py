@@ -264,6 +264,7 @@ def _fake_feature_scores(
     decoded, looked_up = Plan.decode(plan), FeatureIds(ids, values, value_offsets)
     all_tables = FeatureTables(tables, scales, ragged)
     _check_dense("feature_scores", looked_up, None, all_tables, fusion_weights, decoded, fusion, weights_per)
+    checks.precision("feature_scores", decoded, packed)
     return empty_scores(ids, ids.shape[0], decoded.tasks)
 
 
@@ -285,6 +286,7 @@ def _fake_feature_topk(
     decoded, looked_up = Plan.decode(plan), FeatureIds(ids, values, value_offsets)
     all_tables = FeatureTables(tables, scales, ragged)
     _check_dense("feature_topk", looked_up, offsets, all_tables, fusion_weights, decoded, fusion, weights_per)
+    checks.precision("feature_topk", decoded, packed)
     checks.positive("feature_topk", "k", k)
     return empty_topk(ids, offsets.shape[0] - 1, k)
 
@@ -293,9 +295,10 @@ def _fake_request(op: str, arguments: tuple[Any, ...]) -> tuple[Plan, Tensor, Te
     """The checks that both request ops make of what they have in common; the plan, user ids and item ids."""
     user, item, offsets = FeatureIds(*arguments[:3]), FeatureIds(*arguments[3:6]), arguments[6]
     tables, user_features = FeatureTables(*arguments[7:10]), arguments[10]
-    _, fusion_weights, plan, fusion, weights_per = arguments[11:]
+    packed, fusion_weights, plan, fusion, weights_per = arguments[11:]
     decoded = Plan.decode(plan)
     _check_request(op, user, item, offsets, tables, user_features, fusion_weights, decoded, fusion, weights_per)
+    checks.precision(op, decoded, packed)
     return decoded, user.ids, item.ids
 
 

@@ -13,14 +13,24 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .contract import FUSIONS, PLAN_LIMITS, PRECISIONS, WEIGHTS_PER, complaint
+from .contract import FUSIONS, GPU_PRECISIONS, PLAN_LIMITS, PRECISIONS, WEIGHTS_PER, complaint
 from .fusion import weight_count
 from .plan import Plan
 
-ROW_DTYPES = (torch.float32, torch.bfloat16)
-
 # What a table is stored as, by its place in PRECISIONS.
 ELEMENT_DTYPES = tuple(getattr(torch, name) for name in PRECISIONS)
+
+
+def precisions_of(device: str) -> tuple[str, ...]:
+    """The precisions in which kernels multiply on this type of device."""
+    if device == "cpu":
+        return PRECISIONS
+    return tuple(name for name in (*PRECISIONS, *GPU_PRECISIONS) if name != "int8")
+
+
+def row_dtypes(device: str) -> tuple[torch.dtype, ...]:
+    """What rows may be stored as; GPUs read float16 as well."""
+    return (torch.float32, torch.bfloat16) if device == "cpu" else (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _require(holds: bool, op: str, argument: str, expected: str, got: object, *details: object) -> None:
@@ -60,7 +70,7 @@ def matrix(op: str, argument: str, tensor: Tensor, columns: int | None, *floatin
         _require(tensor.dim() == 2, op, argument, "any_matrix", tensor)
     else:
         _require(tensor.dim() == 2 and tensor.shape[1] == columns, op, argument, "matrix", tensor, columns)
-    dtype(op, argument, tensor, *(floating or ROW_DTYPES))
+    dtype(op, argument, tensor, *(floating or row_dtypes(tensor.device.type)))
     side_by_side = tensor.shape[0] == 0 or tensor.shape[1] <= 1 or tensor.stride(1) == 1
     _require(side_by_side, op, argument, "unit_stride", _strides(tensor))
 
@@ -116,6 +126,16 @@ def fusion(
         _require(holds, op, "fusion_weights", "rows", weights, rows, count)
     dtype(op, "fusion_weights", weights, floating)
     _require(weights.is_contiguous(), op, "fusion_weights", "contiguous", _strides(weights))
+
+
+def precision(op: str, plan: Plan, packed: Tensor) -> None:
+    """A precision in which the device of the weights multiplies."""
+    device = packed.device.type
+    if device == "meta":  # of any
+        return
+    known = precisions_of(device)
+    place = "the CPU" if device == "cpu" else "a GPU"
+    _require(plan.precision in known, op, "plan precision", "precision", plan.precision, ", ".join(known), place)
 
 
 def side(op: str, argument: str, tensor: Tensor, plan: Plan) -> None:

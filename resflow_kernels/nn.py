@@ -270,14 +270,18 @@ class ResFlow(LayeredRanker):
         """Whether this call goes to the scoring ops; where it cannot though the user would expect it, say why once."""
         if self.training or self._needs_gradient(inputs):
             return False
-        reason = self._obstacle() or _training.altered(self)
+        precision = self.plan.precision
+        if ops.available(self._device()) and not ops.available(self._device(), precision):
+            _warn_once(f"ResFlow scores in float32: {ops.why_unavailable(self._device(), precision)}")
+            return False
+        reason = self._obstacle(ops.why_unavailable(self._device())) or _training.altered(self)
         if reason is not None:
             _warn_once(f"ResFlow scores with the slow PyTorch reference: {reason}")
         return reason is None
 
     def _logits(self, x: Tensor) -> Tensor:
         """Logits ``[B, K]`` with gradients: by the training ops, or where they cannot by the reference."""
-        reason = self._obstacle() or _training.obstacle(self)
+        reason = self._obstacle(ops.why_untrainable(self._device())) or _training.obstacle(self)
         if reason is None:
             return _training.logits(self, x)
         _warn_once(f"ResFlow trains with the slow PyTorch reference: {reason}")
@@ -294,12 +298,15 @@ class ResFlow(LayeredRanker):
     def _needs_gradient(self, inputs: Sequence[Tensor]) -> bool:
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *self.parameters()))
 
-    def _obstacle(self) -> str | None:
-        """Why no op serves this model; ``None`` if they do."""
-        parameter = self._head_layers()[0].weight
-        if parameter.dtype != torch.float32:
-            return f"the fused ops take float32 models, this one is {parameter.dtype}"
-        return ops.why_unavailable(parameter.device.type)
+    def _obstacle(self, of_device: str | None) -> str | None:
+        """Why no op serves this model, given whether any does on its device; ``None`` if they do."""
+        dtype = self._head_layers()[0].weight.dtype
+        if dtype != torch.float32:
+            return f"the fused ops take float32 models, this one is {dtype}"
+        return of_device
+
+    def _device(self) -> str:
+        return self._head_layers()[0].weight.device.type
 
     def _packed_weights(self) -> Tensor:
         """The packed weights of the current parameters.

@@ -18,8 +18,11 @@ of rows: :mod:`resflow_kernels._feature_ops`.
 
 But for training, inference only: a call whose input asks for a gradient raises instead of losing it. The raw
 ``torch.ops.resflow`` ops do not check that (an autograd kernel would tax every call), so prefer these
-functions or the modules of :mod:`resflow_kernels.nn` where gradients are about. Under autocast the ops take rows
-in float32.
+functions or the modules of :mod:`resflow_kernels.nn` where gradients are about. Under the CPU's autocast the ops
+take rows in float32, on a GPU as they are.
+
+On a GPU nothing is read back: where the CPU raises for what stands in a tensor (an id out of range, offsets that fall,
+weights packed for another plan), the candidates concerned score NaN, unless ``RESFLOW_CHECK_IDS=1``.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ __all__ = [
     "FeatureIds",
     "FeatureTables",
     "available",
+    "cuda_status",
     "catalog_rows",
     "catalog_scores",
     "catalog_topk",
@@ -76,6 +80,7 @@ __all__ = [
     "twin_scores",
     "twin_topk",
     "why_unavailable",
+    "why_untrainable",
 ]
 
 _compiled, _ = _library.load()
@@ -87,19 +92,33 @@ def library_status() -> tuple[bool, str]:
     return _library.status()
 
 
-def available(device: str) -> bool:
-    """Whether compiled ops serve tensors of this device type."""
-    return why_unavailable(device) is None
+def cuda_status() -> tuple[bool, str]:
+    """Whether the compiled ops of CUDA tensors are loaded, and why (not)."""
+    return _library.cuda_status()
 
 
-def why_unavailable(device: str) -> str | None:
-    """Why compiled ops do not serve this device type; ``None`` if they do."""
-    loaded, reason = _library.status()
+def available(device: str, precision: str | None = None) -> bool:
+    """Whether compiled ops serve tensors of this device type (in this precision)."""
+    return why_unavailable(device, precision) is None
+
+
+def why_unavailable(device: str, precision: str | None = None) -> str | None:
+    """Why compiled ops do not serve this device type (in this precision); ``None`` if they do."""
+    if device not in ("cpu", "meta", "cuda"):
+        return f"there are no compiled ops for {device} tensors"
+    loaded, reason = _library.cuda_status() if device == "cuda" else _library.status()
     if not loaded:
         return reason
-    if device in ("cpu", "meta"):
-        return None
-    return f"there are no compiled ops for {device} tensors in this build"
+    known = checks.precisions_of(device)
+    if precision is not None and device != "meta" and precision not in known:
+        return f"on this device ({device}) the ops compute in {', '.join(known)}, not in {precision}"
+    return None
+
+
+def why_untrainable(device: str) -> str | None:
+    """Why the training ops do not serve this device type; ``None`` if they do."""
+    reason = why_unavailable(device)
+    return f"the training ops are the CPU's, not for {device} tensors" if reason is None and device == "cuda" else reason
 
 
 def pack_towers(weights: Sequence[Tensor], plan: Plan) -> Tensor:
@@ -124,8 +143,8 @@ def dense_scores(
     """Form 1: score candidates.
 
     Args:
-        x: ``[B, D]`` float32 or bfloat16, rows contiguous, any row stride.
-        packed: from :func:`pack_towers`.
+        x: ``[B, D]`` float32 or bfloat16, on a GPU also float16; rows contiguous, any row stride.
+        packed: from :func:`pack_towers`, on the same device.
         plan: the plan it was packed for.
         fusion_weights: ``[K]``, or ``[B, K]`` for ``weights_per=2`` (``K + 1`` for expected values), float32.
         fusion: place in ``contract.FUSIONS`` (``Fusion.code``).
@@ -343,6 +362,7 @@ def _fake_dense_scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded = Plan.decode(plan)
     _check_dense("dense_scores", x, None, fusion_weights, decoded, fusion, weights_per)
+    checks.precision("dense_scores", decoded, packed)
     return empty_scores(x, x.shape[0], decoded.tasks)
 
 
@@ -356,7 +376,9 @@ def _fake_dense_topk(
     weights_per: int,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    _check_dense("dense_topk", x, offsets, fusion_weights, Plan.decode(plan), fusion, weights_per)
+    decoded = Plan.decode(plan)
+    _check_dense("dense_topk", x, offsets, fusion_weights, decoded, fusion, weights_per)
+    checks.precision("dense_topk", decoded, packed)
     checks.positive("dense_topk", "k", k)
     return empty_topk(x, offsets.shape[0] - 1, k)
 
@@ -373,6 +395,7 @@ def _fake_request_scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded = Plan.decode(plan)
     _check_request("request_scores", user, item, offsets, fusion_weights, decoded, fusion, weights_per)
+    checks.precision("request_scores", decoded, packed)
     return empty_scores(item, item.shape[0], decoded.tasks)
 
 
@@ -387,7 +410,9 @@ def _fake_request_topk(
     weights_per: int,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    _check_request("request_topk", user, item, offsets, fusion_weights, Plan.decode(plan), fusion, weights_per)
+    decoded = Plan.decode(plan)
+    _check_request("request_topk", user, item, offsets, fusion_weights, decoded, fusion, weights_per)
+    checks.precision("request_topk", decoded, packed)
     checks.positive("request_topk", "k", k)
     return empty_topk(item, user.shape[0], k)
 

@@ -73,9 +73,11 @@ void launch(const typename Kernel::Params& params, int64_t blocks, int64_t share
       allowed.fetch_or(uint64_t(1) << device);
     }
   }
-  kernel_entry<Kernel>
-      <<<static_cast<unsigned>(blocks), Kernel::kThreads, static_cast<size_t>(shared_bytes), stream> > >(params);
-  require_success(cudaGetLastError(), Kernel::kName);
+  // Not as <<< >>>, which clang-format takes apart.
+  const void* arguments[] = {&params};
+  require_success(cudaLaunchKernel(kernel_entry<Kernel>, dim3(static_cast<unsigned>(blocks)), dim3(Kernel::kThreads),
+                                   const_cast<void**>(arguments), static_cast<size_t>(shared_bytes), stream),
+                  Kernel::kName);
 }
 
 inline void set_zero(void* memory, int64_t bytes, Stream stream) {

@@ -27,6 +27,9 @@ constexpr int kGroupWarps = kGroups * kGroupThreads / 32;
 constexpr int kGroupRows = kTowerRows / kGroups;
 static_assert(kGroupRows == 64);
 
+// Logits that children will read: one in each of the four threads that share a row.
+constexpr int32_t kLogitSlots = 4;
+
 // A block's shared memory.
 struct TowerMemory {
   char* x;
@@ -109,7 +112,7 @@ struct TowerLoader {
     return task + plan.layer[0].tensor_panels + (params.schedule.first_chunk + step.chunk) * kStageBytes;
   }
 
-  // Slopes, scales and shifts of a layer lie side by side in the packed weights; those that the plan lacks keep what
+  // Slopes, scales and shifts of a layer lie side by side in the packed weights. Those that the plan lacks keep what
   // they were set to at the start.
   RESFLOW_DEVICE void load_vectors(int32_t task, uint32_t parity) const {
     const Plan& plan = params.call.plan;
@@ -117,12 +120,13 @@ struct TowerLoader {
     const auto* const weights = reinterpret_cast<const float*>(packed) + task * plan.task_floats;
     barrier_wait(memory.vectors_empty, parity ^ 1);
     const int kinds = (kSlopes ? 1 : 0) + (plan.affine ? 2 : 0);
-    const int64_t floats = kinds * (tower_width(0) + tower_width(1)) + kHeadFloats;
+    const int64_t floats = kinds * (tower_width(0) + tower_width(1)) + tower_width(1) + kHeadFloats;
     barrier_expect(memory.vectors_full, static_cast<uint32_t>(floats * sizeof(float)));
     for (int layer = 0; layer < 2 && kinds > 0; ++layer) {
-      load_floats(kSlopes ? slope_at(layer) : scale_at(layer), weights + plan.layer[layer].slope,
-                  kinds * tower_width(layer));
+      const float* const from = weights + (kSlopes ? plan.layer[layer].slope : plan.layer[layer].scale);
+      load_floats(kSlopes ? slope_at(layer) : scale_at(layer), from, kinds * tower_width(layer));
     }
+    load_floats(kBiasAt, weights + plan.layer[1].bias, tower_width(1));
     load_floats(kHeadAt, weights + plan.head_weight, kHeadFloats);
   }
   RESFLOW_DEVICE void load_floats(int64_t to, const float* from, int64_t count) const {
@@ -130,36 +134,30 @@ struct TowerLoader {
   }
 };
 
-// A row of a warpgroup's tile, held by each of the four threads that share it.
+// A row of a warpgroup's tile, held by each of the four threads that share it. Few registers: covered calls have less
+// than 2^31 candidates and requests.
 struct TowerRow {
-  int64_t candidate;
-  bool exists;
-  float missing;                // NaN for a candidate of no request, else 0
-  const float* start;           // of the first layer's sums, of the first task; null if it has none
-  const float* fusion_weights;  // null if it has none
-  float logit;                  // z of the task whose logit slot this thread keeps
+  int32_t candidate;  // -1 past the last
+  int32_t request;    // 0 where there are none, -1 for a candidate of no request
+  float logit;        // z of the task whose logit slot this thread keeps
   RunningScore score;
 
-  RESFLOW_DEVICE void begin(const TowerCall& call, int64_t at) {
-    const Candidates& candidates = call.candidates;
-    *this = TowerRow{at, at < candidates.count, 0.0f, nullptr, nullptr, 0.0f, {}};
-    if (!exists) return;
-    int64_t request = 0;
-    if (candidates.offsets) {
-      request = request_of(candidates.offsets, candidates.requests, at);
-      if (request < 0) {
-        missing = float_of_word(0x7fc00000u);
-        return;
-      }
-    }
-    if (call.starts) start = call.starts + request * call.plan.tasks * call.plan.first_padded();
-    const int64_t weights_row = call.fusion.per == WeightsPer::candidate ? at
-                                : call.fusion.per == WeightsPer::request ? request
-                                                                         : 0;
-    fusion_weights = call.fusion.values + weights_row * call.fusion_weight_count;
+  RESFLOW_DEVICE void begin(const Candidates& candidates, int64_t at) {
+    *this = TowerRow{-1, 0, 0.0f, {}};
+    if (at >= candidates.count) return;
+    candidate = static_cast<int32_t>(at);
+    if (candidates.offsets) request = static_cast<int32_t>(request_of(candidates.offsets, candidates.requests, at));
   }
 
-  RESFLOW_DEVICE float weight(int32_t i) const { return fusion_weights ? load_constant(fusion_weights + i) : 0.0f; }
+  RESFLOW_DEVICE bool scored() const { return candidate >= 0 && request >= 0; }
+
+  RESFLOW_DEVICE float weight(const TowerCall& call, int32_t i) const {
+    if (!scored()) return 0.0f;
+    const int64_t row = call.fusion.per == WeightsPer::candidate ? candidate
+                        : call.fusion.per == WeightsPer::request ? request
+                                                                 : 0;
+    return load_constant(call.fusion.values + row * call.fusion_weight_count + i);
+  }
 };
 
 // One of the warpgroups that compute. A thread holds of its 64 rows (WarpgroupProduct) two, 8 apart, and of each group
@@ -177,7 +175,7 @@ class TowerGroup {
     for (int64_t tile = block_index(); tile < schedule_.tiles; tile += block_count()) {
       const int64_t first = tile * kTowerRows + thread_index() / 32 * 16 + lane() / 4;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) rows_[i].begin(call_, first + 8 * i);
+      for (int i = 0; i < 2; ++i) rows_[i].begin(call_.candidates, first + 8 * i);
       for (int32_t task = 0; task < plan_.tasks; ++task) run_task(task);
       write_scores();
       x_parity_ ^= 1;
@@ -200,9 +198,9 @@ class TowerGroup {
     float sums1[kSums1], sums2[kSums2];
     begin_first(sums1, task);
     multiply_first(sums1, task);
-    begin_sums(sums2, weights_of(task) + plan_.layer[1].bias);
     barrier_wait(memory_.vectors_full, vectors_parity_);
     finish<0>(sums1, outputs1_);
+    begin_sums(sums2, [&](int column) { return pair_at(memory_.vectors + kBiasAt + column); });
     multiply_second(sums2);
     finish<1>(sums2, outputs2_);
     join(task);
@@ -218,25 +216,28 @@ class TowerGroup {
   }
 
   // The same for every row.
-  template <int kSums>
-  static RESFLOW_DEVICE void begin_sums(float (&sums)[kSums], const float* biases) {
+  template <int kSums, class Bias>
+  static RESFLOW_DEVICE void begin_sums(float (&sums)[kSums], Bias bias_at) {
 #pragma unroll
     for (int j = 0; j < kSums / 4; ++j) {
-      const Pair bias = load_constant(reinterpret_cast<const Pair*>(biases + column(j)));
+      const Pair bias = bias_at(column(j));
       sums[4 * j] = sums[4 * j + 2] = bias.low;
       sums[4 * j + 1] = sums[4 * j + 3] = bias.high;
     }
   }
 
   RESFLOW_DEVICE void begin_first(float (&sums)[kSums1], int32_t task) const {
-    if (!call_.starts) return begin_sums(sums, weights_of(task) + plan_.layer[0].bias);
+    if (!call_.starts) {
+      const float* const biases = weights_of(task) + plan_.layer[0].bias;
+      return begin_sums(sums, [&](int at) { return load_constant(reinterpret_cast<const Pair*>(biases + at)); });
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float* const start = rows_[i].start;
+      const float* const start = call_.starts + (int64_t{rows_[i].request} * plan_.tasks + task) * tower_width(0);
 #pragma unroll
       for (int j = 0; j < kSums1 / 4; ++j) {
         Pair own{};
-        if (start) own = load_constant(reinterpret_cast<const Pair*>(start + task * tower_width(0) + column(j)));
+        if (rows_[i].scored()) own = load_constant(reinterpret_cast<const Pair*>(start + column(j)));
         sums[4 * j + 2 * i] = own.low;
         sums[4 * j + 2 * i + 1] = own.high;
       }
@@ -284,8 +285,8 @@ class TowerGroup {
       place_.advance(schedule_.stages);
     }
     products_wait<0>();
-    touch_all(sums);
     release_chunk(schedule_.chunks - 1, former_stage);
+    touch_all(sums);
   }
 
   // The first layer's outputs, rounded, are the operand as they lie.
@@ -310,8 +311,8 @@ class TowerGroup {
     }
     products_commit();
     products_wait<0>();
-    touch_all(sums);
     release(memory_.ring_empty + place_.stage);
+    touch_all(sums);
     place_.advance(schedule_.stages);
   }
 
@@ -336,17 +337,19 @@ class TowerGroup {
   // The task's own logits r, from them z and p, and their share of the score.
   RESFLOW_DEVICE void join(int32_t task) {
     const int32_t slot = plan_.logit_slot[task], parent = plan_.parents[task];
-    const int parent_lane = lane() / 4 * 4 + (parent < 0 ? 0 : plan_.logit_slot[parent]);
+    const int parent_lane = lane() / kLogitSlots * kLogitSlots + (parent < 0 ? 0 : plan_.logit_slot[parent]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       TowerRow& row = rows_[i];
-      const float own = head_sum(i) + memory_.vectors[kHeadAt + tower_width(1)] + row.missing;
+      // A candidate of no request has no score.
+      const float no_score = row.request < 0 ? float_of_word(0x7fc00000u) : 0.0f;
+      const float own = head_sum(i) + memory_.vectors[kHeadAt + tower_width(1)] + no_score;
       const float logit = join_logit(plan_, task, own, shuffle_from(row.logit, parent_lane));
-      if (lane() % 4 == slot) row.logit = logit;
+      if (lane() % kLogitSlots == slot) row.logit = logit;
       const float prob = sigmoid(logit);
-      row.score.add(call_.fusion.fusion, task, logit, prob, [&](int32_t at) { return row.weight(at); });
-      if (!row.exists) continue;
-      const int64_t at = row.candidate * plan_.tasks + task;
+      row.score.add(call_.fusion.fusion, task, logit, prob, [&](int32_t at) { return row.weight(call_, at); });
+      if (row.candidate < 0) continue;
+      const int64_t at = int64_t{row.candidate} * plan_.tasks + task;
       if (lane() % 4 == 0 && call_.logits) store_global(call_.logits + at, logit);
       if (lane() % 4 == 1 && call_.probs) store_global(call_.probs + at, prob);
     }
@@ -369,8 +372,9 @@ class TowerGroup {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const TowerRow& row = rows_[i];
-      if (!row.exists || lane() % 4 != 0) continue;
-      const float score = row.score.end(call_.fusion.fusion, plan_.tasks, [&](int32_t at) { return row.weight(at); });
+      if (row.candidate < 0 || lane() % 4 != 0) continue;
+      const float score =
+          row.score.end(call_.fusion.fusion, plan_.tasks, [&](int32_t at) { return row.weight(call_, at); });
       store_global(call_.score + row.candidate, score);
     }
   }

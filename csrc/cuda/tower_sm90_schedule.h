@@ -19,12 +19,14 @@ constexpr int kMostChunks = 12;                        // of x: 192 KiB
 constexpr int kLeastStages = 2;
 constexpr int kMostStages = 6;
 
-// A task's vectors in shared memory, of each layer slope, scale and shift, then the head; in floats.
-constexpr int64_t slope_at(int layer) { return layer == 0 ? 0 : 3 * tower_width(0); }
+// A task's vectors in shared memory: of the first layer slope, scale and shift, of the second those and its bias before
+// them, then the head; in floats. The first layer's biases are what its sums begin with, long before.
+constexpr int64_t kBiasAt = 3 * tower_width(0);  // of the second layer
+constexpr int64_t slope_at(int layer) { return layer == 0 ? 0 : kBiasAt + tower_width(1); }
 constexpr int64_t scale_at(int layer) { return slope_at(layer) + tower_width(layer); }
 constexpr int64_t shift_at(int layer) { return scale_at(layer) + tower_width(layer); }
 constexpr int64_t kHeadAt = shift_at(1) + tower_width(1);
-constexpr int64_t kHeadFloats = tower_width(1) + kLane;
+constexpr int64_t kHeadFloats = tower_width(1) + 4;  // weight and bias, in whole copies of 16 bytes
 constexpr int64_t kVectorFloats = kHeadAt + kHeadFloats;
 
 // Which stage a step of the ring uses, and the parity of its round: both sides walk along it.

@@ -216,5 +216,4 @@ Best feature_request_topk(Tensor user_ids, Tensor user_values, Tensor user_value
 STABLE_TORCH_LIBRARY_IMPL(resflow, CPU, m) {
 #define RESFLOW_OP(name, schema) m.impl(#name, TORCH_BOX(&resflow::torch_ops::name));
 #include "contract/ops.def"
-#undef RESFLOW_OP
 }

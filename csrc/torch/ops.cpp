@@ -4,5 +4,4 @@
 STABLE_TORCH_LIBRARY(resflow, m) {
 #define RESFLOW_OP(name, schema) m.def(#name schema);
 #include "contract/ops.def"
-#undef RESFLOW_OP
 }

@@ -1,4 +1,4 @@
-// The twin tower ops; cpu.cpp registers them with the others.
+// The twin tower ops; cpu.cpp and cuda.cpp register them with the others.
 #pragma once
 
 #include <tuple>

@@ -67,14 +67,41 @@ def _torch() -> dict[str, Any]:
     from .. import ops
 
     loaded, text = ops.library_status()
-    devices = ["cpu", *(f"cuda:{at} ({torch.cuda.get_device_name(at)})" for at in range(torch.cuda.device_count()))]
-    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    gpus = [_gpu(torch.cuda.get_device_properties(at)) for at in range(torch.cuda.device_count())]
+    devices = ["cpu", *(f"cuda:{at} ({gpu['name']}, {gpu['capability']})" for at, gpu in enumerate(gpus))]
+    kinds = ["cpu", *(["cuda"] if gpus else [])]
     return {
         "version": torch.__version__,
         "ops_loaded": loaded,
         "ops_status": text,
+        "cuda": _cuda(gpus),
         "devices": devices,
         "backends": {kind: "compiled" if ops.available(kind) else "reference" for kind in kinds},
+    }
+
+
+def _gpu(properties: Any) -> dict[str, Any]:
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+    }
+
+
+def _cuda(gpus: list[dict[str, Any]]) -> dict[str, Any]:
+    """The GPU kernels: whether they were built, by what and for what, and whether they are loaded."""
+    from .. import _library, ops
+
+    built = _library.CUDA_LIBRARY.exists()
+    facts = _library.build_facts() if built else {}
+    loaded, text = ops.cuda_status()
+    return {
+        "built": built,
+        "nvcc": facts.get("cuda"),
+        "architectures": facts.get("architectures", []),
+        "loaded": loaded,
+        "status": text,
+        "gpus": gpus,
     }
 
 
@@ -101,6 +128,12 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         *lines,
         ("torch", torch["version"]),
         ("torch ops", ("" if torch["ops_loaded"] else "not loaded: ") + torch["ops_status"]),
+        ("GPU kernels", _gpu_kernels(torch["cuda"])),
         ("devices", ", ".join(torch["devices"])),
         ("op backends", backends),
     ]
+
+
+def _gpu_kernels(cuda: dict[str, Any]) -> str:
+    built = f"CUDA {cuda['nvcc']} for {', '.join(cuda['architectures'])}; " if cuda["architectures"] else ""
+    return built + ("" if cuda["loaded"] else "not loaded: ") + cuda["status"]

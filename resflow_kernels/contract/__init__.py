@@ -29,7 +29,8 @@ def _values(file: str, kind: str) -> dict[str, str]:
     return {name: value for entry, name, value in _entries(file) if entry == kind}
 
 
-OP_SCHEMAS: dict[str, str] = _values("ops.def", "OP")
+TRAINING_OPS = _names("ops.def", "TRAINING_OP")
+OP_SCHEMAS: dict[str, str] = _values("ops.def", "OP") | _values("ops.def", "TRAINING_OP")
 ACTIVATIONS = _names("enums.def", "ACTIVATION")
 HEADS = _names("enums.def", "HEAD")
 FUSIONS = _names("enums.def", "FUSION")

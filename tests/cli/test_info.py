@@ -54,6 +54,21 @@ def test_torch_and_backends() -> None:
     assert without["ops_loaded"] is False and without["backends"]["cpu"] == "reference"
 
 
+def test_gpu_kernels_are_told_of_whether_they_load_or_not() -> None:
+    pytest.importorskip("torch")
+    from resflow_kernels import _library, ops
+
+    cuda = json.loads(run("--json"))["torch"]["cuda"]
+    assert cuda["built"] == _library.CUDA_LIBRARY.exists()
+    assert bool(cuda["architectures"]) == cuda["built"]
+    assert (cuda["loaded"], cuda["status"]) == ops.cuda_status()
+    without = json.loads(run("--json", RESFLOW_NO_CUDA="1"))["torch"]["cuda"]
+    if cuda["built"]:
+        assert "sm_80" in cuda["architectures"]
+        assert (without["loaded"], without["status"]) == (False, "RESFLOW_NO_CUDA=1 asks for no GPU kernels")
+    assert without["status"] in run(RESFLOW_NO_CUDA="1")
+
+
 def test_text() -> None:
     text = run()
     assert f"resflow-kernels  {resflow_kernels.__version__}" in text and "usable of" in text

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdio>
+#include <exception>
 #include <vector>
 
 namespace resflow::testing {
@@ -21,6 +22,24 @@ inline int failures = 0;
 struct Register {
   Register(const char* name, void (*run)()) { tests().push_back({name, run}); }
 };
+
+// A process's exit status.
+inline int run_tests() {
+  int failed_tests = 0;
+  for (const Test& test : tests()) {
+    const int before = failures;
+    try {
+      test.run();
+    } catch (const std::exception& error) {
+      std::printf("%s threw: %s\n", test.name, error.what());
+      ++failures;
+    }
+    if (failures > before) ++failed_tests;
+    std::printf("%s %s\n", failures > before ? "FAILED" : "passed", test.name);
+  }
+  std::printf("%zu passed, %d failed\n", tests().size() - failed_tests, failed_tests);
+  return failed_tests ? 1 : 0;
+}
 
 }  // namespace resflow::testing
 

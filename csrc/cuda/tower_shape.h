@@ -1,0 +1,116 @@
+// What a block of the tower kernels keeps, and where: computed once on the host, tested there, read by the kernel.
+//
+// An operand is rows of 32-bit words, padded to whole products (8 words) and 4 words more: 8 rows then lie in different
+// banks, 16 bytes each, for load_matrices.
+#pragma once
+
+#include <cstdint>
+
+#include "core/plan.h"
+#include "cuda/device/target.h"
+
+namespace resflow::cuda {
+
+constexpr int kProductWords = 8;  // depth of one product of the tensor cores
+constexpr int kChunkWords = 32;   // depth of one stage of the ring of weights: four products
+constexpr int kRingStages = 4;    // three chunks of 8 KiB under way while one is multiplied
+constexpr int kRingStride = 72;  // floats a row of a stage: 8 beyond the panel's, so that 4 rows lie in different banks
+constexpr int kTowerThreads = 128;
+
+constexpr int64_t kStageBytes = kChunkWords * kRingStride * 4;
+
+RESFLOW_BOTH constexpr int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+RESFLOW_BOTH constexpr int64_t panels_of(const LayerLayout& layer) {
+  return (layer.padded + kPanelWidth - 1) / kPanelWidth;
+}
+RESFLOW_BOTH constexpr int64_t operand_stride(int64_t words) { return round_up(words, kProductWords) + 4; }
+
+// Floats between rows of a hidden layer's outputs: 8 more than a multiple of 32, so that 4 rows lie in different banks.
+RESFLOW_BOTH constexpr int64_t hidden_stride(int64_t padded) { return round_up(padded, 32) + 8; }
+
+// The part of the first layer that the candidates' own rows are multiplied with.
+struct FirstLayer {
+  int64_t first_word;  // of a weight column
+  int64_t words;
+  int64_t lead;     // values of the first word that are the user's
+  int64_t columns;  // of a candidate's row
+
+  static constexpr FirstLayer of(int64_t first_input, int64_t columns, int64_t per_word) {
+    const int64_t lead = first_input % per_word;
+    return {first_input / per_word, columns == 0 ? 0 : (lead + columns + per_word - 1) / per_word, lead, columns};
+  }
+};
+
+// Where a candidate's first layer begins.
+struct RowInfo {
+  const float* start;  // [tasks * first_padded()]; null: at the biases
+  const char* table;   // its row of the catalogue; null in other forms, or where its id is no row
+  float scale;         // of that row, in int8
+  int32_t scored;      // else its outputs are NaN
+  int64_t request;
+};
+
+// Byte offsets into a block's memory; the ring and what is small always lie in shared memory.
+struct TowerShape {
+  int32_t rows;
+  FirstLayer first;
+  int64_t x_stride;                         // words
+  int64_t operand_strides[2];               // words, of the operands of the layers with odd and even places
+  bool keeps_all_layers;                    // for the tasks that add them to their own; else the last layer alone
+  int64_t layer_offset[limit::max_layers];  // floats, of a layer's outputs in a slot
+
+  int64_t row_info;  // RowInfo [rows]
+  int64_t logits;    // float [rows][tasks]
+  int64_t ring;
+  int64_t shared_fixed;  // bytes of the above
+
+  // In shared memory after the above, or in global memory.
+  int64_t x;
+  int64_t operands[2];
+  int64_t hidden;
+  int64_t slot_floats;
+  int64_t tile_bytes;
+
+  int64_t shared_bytes(bool tile_in_shared) const { return shared_fixed + (tile_in_shared ? tile_bytes : 0); }
+};
+
+// `columns` of a candidate's row are multiplied with the inputs from first_input on; none in the catalogue form.
+constexpr TowerShape tower_shape(const Plan& plan, int32_t rows, int64_t first_input, int64_t columns) {
+  TowerShape shape{};
+  shape.rows = rows;
+  shape.first = FirstLayer::of(first_input, columns, inputs_per_word(plan.precision));
+
+  int64_t at = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t from = at;
+    at += round_up(bytes, 128);
+    return from;
+  };
+  shape.ring = take(kRingStages * kStageBytes);
+  shape.row_info = take(sizeof(RowInfo) * rows);
+  shape.logits = take(4 * rows * plan.tasks);
+  shape.shared_fixed = at;
+
+  at = 0;
+  shape.x_stride = shape.first.words > 0 ? operand_stride(shape.first.words) : 0;
+  shape.x = take(4 * rows * shape.x_stride);
+  for (int32_t l = 1; l < plan.layers; ++l) {
+    int64_t& stride = shape.operand_strides[l % 2];
+    const int64_t own = operand_stride(plan.layer[l].words);
+    stride = own > stride ? own : stride;
+  }
+  for (int at_operand = 0; at_operand < 2; ++at_operand) {
+    shape.operands[at_operand] = take(4 * rows * shape.operand_strides[at_operand]);
+  }
+  shape.keeps_all_layers = plan.feature_residual;
+  for (int32_t l = 0; l < plan.layers; ++l) {
+    if (!shape.keeps_all_layers && l + 1 < plan.layers) continue;
+    shape.layer_offset[l] = shape.slot_floats;
+    shape.slot_floats += rows * hidden_stride(plan.layer[l].padded);
+  }
+  shape.hidden = take(4 * shape.slot_floats * plan.slots);
+  shape.tile_bytes = at;
+  return shape;
+}
+
+}  // namespace resflow::cuda
