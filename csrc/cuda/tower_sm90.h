@@ -30,33 +30,32 @@ static_assert(kGroupRows == 64);
 // Logits that children will read: one in each of the four threads that share a row.
 constexpr int32_t kLogitSlots = 4;
 
-// A block's shared memory.
+// A block's shared memory. Nothing but its address is kept in registers.
 struct TowerMemory {
-  char* x;
-  char* ring;
-  float* vectors;
-  uint64_t *ring_full, *ring_empty, *x_full, *x_empty, *vectors_full, *vectors_empty;
+  const TowerSchedule& schedule;
+  char* shared;
 
-  RESFLOW_DEVICE TowerMemory(const TowerSchedule& schedule, char* shared)
-      : x(shared),
-        ring(shared + schedule.ring()),
-        vectors(reinterpret_cast<float*>(shared + schedule.vectors())),
-        ring_full(reinterpret_cast<uint64_t*>(shared + schedule.barriers())),
-        ring_empty(ring_full + schedule.stages),
-        x_full(ring_empty + schedule.stages),
-        x_empty(x_full + schedule.chunks),
-        vectors_full(x_empty + schedule.chunks),
-        vectors_empty(vectors_full + 1) {}
+  RESFLOW_DEVICE char* x(int chunk) const { return shared + chunk * static_cast<int>(kStageBytes); }
+  RESFLOW_DEVICE char* stage(int stage) const { return x(schedule.chunks + stage); }
+  RESFLOW_DEVICE float* vectors() const { return reinterpret_cast<float*>(stage(schedule.stages)); }
+
+  RESFLOW_DEVICE uint64_t* stage_full(int stage) const { return barriers() + stage; }
+  RESFLOW_DEVICE uint64_t* stage_empty(int stage) const { return stage_full(schedule.stages + stage); }
+  RESFLOW_DEVICE uint64_t* x_full(int chunk) const { return stage_empty(schedule.stages + chunk); }
+  RESFLOW_DEVICE uint64_t* x_empty(int chunk) const { return x_full(schedule.chunks + chunk); }
+  RESFLOW_DEVICE uint64_t* vectors_full() const { return x_empty(schedule.chunks); }
+  RESFLOW_DEVICE uint64_t* vectors_empty() const { return vectors_full() + 1; }
 
   // By one thread. What is full is announced by a thread that loads, what is empty by each warp that computes.
-  RESFLOW_DEVICE void begin(const TowerSchedule& schedule) const {
-    for (int i = 0; i < schedule.stages; ++i) begin(ring_full + i, ring_empty + i);
-    for (int i = 0; i < schedule.chunks; ++i) begin(x_full + i, x_empty + i);
-    begin(vectors_full, vectors_empty);
+  RESFLOW_DEVICE void begin() const {
+    for (int i = 0; i < schedule.stages; ++i) begin(stage_full(i), stage_empty(i));
+    for (int i = 0; i < schedule.chunks; ++i) begin(x_full(i), x_empty(i));
+    begin(vectors_full(), vectors_empty());
     barrier_init_done();
   }
 
  private:
+  RESFLOW_DEVICE uint64_t* barriers() const { return reinterpret_cast<uint64_t*>(vectors() + kVectorFloats); }
   static RESFLOW_DEVICE void begin(uint64_t* full, uint64_t* empty) {
     barrier_init(full, 1);
     barrier_init(empty, kGroupWarps);
@@ -75,9 +74,9 @@ struct TowerLoader {
     uint32_t parity = 0;
     for_each_ring_step(schedule, block_index(), block_count(), [&](const RingStep& step) {
       const int stage = step.place.stage;
-      barrier_wait(memory.ring_empty + stage, step.place.parity ^ 1);
-      barrier_expect(memory.ring_full + stage, kStageBytes);
-      copy_bulk(memory.ring + stage * kStageBytes, panels_of(step), kStageBytes, memory.ring_full + stage);
+      barrier_wait(memory.stage_empty(stage), step.place.parity ^ 1);
+      barrier_expect(memory.stage_full(stage), kStageBytes);
+      copy_bulk(memory.stage(stage), panels_of(step), kStageBytes, memory.stage_full(stage));
       if (step.chunk == schedule.vectors_after()) {
         load_vectors(step.task, parity);
         parity ^= 1;
@@ -92,11 +91,10 @@ struct TowerLoader {
     uint32_t parity = 0;
     for (int64_t tile = block_index(); tile < schedule.tiles; tile += block_count()) {
       for (int chunk = 0; chunk < schedule.chunks; ++chunk) {
-        uint64_t* const full = memory.x_full + chunk;
-        barrier_wait(memory.x_empty + chunk, parity ^ 1);
+        uint64_t* const full = memory.x_full(chunk);
+        barrier_wait(memory.x_empty(chunk), parity ^ 1);
         barrier_expect(full, kStageBytes);
-        copy_box(memory.x + chunk * kStageBytes, &params.x,
-                 schedule.first_column + chunk * static_cast<int32_t>(kChunkInputs),
+        copy_box(memory.x(chunk), &params.x, schedule.first_column + chunk * static_cast<int32_t>(kChunkInputs),
                  static_cast<int32_t>(tile * kTowerRows), full);
       }
       parity ^= 1;
@@ -118,10 +116,10 @@ struct TowerLoader {
     const Plan& plan = params.call.plan;
     const auto* const packed = static_cast<const char*>(params.call.packed) + kHeaderBytes;
     const auto* const weights = reinterpret_cast<const float*>(packed) + task * plan.task_floats;
-    barrier_wait(memory.vectors_empty, parity ^ 1);
+    barrier_wait(memory.vectors_empty(), parity ^ 1);
     const int kinds = (kSlopes ? 1 : 0) + (plan.affine ? 2 : 0);
     const int64_t floats = kinds * (tower_width(0) + tower_width(1)) + tower_width(1) + kHeadFloats;
-    barrier_expect(memory.vectors_full, static_cast<uint32_t>(floats * sizeof(float)));
+    barrier_expect(memory.vectors_full(), static_cast<uint32_t>(floats * sizeof(float)));
     for (int layer = 0; layer < 2 && kinds > 0; ++layer) {
       const float* const from = weights + (kSlopes ? plan.layer[layer].slope : plan.layer[layer].scale);
       load_floats(kSlopes ? slope_at(layer) : scale_at(layer), from, kinds * tower_width(layer));
@@ -130,7 +128,7 @@ struct TowerLoader {
     load_floats(kHeadAt, weights + plan.head_weight, kHeadFloats);
   }
   RESFLOW_DEVICE void load_floats(int64_t to, const float* from, int64_t count) const {
-    copy_bulk(memory.vectors + to, from, static_cast<uint32_t>(count * sizeof(float)), memory.vectors_full);
+    copy_bulk(memory.vectors() + to, from, static_cast<uint32_t>(count * sizeof(float)), memory.vectors_full());
   }
 };
 
@@ -198,13 +196,14 @@ class TowerGroup {
     float sums1[kSums1], sums2[kSums2];
     begin_first(sums1, task);
     multiply_first(sums1, task);
-    barrier_wait(memory_.vectors_full, vectors_parity_);
+    barrier_wait(memory_.vectors_full(), vectors_parity_);
+    touch_all(sums1);
     finish<0>(sums1, outputs1_);
-    begin_sums(sums2, [&](int column) { return pair_at(memory_.vectors + kBiasAt + column); });
+    begin_sums(sums2, [&](int column) { return pair_at(memory_.vectors() + kBiasAt + column); });
     multiply_second(sums2);
     finish<1>(sums2, outputs2_);
     join(task);
-    release(memory_.vectors_empty);
+    release(memory_.vectors_empty());
     vectors_parity_ ^= 1;
   }
 
@@ -257,19 +256,19 @@ class TowerGroup {
   }
 
   RESFLOW_DEVICE void multiply_first(float (&sums)[kSums1], int32_t task) {
-    const char* const own_x = memory_.x + thread_index() / kGroupThreads * (kGroupRows * kChunkRowBytes);
+    const int own_rows = thread_index() / kGroupThreads * static_cast<int>(kGroupRows * kChunkRowBytes);
     const bool last_task = task + 1 == plan_.tasks;
     const auto release_chunk = [&](int chunk, int stage) {
-      release(memory_.ring_empty + stage);
-      if (last_task) release(memory_.x_empty + chunk);
+      release(memory_.stage_empty(stage));
+      if (last_task) release(memory_.x_empty(chunk));
     };
     int former_stage = 0;
     touch_all(sums);
     for (int chunk = 0; chunk < schedule_.chunks; ++chunk) {
-      if (task == 0) barrier_wait(memory_.x_full + chunk, x_parity_);
-      barrier_wait(memory_.ring_full + place_.stage, place_.parity);
-      const char* const a = own_x + chunk * kStageBytes;
-      const char* const b = memory_.ring + place_.stage * kStageBytes;
+      if (task == 0) barrier_wait(memory_.x_full(chunk), x_parity_);
+      barrier_wait(memory_.stage_full(place_.stage), place_.parity);
+      const char* const a = memory_.x(chunk) + own_rows;
+      const char* const b = memory_.stage(place_.stage);
       products_begin();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
@@ -286,7 +285,6 @@ class TowerGroup {
     }
     products_wait<0>();
     release_chunk(schedule_.chunks - 1, former_stage);
-    touch_all(sums);
   }
 
   // The first layer's outputs, rounded, are the operand as they lie.
@@ -300,8 +298,8 @@ class TowerGroup {
         a[step][i] = Operand::word(outputs1_[at], outputs1_[at + 1]);
       }
     }
-    barrier_wait(memory_.ring_full + place_.stage, place_.parity);
-    const char* const b = memory_.ring + place_.stage * kStageBytes;
+    barrier_wait(memory_.stage_full(place_.stage), place_.parity);
+    const char* const b = memory_.stage(place_.stage);
     touch_all(sums);
     products_begin();
 #pragma unroll
@@ -311,7 +309,7 @@ class TowerGroup {
     }
     products_commit();
     products_wait<0>();
-    release(memory_.ring_empty + place_.stage);
+    release(memory_.stage_empty(place_.stage));
     touch_all(sums);
     place_.advance(schedule_.stages);
   }
@@ -321,7 +319,7 @@ class TowerGroup {
   RESFLOW_DEVICE void finish(const float (&sums)[kSums], float (&outputs)[kSums]) const {
 #pragma unroll
     for (int j = 0; j < kSums / 4; ++j) {
-      const float* const vectors = memory_.vectors + column(j);
+      const float* const vectors = memory_.vectors() + column(j);
       Pair slope{};
       if constexpr (kActivation == Activation::prelu) slope = pair_at(vectors + slope_at(kLayer));
       const Pair scale = pair_at(vectors + scale_at(kLayer)), shift = pair_at(vectors + shift_at(kLayer));
@@ -343,7 +341,7 @@ class TowerGroup {
       TowerRow& row = rows_[i];
       // A candidate of no request has no score.
       const float no_score = row.request < 0 ? float_of_word(0x7fc00000u) : 0.0f;
-      const float own = head_sum(i) + memory_.vectors[kHeadAt + tower_width(1)] + no_score;
+      const float own = head_sum(i) + memory_.vectors()[kHeadAt + tower_width(1)] + no_score;
       const float logit = join_logit(plan_, task, own, shuffle_from(row.logit, parent_lane));
       if (lane() % kLogitSlots == slot) row.logit = logit;
       const float prob = sigmoid(logit);
@@ -360,7 +358,7 @@ class TowerGroup {
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < kSums2 / 4; ++j) {
-      const Pair weight = pair_at(memory_.vectors + kHeadAt + column(j));
+      const Pair weight = pair_at(memory_.vectors() + kHeadAt + column(j));
       sum = fmaf(outputs2_[4 * j + 2 * i], weight.low, sum);
       sum = fmaf(outputs2_[4 * j + 2 * i + 1], weight.high, sum);
     }
@@ -404,11 +402,12 @@ struct TowerSm90Kernel {
   static constexpr const char* kName = "tower_sm90";
 
   static RESFLOW_DEVICE void run(const Params& params, char* shared) {
-    const TowerMemory memory(params.schedule, shared);
-    if (thread_index() == 0) memory.begin(params.schedule);
+    const TowerMemory memory{params.schedule, shared};
+    if (thread_index() == 0) memory.begin();
     // An affine that the plan lacks is this one; what it has is loaded over it.
     for (int i = thread_index(); i < kHeadAt; i += kThreads) {
-      memory.vectors[i] = (i >= scale_at(0) && i < shift_at(0)) || (i >= scale_at(1) && i < shift_at(1)) ? 1.0f : 0.0f;
+      memory.vectors()[i] =
+          (i >= scale_at(0) && i < shift_at(0)) || (i >= scale_at(1) && i < shift_at(1)) ? 1.0f : 0.0f;
     }
     fence_async();
     sync_block();

@@ -49,11 +49,10 @@ struct TowerSchedule {
   int32_t first_column;  // of x in its first chunk, negative where the chunk begins with the user's last inputs
   int32_t stages;
 
-  // Where things lie in shared memory: x, ring, vectors, barriers.
-  constexpr int64_t ring() const { return chunks * kStageBytes; }
-  constexpr int64_t vectors() const { return ring() + stages * kStageBytes; }
-  constexpr int64_t barriers() const { return vectors() + kVectorFloats * 4; }
-  constexpr int64_t bytes() const { return barriers() + (2 * stages + 2 * chunks + 2) * 8; }
+  // Of shared memory: x, the ring, the vectors, two barriers for each of those (TowerMemory).
+  constexpr int64_t bytes() const {
+    return (chunks + stages) * kStageBytes + kVectorFloats * 4 + 2 * (chunks + stages + 1) * 8;
+  }
 
   // A task's vectors are loaded after this chunk of its weights. The chunk's stage being free, the warps that lag are
   // in this task as well, so none still reads the vectors of the task before; what remains of the first layer hides
