@@ -61,8 +61,11 @@ bool covered_by_tower_sm90(const TowerCall& call, const Device& device) {
 void launch_tower_sm90(const TowerCall& call, const Device& device, Stream stream) {
   if (call.candidates.count == 0) return;
   const Rows& x = call.candidates.x.rows;
-  const TowerSm90Params params{make_tensor_map(x, call.candidates.count, item_columns(call), kTowerRows, kChunkInputs),
-                               call, schedule_of(call, device)};
+  const int64_t element_bytes = bytes_of(x.element);
+  const TensorMap map =
+      make_tensor_map(x.data, item_columns(call), call.candidates.count, x.stride * element_bytes,
+                      static_cast<int>(element_bytes), static_cast<int>(kChunkInputs), static_cast<int>(kTowerRows));
+  const TowerSm90Params params{map, call, schedule_of(call, device)};
   const Launch* const launches = call.plan.precision == Precision::bfloat16 ? kByActivation<Precision::bfloat16>
                                                                             : kByActivation<Precision::float16>;
   launches[static_cast<int>(call.plan.layer[0].activation)](
