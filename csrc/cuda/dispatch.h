@@ -81,7 +81,7 @@ constexpr ProjectChoice choose_project(const Plan& plan, int64_t first_input, in
 constexpr int64_t widest_operand(const Plan& plan, const FirstLayer& first, const FirstLayer& user_first) {
   int64_t stride = operand_stride(first.words > user_first.words ? first.words : user_first.words);
   for (int32_t l = 1; l < plan.layers; ++l) {
-    const int64_t own = later_operand_stride(plan, l);
+    const int64_t own = hidden_operand_stride(plan, l);
     stride = own > stride ? own : stride;
   }
   return stride;

@@ -25,13 +25,6 @@ RESFLOW_BOTH constexpr int64_t panels_of(const LayerLayout& layer) {
 }
 RESFLOW_BOTH constexpr int64_t operand_stride(int64_t words) { return round_up(words, kProductWords) + 4; }
 
-// Words of a later layer's operand: its inputs, and up to where the layer before writes, whose width is padded.
-RESFLOW_BOTH constexpr int64_t later_operand_stride(const Plan& plan, int32_t layer) {
-  const int64_t written = plan.layer[layer - 1].padded / inputs_per_word(plan.precision);
-  const int64_t words = plan.layer[layer].words;
-  return operand_stride(words < written ? written : words);
-}
-
 // Floats between rows of a hidden layer's outputs: 8 more than a multiple of 32, so that 4 rows lie in different banks.
 RESFLOW_BOTH constexpr int64_t hidden_stride(int64_t padded) { return round_up(padded, 32) + 8; }
 
@@ -47,6 +40,11 @@ struct FirstLayer {
     return {first_input / per_word, columns == 0 ? 0 : (lead + columns + per_word - 1) / per_word, lead, columns};
   }
 };
+
+// Of layer l > 0: a row has room for every padded column of the layer before, all of which are written.
+constexpr int64_t hidden_operand_stride(const Plan& plan, int32_t l) {
+  return operand_stride(plan.layer[l - 1].padded / inputs_per_word(plan.precision));
+}
 
 // Where a candidate's first layer begins.
 struct RowInfo {
@@ -103,7 +101,7 @@ constexpr TowerShape tower_shape(const Plan& plan, int32_t rows, int64_t first_i
   shape.x = take(4 * rows * shape.x_stride);
   for (int32_t l = 1; l < plan.layers; ++l) {
     int64_t& stride = shape.operand_strides[l % 2];
-    const int64_t own = later_operand_stride(plan, l);
+    const int64_t own = hidden_operand_stride(plan, l);
     stride = own > stride ? own : stride;
   }
   for (int at_operand = 0; at_operand < 2; ++at_operand) {

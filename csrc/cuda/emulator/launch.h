@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cuda/emulator/device.h"
+#include "cuda/emulator/device_sm90.h"
 
 namespace resflow::cuda {
 
@@ -25,7 +26,7 @@ void set_schedule_seed(uint64_t seed);
 
 namespace emulator {
 
-void run_grid(const Grid& grid);
+void run_grid(Grid grid);
 
 }  // namespace emulator
 
