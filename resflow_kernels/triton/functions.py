@@ -16,6 +16,16 @@ def at(values, place):
     return values[place]
 
 
+@triton.constexpr_function
+def divides(divisor, number):
+    return number % divisor == 0
+
+
+@triton.constexpr_function
+def round_up(number, unit):
+    return (number + unit - 1) // unit * unit
+
+
 @triton.jit
 def wide(value):
     """An int64 of a number, a loop's counter among them (which the interpreter has as Python's int)."""
