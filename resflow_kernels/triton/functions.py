@@ -129,7 +129,11 @@ def operand(values, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
 @triton.jit
 def multiply(sums, a, b, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
     """``sums + a b`` of operands."""
-    if PRECISION == "tensorfloat32" and not INTERPRETED:
+    if INTERPRETED:
+        # NumPy's products of float32 depend in their last bits on where in a tile a row stands.
+        wide_sums = tl.dot(a.to(tl.float64), b.to(tl.float64), sums.to(tl.float64), out_dtype=tl.float64)
+        return wide_sums.to(tl.float32)
+    elif PRECISION == "tensorfloat32":
         return tl.dot(a, b, sums, input_precision="tf32")
     else:
         return tl.dot(a, b, sums, input_precision="ieee")
