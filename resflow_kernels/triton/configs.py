@@ -1,4 +1,4 @@
-"""How much a program takes at a time: shipped, tuned here before, or by rule.
+"""Which kernel takes a plan, and how much a program takes at a time: shipped, tuned here before, or by rule.
 
 A configuration is chosen by the plan's shape and the device, and never by the number of candidates: two tilings add up
 in different orders, and a candidate must have the same bits in every batch.
@@ -27,6 +27,10 @@ from ..plan import Plan
 DEFAULTS = Path(__file__).parent / "defaults.json"
 KINDS = ("scores", "project")
 
+# Of the chain kernel, whose outputs and one whole later matrix a program holds at a time.
+CHAIN_LAYERS = 3
+CHAIN_WIDTH = {"float32": 128, "tensorfloat32": 128, "bfloat16": 256, "float16": 256}
+
 
 class Config(NamedTuple):
     """Tile sizes of a kernel."""
@@ -40,6 +44,15 @@ class Config(NamedTuple):
     @property
     def options(self) -> dict[str, int]:
         return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def is_chain(plan: Plan) -> bool:
+    """Whether the chain kernel takes the plan."""
+    layout = layout_of(plan)
+    in_order = all(parent in (-1, task - 1) for task, parent in enumerate(plan.parents))
+    related = plan.feature_residual or layout.join != "own"
+    narrow = max(layer.padded for layer in layout.layers) <= CHAIN_WIDTH[plan.precision]
+    return (in_order or not related) and narrow and plan.layers <= CHAIN_LAYERS
 
 
 def signature(plan: Plan, kind: str) -> str:
@@ -74,7 +87,7 @@ def by_rule(plan: Plan, kind: str) -> Config:
         return Config(16, 32, 64, 4, 3) if four_bytes else Config(16, 64, 64, 4, 3)
     widest = max(layer.padded for layer in layout_of(plan).layers)
     if plan.precision == "float32":
-        return Config(32, 16, 64, 8, 3)
+        return Config(32, 16 if is_chain(plan) else 32, 64, 8, 3)
     if plan.precision == "tensorfloat32":
         return Config(64, 32, 64, 8, 3)
     return Config(64 if widest <= 128 else 32, 64, 64, 8, 3)

@@ -146,11 +146,12 @@ def topk(score: Tensor, offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
     count, requests = score.shape[0], offsets.shape[0] - 1
     places = torch.arange(count, device=score.device)
     request = torch.searchsorted(offsets[1:], places, right=True)
+    request = torch.where(places < offsets[0], requests, request)
     by_score = torch.sort(-score, stable=True).indices  # NaN after every number
     order = by_score[torch.sort(request[by_score], stable=True).indices]
     request = request[order]
-    begin = offsets[request]
-    rank, position = places - begin, order - begin
+    position = order - offsets[request]
+    rank = places - (offsets[request] - offsets[0])  # the sorted requests follow each other from 0 on
     kept = (rank >= 0) & (rank < k) & (position >= 0) & (request < requests)
     to = torch.where(kept, request * k + rank, requests * k)  # the rest into one place more, which is cut off
     scores = score.new_full((requests * k + 1,), float("nan")).scatter(0, to, score[order])
