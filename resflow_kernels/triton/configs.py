@@ -64,7 +64,7 @@ def signature(plan: Plan, kind: str) -> str:
 
 def config_of(plan: Plan, kind: str, device: torch.device) -> Config:
     """The configuration of a plan's kernel on a device."""
-    return _chosen(plan, kind, None if device.type != "cuda" else device.index or 0)
+    return _chosen(plan, kind, (device.index or 0) if device.type == "cuda" else None)
 
 
 def refresh() -> None:
@@ -76,7 +76,9 @@ def refresh() -> None:
 @lru_cache(maxsize=1024)
 def _chosen(plan: Plan, kind: str, device: int | None) -> Config:
     key = signature(plan, kind)
-    tuned = {} if device is None else cached(cache_file(device_key(device)))
+    # Traced for a GPU that is not here: as it comes.
+    here = device is not None and device < torch.cuda.device_count()
+    tuned = cached(cache_file(device_key(device))) if here else {}
     return tuned.get(key) or shipped().get(key) or by_rule(plan, kind)
 
 
