@@ -69,7 +69,8 @@ def chain_kernel(
     former = tl.zeros([BLOCK_M], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     above = tl.zeros([BLOCK_M], tl.float32)
-    for task in range(TASKS):
+    # Not pipelined itself: a stage of this loop would hold a whole matrix.
+    for task in tl.range(0, TASKS, num_stages=1):
         block = task_block(packed, task, TASK_FLOATS)
         matrices = task_matrices(packed, task, TASK_FLOATS, PANELS, PRECISION)
         has_parent = (wide(ROOTS) >> task) & 1 == 0

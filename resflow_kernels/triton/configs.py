@@ -29,7 +29,7 @@ KINDS = ("scores", "project")
 
 # Of the chain kernel, whose outputs and one whole later matrix a program holds at a time.
 CHAIN_LAYERS = 3
-CHAIN_WIDTH = {"float32": 128, "tensorfloat32": 128, "bfloat16": 256, "float16": 256}
+CHAIN_WIDTH = {"tensorfloat32": 128, "bfloat16": 256, "float16": 256}
 
 
 class Config(NamedTuple):
@@ -51,7 +51,7 @@ def is_chain(plan: Plan) -> bool:
     layout = layout_of(plan)
     in_order = all(parent in (-1, task - 1) for task, parent in enumerate(plan.parents))
     related = plan.feature_residual or layout.join != "own"
-    narrow = max(layer.padded for layer in layout.layers) <= CHAIN_WIDTH[plan.precision]
+    narrow = max(layer.padded for layer in layout.layers) <= CHAIN_WIDTH.get(plan.precision, 0)
     return (in_order or not related) and narrow and plan.layers <= CHAIN_LAYERS
 
 
@@ -89,7 +89,7 @@ def by_rule(plan: Plan, kind: str) -> Config:
         return Config(16, 32, 64, 4, 3) if four_bytes else Config(16, 64, 64, 4, 3)
     widest = max(layer.padded for layer in layout_of(plan).layers)
     if plan.precision == "float32":
-        return Config(32, 16 if is_chain(plan) else 32, 64, 8, 3)
+        return Config(16, 32, 64, 4, 3)
     if plan.precision == "tensorfloat32":
         return Config(64, 32, 64, 8, 3)
     return Config(64 if widest <= 128 else 32, 64, 64, 8, 3)

@@ -11,6 +11,7 @@ from .. import checks
 from ..contract import PRECISIONS
 from ..plan import Plan
 from . import scoring, traced
+from .tuning import tune_once
 
 
 def dense_scores(
