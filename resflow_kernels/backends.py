@@ -88,12 +88,18 @@ def _obstacle(backend: str, device: str, plan: Plan | None, form: str, installed
     return None
 
 
+def has_triton() -> bool:
+    """Whether Triton is installed; a folder of that name is not it."""
+    spec = find_spec("triton")
+    return spec is not None and spec.origin is not None
+
+
 @cache
 def installed() -> Installed:
     """What this process can run."""
     (loaded, why), (cuda, why_no_cuda) = _library.status(), _library.cuda_status()
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
-    no_triton = None if find_spec("triton") else "triton is not installed"
+    no_triton = None if has_triton() else "triton is not installed"
     if no_triton is None and not loaded:
         no_triton = f"its weights are packed by the compiled ops: {why}"
     no_gpu = None if torch.cuda.device_count() > 0 else "there is no GPU"
