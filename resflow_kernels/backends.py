@@ -117,7 +117,7 @@ _named = os.environ.get("RESFLOW_BACKEND", "auto")
 _loaded_on = frozenset(
     kind for kind, (loaded, _) in (("cpu", _library.status()), ("cuda", _library.cuda_status())) if loaded
 )
-# Whether `auto` on such tensors means their compiled ops, whatever the plan and the form: these calls go straight there.
+# Whether `auto` on such tensors means their compiled ops, whatever the plan and the form: such calls go straight there.
 direct_cpu = _named == "auto" and "cpu" in _loaded_on
 direct_cuda = _named == "auto" and "cuda" in _loaded_on
 

@@ -55,7 +55,9 @@ def test_auto(device: str, form: str, installed: Installed, backend: str, reason
         ("cpu", "gpu", "float32", ALL, "backend must be one of auto, cuda, triton, cpu, reference, got 'gpu'"),
     ],
 )
-def test_a_backend_that_cannot_serve(device: str, asked: str, precision: str, installed: Installed, reason: str) -> None:
+def test_a_backend_that_cannot_serve(
+    device: str, asked: str, precision: str, installed: Installed, reason: str
+) -> None:
     with pytest.raises(ValueError, match=reason):
         choose(device, replace(PLAN, precision=precision), "dense", asked, installed)
 

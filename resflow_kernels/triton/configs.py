@@ -76,9 +76,9 @@ def refresh() -> None:
 @lru_cache(maxsize=1024)
 def _chosen(plan: Plan, kind: str, device: int | None) -> Config:
     key = signature(plan, kind)
-    # Traced for a GPU that is not here: as it comes.
-    here = device is not None and device < torch.cuda.device_count()
-    tuned = cached(cache_file(device_key(device))) if here else {}
+    tuned = {}
+    if device is not None and device < torch.cuda.device_count():  # else traced for a GPU that is not here
+        tuned = cached(cache_file(device_key(device)))
     return tuned.get(key) or shipped().get(key) or by_rule(plan, kind)
 
 
@@ -97,8 +97,11 @@ def by_rule(plan: Plan, kind: str) -> Config:
 
 @cache
 def shipped() -> dict[str, Config]:
-    """Configurations of the workloads of ``resflow_kernels.testing``: for each the largest tile that sm_80, sm_90 and sm_100 compile, in all
-    forms, with at most 16 bytes of registers spilled a thread. Chosen by the compiler's figures, not by time."""
+    """Configurations of the workloads of ``resflow_kernels.testing``.
+
+    For each the largest tile that sm_80, sm_90 and sm_100 compile, in all forms, with at most 16 bytes of registers
+    spilled a thread: chosen by the compiler's figures, not by time.
+    """
     return _parse(json.loads(DEFAULTS.read_text(encoding="utf-8")))
 
 

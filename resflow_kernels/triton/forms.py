@@ -11,7 +11,6 @@ from .. import checks
 from ..contract import PRECISIONS
 from ..plan import Plan
 from . import scoring, traced
-from .tuning import tune_once
 
 
 def dense_scores(
@@ -23,7 +22,14 @@ def dense_scores(
 
 
 def dense_topk(
-    x: Tensor, offsets: Tensor, packed: Tensor, plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int, k: int
+    x: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int,
+    weights_per: int,
+    k: int,
 ) -> tuple[Tensor, Tensor]:
     checks.positive("dense_topk", "k", k)
     if torch.compiler.is_compiling():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,8 +162,8 @@ def topk(score: Tensor, offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _score(
     sources: Sources, packed: Tensor, plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int, run: Run
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = empty_scores(packed, sources.count, plan.tasks)
-    if _exist(sources.count):
+    outputs = empty_scores(packed, sources.candidates, plan.tasks)
+    if _exist(sources.candidates):
         config = config_of(plan, "scores", packed.device)
         run(score_launch(sources, packed, plan, fusion_weights, fusion, weights_per, config, outputs, INTERPRETED))
     return outputs
@@ -192,9 +191,7 @@ def check_model(op: str, packed: Tensor, plan: Plan, **others: Tensor | None) ->
             checks.device(op, argument, tensor, packed.device)
 
 
-def _check_values(
-    op: str, offsets: Tensor | None, count: int, ids: Tensor | None = None, items: int = 0
-) -> None:
+def _check_values(op: str, offsets: Tensor | None, count: int, ids: Tensor | None = None, items: int = 0) -> None:
     if os.environ.get("RESFLOW_CHECK_IDS") != "1" or torch.compiler.is_compiling():
         return
     if ids is not None:

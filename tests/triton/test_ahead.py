@@ -19,16 +19,25 @@ from resflow_kernels.triton import ahead
 from resflow_kernels.triton.configs import config_of
 workload = WORKLOADS[sys.argv[1]]
 # Every form, every architecture and every precision in turn; all of them together take minutes.
-jobs = [("float32", "scores", "dense", 80), ("float32", "scores", "request", 90), ("float32", "scores", "catalogue", 100),
-        ("tensorfloat32", "scores", "dense", 90), ("tensorfloat32", "scores", "catalogue", 80),
-        ("bfloat16", "scores", "dense", 90), ("bfloat16", "scores", "request", 80), ("bfloat16", "scores", "request", 90),
-        ("bfloat16", "scores", "catalogue", 100), ("bfloat16", "project", "dense", 90), ("float16", "scores", "dense", 90)]
-for precision, kind, form, capability in jobs:
+jobs = '''
+float32 scores dense 80
+float32 scores request 90
+float32 scores catalogue 100
+tensorfloat32 scores dense 90
+tensorfloat32 scores catalogue 80
+bfloat16 scores dense 90
+bfloat16 scores request 80
+bfloat16 scores request 90
+bfloat16 scores catalogue 100
+bfloat16 project dense 90
+float16 scores dense 90
+'''
+for precision, kind, form, capability in map(str.split, jobs.strip().splitlines()):
     plan = replace(workload.plan, precision=precision)
     rows = getattr(torch, precision, torch.float32)
     config = config_of(plan, kind, torch.device("cpu"))
     launch = ahead.launch_of(plan, kind, form, config, rows, workload.user_features)
-    compiled = ahead.compile_launch(launch, capability)
+    compiled = ahead.compile_launch(launch, int(capability))
     wgmma = compiled.asm["ptx"].count("wgmma.mma_async")
     vector = compiled.asm["ptx"].count("cp.async.cg")
     print(precision, kind, form, capability, *ahead.resources(compiled), wgmma, vector)
@@ -48,5 +57,3 @@ def test_shipped_configurations_fit_the_gpus(name: str) -> None:
             assert wgmma > 0, f"{what}: no wgmma"
         if precision == "bfloat16" and form != "catalogue":
             assert vector > 0, f"{what}: 16 bytes at a time are not copied"
-
-

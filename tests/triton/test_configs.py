@@ -14,7 +14,6 @@ from resflow_kernels.checks import precisions_of
 from resflow_kernels.plan import Plan
 from resflow_kernels.testing import WORKLOADS
 from resflow_kernels.testing.device import Device
-
 from resflow_kernels.triton import configs
 from resflow_kernels.triton.configs import Config
 
@@ -71,7 +70,8 @@ def test_storing_adds_and_leaves_no_other_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"a": 1', '{"a": {"block_m": 1}}', '{"a": 7}', json.dumps({"a": {**CONFIG._asdict(), "warps": -4}})]
+    "text",
+    ["", "[]", '{"a": 1', '{"a": {"block_m": 1}}', '{"a": 7}', json.dumps({"a": {**CONFIG._asdict(), "warps": -4}})],
 )
 def test_a_damaged_file_is_told_of_and_not_used(tmp_path: Path, text: str) -> None:
     file = tmp_path / "triton-gpu.json"
@@ -105,7 +105,7 @@ def test_the_space_is_small_and_valid(device: Device, precision: str) -> None:
         for kind in configs.KINDS:
             tried = tuning.space(plan, kind)
             assert len(set(tried)) == len(tried) <= 24
-            assert all(16 <= value and value & (value - 1) == 0 for config in tried for value in config[:3])
+            assert all(value >= 16 and value & (value - 1) == 0 for config in tried for value in config[:3])
 
 
 def test_tuning_happens_on_gpus_alone(device: Device) -> None:

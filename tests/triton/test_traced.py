@@ -96,9 +96,9 @@ def test_compilers_see_kernels_and_what_they_write(plan: str) -> None:
     *kernels, left = python(PREPARE + KERNELS, plan).splitlines()
     workspace = " workspace" if plan == TREE else ""
     scores, project = f"logits probs score{workspace}", "out"
-    # PyTorch's analysis does not see through the loop that looks for a candidate's request: it copies the offsets.
-    requests = f"logits offsets probs score{workspace}"
-    assert kernels == [scores, project, requests, scores, project, requests]
+    # PyTorch's analysis does not see through the loop that looks for a candidate's request, and has those copied.
+    requests, catalogue = f"logits offsets probs score{workspace}", f"ids logits offsets probs score{workspace}"
+    assert kernels == [scores, project, requests, scores, project, catalogue]
     assert left == "resflow ops left: 0"
 
 
