@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/candidates.h"
-#include "cuda/device/target.h"
+#include "cuda/math.h"
 
 namespace resflow::cuda {
 
@@ -31,7 +31,7 @@ RESFLOW_DEVICE float scale_of_row(const Rows& rows, int64_t row, int64_t first, 
     const uint32_t other = shuffle_xor(largest, mask);
     largest = other > largest ? other : largest;
   }
-  return largest < 0x7f800000u ? float_of_word(largest) / 127.0f : float_of_word(0x7fc00000u);
+  return largest < 0x7f800000u ? float_of_word(largest) / 127.0f : kNan;
 }
 
 }  // namespace resflow::cuda

@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/math.h"
 #include "cuda/segments.h"
 
 namespace resflow::cuda {
@@ -58,11 +59,11 @@ struct Output {
   int64_t* positions;
   int64_t k;
 
-  // Keys come through unchecked offsets: one of another request is none of this.
-  RESFLOW_DEVICE void write(const Segment& segment, int64_t at, uint64_t key) const {
+  RESFLOW_DEVICE void write(const Requests& requests, const Segment& segment, int64_t at, uint64_t key) const {
     const int64_t position = position_of(key), to = segment.request * k + at;
-    const bool found = key != 0 && position < segment.request_end - segment.begin;
-    store_global(best + to, found ? load_constant(scores + segment.begin + position) : float_of_word(0x7fc00000));
+    // Offsets that do not grow leave lists that nothing wrote.
+    const bool found = key != 0 && requests.valid() && position < segment.request_end - segment.begin;
+    store_global(best + to, found ? load_constant(scores + segment.begin + position) : kNan);
     store_global(positions + to, found ? position : int64_t(-1));
   }
 };
@@ -125,14 +126,15 @@ struct SelectBest {
     }
     for (int64_t at = thread_index(); at < kept; at += kThreads) write(params, segment, at, shared.kept()[at]);
     if (params.to.keys) return;
-    for (int64_t at = kept + thread_index(); at < params.k; at += kThreads) params.output.write(segment, at, 0);
+    for (int64_t at = kept + thread_index(); at < params.k; at += kThreads)
+      params.output.write(params.requests, segment, at, 0);
   }
 
   static RESFLOW_DEVICE void write(const Params& params, const Segment& segment, int64_t at, uint64_t key) {
     if (params.to.keys) {
       store_global(params.to.of(segment) + at, key);
     } else {
-      params.output.write(segment, at, key);
+      params.output.write(params.requests, segment, at, key);
     }
   }
 
@@ -313,7 +315,7 @@ struct WriteOutput {
     const int64_t at = index % k;
     const Segment segment = params.requests.segment(index / k, 0, params.shift);
     const uint64_t key = at < kept_of(segment, k) ? load_global(params.from.of(segment) + at) : 0;
-    params.output.write(segment, at, key);
+    params.output.write(params.requests, segment, at, key);
   }
 };
 
@@ -331,6 +333,9 @@ int64_t list_keys(int64_t requests, int64_t count, int64_t k, int shift) {
   return selects(k) ? slots(count, requests, shift) * k : count;
 }
 
+// Whether offsets are wrong lies before the lists.
+constexpr int64_t kFlagKeys = 2;
+
 int64_t aligned(int64_t keys) { return (keys + 1) / 2 * 2; }
 
 }  // namespace
@@ -338,7 +343,7 @@ int64_t aligned(int64_t keys) { return (keys + 1) / 2 * 2; }
 int64_t topk_workspace_bytes(int64_t requests, int64_t count, int64_t k) {
   const int64_t first = list_keys(requests, count, k, kChunkShift);
   const int64_t second = first > 0 ? list_keys(requests, count, k, kChunkShift + level_step(k)) : 0;
-  return 8 * (aligned(first) + aligned(second));
+  return 8 * (kFlagKeys + aligned(first) + aligned(second));
 }
 
 void topk(const float* scores, const int64_t* offsets, int64_t requests, int64_t count, int64_t k, float* out_scores,
@@ -348,9 +353,10 @@ void topk(const float* scores, const int64_t* offsets, int64_t requests, int64_t
     throw std::invalid_argument("topk: candidates must be fewer than " + std::to_string(kMostCandidates) + ", got " +
                                 std::to_string(count));
   }
-  const Requests of{offsets, requests, count, count / requests};
+  auto* const keys = static_cast<uint64_t*>(workspace) + kFlagKeys;
+  const Requests of = offsets ? checked_requests(offsets, requests, count, static_cast<int32_t*>(workspace), stream)
+                              : Requests{nullptr, requests, count, count / requests, nullptr};
   const Output output{scores, out_scores, out_positions, k};
-  auto* const keys = static_cast<uint64_t*>(workspace);
   Lists to{keys, k, selects(k)}, spare{keys + aligned(list_keys(requests, count, k, kChunkShift)), k, selects(k)};
   const Lists nothing{nullptr, k, selects(k)};
   int shift = kChunkShift;

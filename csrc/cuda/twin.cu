@@ -68,7 +68,9 @@ template <Precision kElement, int kRequests>
 void score_in(const TwinParams& params, Stream stream) {
   using Kernel = ScoreItems<kElement, kRequests>;
   const int64_t tiles = (params.items + Kernel::kItems - 1) / Kernel::kItems;
-  const int64_t blocks = params.ids ? slots(params.lists.count, params.lists.requests, Kernel::kItemShift)
+  // A block for every window even without requests, when all are NaN.
+  const int64_t requests = std::max<int64_t>(params.lists.requests, 1);
+  const int64_t blocks = params.ids ? slots(params.lists.count, requests, Kernel::kItemShift)
                                     : tiles * ((params.requests + kRequests - 1) / kRequests);
   launch<Kernel>(params, blocks, Kernel::shared_bytes(params.model.tasks), stream);
 }
@@ -93,9 +95,9 @@ void score(const TwinParams& params, Stream stream) {
   }
 }
 
-void score_lists(const TwinCall& call, TwinParams params, float* to, Stream stream) {
+void score_lists(const TwinCall& call, TwinParams params, float* to, int32_t* wrong, Stream stream) {
   params.ids = call.ids;
-  params.lists = {call.offsets, call.requests, call.count, 0};
+  params.lists = checked_requests(call.offsets, call.requests, call.count, wrong, stream);
   params.score = to;
   score(params, stream);
 }
@@ -202,11 +204,12 @@ void topk_of_group(const TwinCall& call, const TwinParams& params, const Passes&
 int64_t twin_score_workspace_bytes(const TwinCall& call) {
   Workspace workspace{nullptr};
   users_in(workspace, call);
+  workspace.take<int32_t>(1);
   return workspace.bytes;
 }
 
 void twin_score(const TwinCall& call, float* logits, float* probs, float* score, void* memory, Stream stream) {
-  if (call.count == 0 || call.requests == 0) return;
+  if (call.count == 0 || (!call.ids && call.requests == 0)) return;
   Workspace workspace{static_cast<char*>(memory)};
   const TwinUsers users = users_in(workspace, call);
   prepare(call, users, stream);
@@ -214,7 +217,7 @@ void twin_score(const TwinCall& call, float* logits, float* probs, float* score,
   params.logits = logits;
   params.probs = probs;
   if (call.ids) {
-    score_lists(call, params, score, stream);
+    score_lists(call, params, score, workspace.take<int32_t>(1), stream);
   } else {
     score_stream(params, 0, call.requests, 0, call.count, score, call.count, stream);
   }
@@ -225,6 +228,7 @@ int64_t twin_topk_workspace_bytes(const TwinCall& call, int64_t k) {
   users_in(workspace, call);
   if (call.ids) {
     workspace.take<float>(call.count);
+    workspace.take<int32_t>(1);
     workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k));
   } else {
     Passes(call, k, workspace);
@@ -240,7 +244,8 @@ void twin_topk(const TwinCall& call, int64_t k, float* scores, int64_t* position
   const TwinParams params = params_of(call, users);
   if (call.ids) {
     float* const all = workspace.take<float>(call.count);
-    if (call.count > 0) score_lists(call, params, all, stream);
+    auto* const wrong = workspace.take<int32_t>(1);
+    if (call.count > 0) score_lists(call, params, all, wrong, stream);
     topk(all, call.offsets, call.requests, call.count, k, scores, positions,
          workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k)), stream);
     return;

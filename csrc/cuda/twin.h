@@ -1,6 +1,7 @@
 // Scoring by twin towers. The calls are those of cpu/twin.h, every pointer of a TwinCall on the device.
 //
-// Ids that are no rows of the table give NaN. Workspaces are aligned to 16 bytes.
+// Ids that are no rows of the table give NaN, and so does every candidate of a call whose offsets do not grow from 0 to
+// count. Workspaces are aligned to 16 bytes.
 #pragma once
 
 #include "core/candidates.h"

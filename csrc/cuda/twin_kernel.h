@@ -136,6 +136,7 @@ struct ScoreItems {
   };
 
   static RESFLOW_DEVICE void run(const Params& params, char* memory) {
+    if (params.ids && !params.lists.valid()) return write_nan(params);
     Tile tile;
     if (!find_tile(params, &tile)) return;
     Words* const stages = reinterpret_cast<Words*>(memory);
@@ -294,12 +295,23 @@ struct ScoreItems {
       if constexpr (kElement == Precision::int8) {
         logit *= load_constant(params.users.scales + (tile.request + r) * tasks + task) * item_scale;
       }
-      if (item < 0) logit = float_of_word(0x7fc00000);
+      if (item < 0) logit = kNan;
       if (parent >= 0) {
         logit = residual_logit(logit, logits[(parent * kRequests + r) * kItems], params.model.non_increasing);
       }
       logits[(task * kRequests + r) * kItems] = logit;
     }
+  }
+
+  // There are as many blocks as windows, at least.
+  static RESFLOW_DEVICE void write_nan(const Params& params) {
+    const int64_t candidate = block_index() * kItems + thread_index();
+    if (candidate >= params.lists.count) return;
+    for (int32_t k = 0; k < params.model.tasks; ++k) {
+      if (params.logits) store_global(params.logits + candidate * params.model.tasks + k, kNan);
+      if (params.probs) store_global(params.probs + candidate * params.model.tasks + k, kNan);
+    }
+    store_global(params.score + candidate, kNan);
   }
 
   static RESFLOW_DEVICE void write(const Params& params, const Tile& tile, const float* logits) {
