@@ -84,10 +84,12 @@ if(NOT CUDA_LEFT_OUT)
   add_dependencies(extensions _cuda)
 endif()
 
+# Of the emulator; #pragma unroll is nvcc's.
+set_source_files_properties(
+  ${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
 if(TORCH_FOLDER AND RESFLOW_CUDA_OPS)
   resflow_torch_library(_emulated ${RESFLOW_CUDA_OPS} ${RESFLOW_KERNELS} ${RESFLOW_EMULATOR})
   set_target_properties(_emulated PROPERTIES EXCLUDE_FROM_ALL ON)
-  set_source_files_properties(${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
   target_compile_definitions(_emulated PRIVATE RESFLOW_EMULATED)
   add_dependencies(development _emulated)
 endif()

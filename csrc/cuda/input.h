@@ -3,6 +3,7 @@
 
 #include "core/candidates.h"
 #include "cuda/numbers.h"
+#include "cuda/row_value.h"
 #include "cuda/tower_shape.h"
 
 namespace resflow::cuda {
@@ -25,25 +26,6 @@ struct OperandWriter {
     }
   }
 };
-
-// Value `at` of a row of any dtype.
-RESFLOW_DEVICE float value_of(const void* row, Precision element, int64_t at) {
-  switch (element) {
-    case Precision::bfloat16:
-      return float_of_bfloat16(load_constant(static_cast<const uint16_t*>(row) + at));
-    case Precision::float16:
-      return float_of_float16(load_constant(static_cast<const uint16_t*>(row) + at));
-    case Precision::int8:
-      return static_cast<float>(load_constant(static_cast<const int8_t*>(row) + at));
-    default:
-      return load_constant(static_cast<const float*>(row) + at);
-  }
-}
-
-// A row's address; Rows::from is the host's.
-RESFLOW_DEVICE const char* row_at(const Rows& rows, int64_t row) {
-  return static_cast<const char*>(rows.data) + row * rows.stride * bytes_of(rows.element);
-}
 
 // The value as an operand holds it.
 template <Precision kPrecision>

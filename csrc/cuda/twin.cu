@@ -10,8 +10,7 @@
 namespace resflow::cuda {
 namespace {
 
-// The scores of a pass over items, for so many requests at once.
-constexpr int64_t kPassBytes = 64 << 20;
+// Requests whose scores a pass over items keeps at once.
 constexpr int64_t kRequestsAPass = 64;
 
 int64_t aligned(int64_t bytes) { return (bytes + 15) / 16 * 16; }
@@ -35,7 +34,7 @@ TwinUsers users_in(Workspace& workspace, const TwinCall& call) {
   users.requests = call.requests;
   users.chunks = std::max<int64_t>((call.model.width * bytes_of(element) + kChunkBytes - 1) / kChunkBytes, 1);
   users.pieces = element == Precision::bfloat16 ? 2 * kChunkPieces : kChunkPieces;
-  users.words = workspace.take<Words>(call.requests * call.model.tasks * users.chunks * users.pieces);
+  users.words = workspace.take<Words4>(call.requests * call.model.tasks * users.chunks * users.pieces);
   users.scales = workspace.take<float>(element == Precision::int8 ? call.requests * call.model.tasks : 0);
   return users;
 }
@@ -159,9 +158,9 @@ struct Passes {
   int64_t* positions[2];
   char* topk;
 
-  Passes(const TwinCall& call, int64_t k, Workspace& workspace) {
+  Passes(const TwinCall& call, int64_t k, int64_t pass_bytes, Workspace& workspace) {
     requests = std::min(call.requests, kRequestsAPass);
-    const int64_t room = kPassBytes / static_cast<int64_t>(sizeof(float)) / std::max<int64_t>(requests, 1);
+    const int64_t room = pass_bytes / static_cast<int64_t>(sizeof(float)) / std::max<int64_t>(requests, 1);
     items = call.count <= room ? call.count : std::min(std::max(room - k, k), call.count);
     count = items > 0 ? (call.count + items - 1) / items : 1;
     const int64_t row = items + (count > 1 ? k : 0), carried = count > 1 ? requests * k : 0;
@@ -223,7 +222,7 @@ void twin_score(const TwinCall& call, float* logits, float* probs, float* score,
   }
 }
 
-int64_t twin_topk_workspace_bytes(const TwinCall& call, int64_t k) {
+int64_t twin_topk_workspace_bytes(const TwinCall& call, int64_t k, int64_t pass_bytes) {
   Workspace workspace{nullptr};
   users_in(workspace, call);
   if (call.ids) {
@@ -231,12 +230,13 @@ int64_t twin_topk_workspace_bytes(const TwinCall& call, int64_t k) {
     workspace.take<int32_t>(1);
     workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k));
   } else {
-    Passes(call, k, workspace);
+    Passes(call, k, pass_bytes, workspace);
   }
   return workspace.bytes;
 }
 
-void twin_topk(const TwinCall& call, int64_t k, float* scores, int64_t* positions, void* memory, Stream stream) {
+void twin_topk(const TwinCall& call, int64_t k, float* scores, int64_t* positions, void* memory, Stream stream,
+               int64_t pass_bytes) {
   if (call.requests == 0) return;
   Workspace workspace{static_cast<char*>(memory)};
   const TwinUsers users = users_in(workspace, call);
@@ -250,7 +250,7 @@ void twin_topk(const TwinCall& call, int64_t k, float* scores, int64_t* position
          workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k)), stream);
     return;
   }
-  const Passes passes(call, k, workspace);
+  const Passes passes(call, k, pass_bytes, workspace);
   for (int64_t first = 0; first < call.requests; first += passes.requests) {
     topk_of_group(call, params, passes, first, std::min(passes.requests, call.requests - first), k, scores + first * k,
                   positions + first * k, stream);
