@@ -73,6 +73,7 @@ struct Output {
 // Sums and places of a block, and the keys it keeps.
 struct alignas(16) SelectShared {
   int32_t counts[2][kWarps];
+  int32_t gathered[kWarps];
 
   RESFLOW_DEVICE uint64_t* kept() { return reinterpret_cast<uint64_t*>(this + 1); }
   static int64_t bytes(int64_t k) {
@@ -209,14 +210,13 @@ struct SelectBest {
       const int32_t other = shuffle_from(before, lane >= step ? lane - step : lane);
       if (lane >= step) before += other;
     }
-    sync_block();  // the counts of threshold() have been read
-    if (lane == 31) shared.counts[0][warp] = before;
+    if (lane == 31) shared.gathered[warp] = before;
     for (int32_t at = thread_index(); at < size; at += kThreads) shared.kept()[at] = 0;
     sync_block();
     int32_t to = before - own;
 #pragma unroll
     for (int other = 0; other < kWarps; ++other) {
-      if (other < warp) to += shared.counts[0][other];
+      if (other < warp) to += shared.gathered[other];
     }
 #pragma unroll
     for (int i = 0; i < kKeysAThread; ++i) {

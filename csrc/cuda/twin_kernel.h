@@ -188,12 +188,12 @@ struct ScoreItems {
     return true;
   }
 
-  // Of a row of the tile; -1 past its end and for an id that is no item.
+  // Of a row of the tile; negative past its end and for an id that is no item.
   static RESFLOW_DEVICE int64_t item_of(const Params& params, const Tile& tile, int row) {
     if (row >= tile.rows) return -1;
     if (!params.ids) return tile.first + row;
     const int64_t item = load_constant(params.ids + tile.first + row);
-    return item >= 0 && item < params.table.items ? item : -1;
+    return item < params.table.items ? item : -1;
   }
 
   static RESFLOW_DEVICE const char* row_of(const Params& params, int64_t item) {
