@@ -8,30 +8,11 @@
 
 #include "check.h"
 #include "emulator_kernels.h"
+#include "emulator_launch.h"
 
 using namespace resflow::testing;
 
 namespace {
-
-constexpr uint64_t kSeeds = 20;
-
-// Empty if the launch succeeded.
-template <class Kernel>
-std::string error_of(const typename Kernel::Params& params, int64_t blocks, int64_t shared_bytes) {
-  try {
-    launch<Kernel>(params, blocks, shared_bytes, nullptr);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
-
-template <class T>
-void allow(Buffers& buffers, const std::vector<T>& values, bool writable) {
-  buffers.allow(values.data(), static_cast<int64_t>(values.size() * sizeof(T)), writable);
-}
 
 // Small integers are exact in every format, so that sums are too.
 template <class Product>

@@ -1,7 +1,7 @@
 // What kernels are written in: the few operations of a GPU thread that C++ has no word for. One source, two compilers:
 //
 //   nvcc  device/ptx.h and device/ptx_sm90.h, each operation one PTX instruction or CUDA intrinsic;
-//   g++   emulator/device.h (RESFLOW_EMULATED), where a thread is a fiber and the operations of a warp are computed
+//   g++   emulator/device*.h (RESFLOW_EMULATED), where a thread is a fiber and the operations of a warp are computed
 //         from PTX's documented fragment layouts, so that kernels are tested where there is no GPU.
 //
 // A kernel is a struct:
@@ -22,6 +22,7 @@
 
 #if defined(RESFLOW_EMULATED)
 #include "cuda/emulator/device.h"
+#include "cuda/emulator/device_sm90.h"
 #elif defined(__CUDACC__)
 #include "cuda/device/ptx.h"
 #include "cuda/device/ptx_sm90.h"

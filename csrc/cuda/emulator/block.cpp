@@ -43,6 +43,7 @@ void Block::run(int64_t index) {
   ready_warps_ = 0;
   ready_.fill({});
   waiters_.clear();
+  background_.reset();
   barriers_.fill({});
   warps_.clear();
   warpgroups_.clear();
@@ -50,9 +51,11 @@ void Block::run(int64_t index) {
   for (int i = 0; i + kWarpgroup <= grid_.threads; i += kWarpgroup) {
     warpgroups_.push_back({i, kWarpgroup, 0, 0, nullptr, {}, {}});
   }
-  // Mistakes show when one warp is far ahead of another, or when all are close: each block has one kind of schedule.
+  // Some mistakes show when one warp is far ahead of another or copies are late, others when all are close: each block
+  // has one kind of schedule.
   constexpr uint32_t kStay[] = {8, 256, 0xffffffffu};
   stay_in_warp_ = kStay[random_.below(3)];
+  background_lag_ = kStay[random_.below(3)];
   shared_.poison();
   for (int i = 0; i < grid_.threads; ++i) {
     Thread& thread = threads_[i];
@@ -114,7 +117,7 @@ void Block::make_ready(int thread) {
 }
 
 Thread& Block::choose() {
-  if (background_ && random_.one_in(16)) background_->step(random_);
+  if (background_ && random_.one_in(background_lag_)) background_->step(random_);
   while (!ready_warps_) {
     if (!wake_waiters() && !(background_ && background_->step(random_))) fail_stuck();
   }

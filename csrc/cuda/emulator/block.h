@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <source_location>
 #include <string>
 #include <vector>
@@ -27,6 +28,7 @@ struct Grid {
   const void* params;
   int64_t params_bytes;
   void (*run)(const void* params, char* shared);
+  int capability = 0;  // of the device
 };
 
 struct AsyncCopy {
@@ -86,7 +88,9 @@ class Block {
   Group& warp() { return warps_[running_->index / kWarp]; }
   Group& warpgroup(const Site& site);
   Random& random() { return random_; }
-  void set_background(Background* background) { background_ = background; }
+  // None until a thread sets it.
+  Background* background() { return background_.get(); }
+  void set_background(std::unique_ptr<Background> background) { background_ = std::move(background); }
 
   // The last of the group's threads to come runs complete(arguments of all, by thread), then all go on.
   void meet(Group& group, const char* what, const Site& site, void* argument, void (*complete)(void* const* arguments));
@@ -129,7 +133,7 @@ class Block {
   SharedMemory& shared_;
   Stacks& stacks_;
   Random random_;
-  Background* background_ = nullptr;
+  std::unique_ptr<Background> background_;
   int64_t index_ = 0;
   Fiber outside_;
   std::exception_ptr error_;
@@ -141,6 +145,8 @@ class Block {
   uint32_t ready_warps_ = 0;
   // A warp keeps running while it can, but for one time in this many.
   uint32_t stay_in_warp_ = 1;
+  // One time in this many that a thread stops, the background does something; also when no thread can go on.
+  uint32_t background_lag_ = 1;
   int warp_ = 0;
   Thread* running_ = nullptr;
   int exited_ = 0;

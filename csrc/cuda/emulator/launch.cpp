@@ -48,8 +48,9 @@ void check_grid(const Grid& grid) {
 
 }  // namespace
 
-void run_grid(const Grid& grid) {
+void run_grid(Grid grid) {
   check_grid(grid);
+  grid.capability = device.capability;
   if (grid.blocks == 0) return;
   thread_local Stacks stacks;
   stacks.reserve(grid.threads);

@@ -5,10 +5,10 @@
 #include <type_traits>
 
 #include "cuda/emulator/device.h"
+#include "cuda/emulator/device_sm90.h"
+#include "cuda/stream.h"
 
 namespace resflow::cuda {
-
-using Stream = void*;
 
 struct Device {
   int64_t multiprocessors;
@@ -25,7 +25,7 @@ void set_schedule_seed(uint64_t seed);
 
 namespace emulator {
 
-void run_grid(const Grid& grid);
+void run_grid(Grid grid);
 
 }  // namespace emulator
 
