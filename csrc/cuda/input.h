@@ -107,7 +107,8 @@ RESFLOW_DEVICE float pooled(const Feature& feature, const IdRange& range, int64_
     const int64_t id = load_constant(range.ids + at);
     if (id < 0 || id >= feature.rows) return float_of_word(0x7fc00000u);
     const float value = value_of(row_at(feature.table, id), feature.table.element, column);
-    sum = feature.scales ? fmaf(value, load_constant(feature.scales + id), sum) : sum + value;
+    // Two roundings, as pooling in plain float32 has them (nothing is contracted).
+    sum += feature.scales ? value * load_constant(feature.scales + id) : value;
   }
   return sum;
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "cuda/launch.h"
 #include "cuda/rows.h"
 #include "cuda/topk.h"
 #include "cuda/twin_kernel.h"
