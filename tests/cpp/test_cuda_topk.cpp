@@ -8,8 +8,10 @@
 #include "check.h"
 #include "core/topk.h"
 #include "cuda/topk.h"
+#include "emulator_launch.h"
 
 using namespace resflow;
+using resflow::testing::allow;
 
 namespace {
 
@@ -27,11 +29,6 @@ struct Best {
            std::memcmp(scores.data(), other.scores.data(), scores.size() * sizeof(float)) == 0;
   }
 };
-
-template <class T>
-void allow(cuda::Buffers& buffers, const std::vector<T>& values, bool writable) {
-  buffers.allow(values.data(), static_cast<int64_t>(values.size() * sizeof(T)), writable);
-}
 
 // Many ties; every kind of number.
 std::vector<float> some_scores(int64_t count, uint32_t seed) {
