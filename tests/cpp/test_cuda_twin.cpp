@@ -66,6 +66,17 @@ TEST(an_items_score_is_the_same_to_the_bit_in_lists_and_streams_and_alone) {
   }
 }
 
+TEST(any_schedule_gives_the_same_bits) {
+  for (const Precision element : kElements) {
+    Case of(3, 40, 200, 3, element);
+    const Scores expected = of.make().on_device(false);
+    for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+      cuda::set_schedule_seed(seed);
+      CHECK(same(of.on_device(false), expected));
+    }
+  }
+}
+
 TEST(rows_of_any_stride_and_alignment_give_the_same_bits) {
   for (const Precision element : kElements) {
     const int64_t bytes = bytes_of(element);
