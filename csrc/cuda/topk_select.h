@@ -110,8 +110,9 @@ struct SelectBest {
     if (lists == 1) {
       copy(shared, keys, kept);
     } else {
-      const bool all = !kOfLists && segment.end - segment.first <= kept;
-      const uint64_t least = all ? 1 : threshold(shared, keys, static_cast<int32_t>(kept));
+      const int64_t places = kOfLists ? lists * params.k : segment.end - segment.first;
+      const bool all = !kOfLists && places <= kept;
+      const uint64_t least = all ? 1 : threshold(shared, keys, places, static_cast<int32_t>(kept));
       const int32_t size = power_of_two(static_cast<int32_t>(kept));
       gather(shared, keys, least, static_cast<int32_t>(kept), size);
       sort(shared.kept(), size);
@@ -167,14 +168,17 @@ struct SelectBest {
     sync_block();
   }
 
-  // The largest key that at least `kept` keys reach, found bit by bit.
-  static RESFLOW_DEVICE uint64_t threshold(Shared& shared, Keys& keys, int32_t kept) {
+  // The largest key that at least `kept` of those at the first `places` places reach, found bit by bit.
+  static RESFLOW_DEVICE uint64_t threshold(Shared& shared, Keys& keys, int64_t places, int32_t kept) {
     uint64_t reached = 0;
     for (int bit = 63; bit >= 0; --bit) {
       const uint64_t next = reached | uint64_t(1) << bit;
       int32_t count = 0;
 #pragma unroll
-      for (int i = 0; i < kKeysAThread; ++i) count += keys[i] >= next;
+      for (int i = 0; i < kKeysAThread; ++i) {
+        if (i % 4 == 1 && i * kThreads >= places) break;  // a short request fills few of a thread's keys
+        count += keys[i] >= next;
+      }
 #pragma unroll
       for (int mask = 16; mask > 0; mask /= 2) count += shuffle_xor(count, mask);
       int32_t* const counts = shared.counts[bit & 1];  // two in turns: the other may still be read
