@@ -43,7 +43,7 @@ bool covers_plan(const Plan& plan) {
 
 // Rows as the copy engine reads them.
 bool covers_rows(const Rows& x, Precision precision, int64_t columns, int64_t count) {
-  if (!x.data || x.element != precision || columns < 1 || x.stride < columns || count > INT32_MAX) return false;
+  if (!x.data || x.element != precision || columns < 1 || x.stride < columns || count > kMostRows) return false;
   return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride * bytes_of(x.element) % 16 == 0;
 }
 
@@ -52,7 +52,7 @@ bool covers_rows(const Rows& x, Precision precision, int64_t columns, int64_t co
 bool covered_by_tower_sm90(const TowerCall& call, const Device& device) {
   const Candidates& candidates = call.candidates;
   if (device.capability != 90 || candidates.x.pooled() || candidates.ids) return false;
-  if (candidates.requests > INT32_MAX) return false;
+  if (candidates.requests > kMostRows) return false;
   return covers_plan(call.plan) &&
          covers_rows(candidates.x.rows, call.plan.precision, item_columns(call), candidates.count) &&
          schedule_of(call, device).stages > 0;

@@ -30,6 +30,9 @@ static_assert(kGroupRows == 64);
 // Logits that children will read: one in each of the four threads that share a row.
 constexpr int32_t kLogitSlots = 4;
 
+// Candidates and requests are counted in 32 bits, as far as a grid's tiles past the last.
+constexpr int64_t kMostRows = 1 << 30;
+
 // A block's shared memory. Nothing but its address is kept in registers.
 struct TowerMemory {
   const TowerSchedule& schedule;
@@ -132,25 +135,23 @@ struct TowerLoader {
   }
 };
 
-// A row of a warpgroup's tile, held by each of the four threads that share it. Few registers: covered calls have less
-// than 2^31 candidates and requests.
+// A row of a tile.
 struct TowerRow {
-  int32_t candidate;  // -1 past the last
-  int32_t request;    // 0 where there are none, -1 for a candidate of no request
-  float logit;        // z of the task whose logit slot this thread keeps
+  int32_t candidate;
+  int32_t request;  // 0 where there are none, -1 for a candidate of no request and past the last
   RunningScore score;
 
-  RESFLOW_DEVICE void begin(const Candidates& candidates, int64_t at) {
-    *this = TowerRow{-1, 0, 0.0f, {}};
-    if (at >= candidates.count) return;
-    candidate = static_cast<int32_t>(at);
-    if (candidates.offsets) request = static_cast<int32_t>(request_of(candidates.offsets, candidates.requests, at));
+  RESFLOW_DEVICE void begin(const Candidates& candidates) {
+    score = {};
+    request = exists(candidates) ? 0 : -1;
+    if (request < 0 || !candidates.offsets) return;
+    request = static_cast<int32_t>(request_of(candidates.offsets, candidates.requests, candidate));
   }
 
-  RESFLOW_DEVICE bool scored() const { return candidate >= 0 && request >= 0; }
+  RESFLOW_DEVICE bool exists(const Candidates& candidates) const { return candidate < candidates.count; }
 
   RESFLOW_DEVICE float weight(const TowerCall& call, int32_t i) const {
-    if (!scored()) return 0.0f;
+    if (request < 0) return 0.0f;
     const int64_t row = call.fusion.per == WeightsPer::candidate ? candidate
                         : call.fusion.per == WeightsPer::request ? request
                                                                  : 0;
@@ -159,7 +160,7 @@ struct TowerRow {
 };
 
 // One of the warpgroups that compute. A thread holds of its 64 rows (WarpgroupProduct) two, 8 apart, and of each group
-// of 8 columns two side by side.
+// of 8 columns two side by side; four threads share the two rows. From the logits on, two of them have a row each.
 template <Precision kPrecision, Activation kActivation>
 class TowerGroup {
   using Operand = Numbers<kPrecision>;
@@ -170,12 +171,14 @@ class TowerGroup {
       : params_(params), call_(params.call), plan_(params.call.plan), schedule_(params.schedule), memory_(memory) {}
 
   RESFLOW_DEVICE void run() {
+    constexpr auto kRows = static_cast<int32_t>(kTowerRows);
+    row_.candidate =
+        static_cast<int32_t>(block_index()) * kRows + thread_index() / 32 * 16 + lane() / 4 + 8 * own_row();
     for (int64_t tile = block_index(); tile < schedule_.tiles; tile += block_count()) {
-      const int64_t first = tile * kTowerRows + thread_index() / 32 * 16 + lane() / 4;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) rows_[i].begin(call_.candidates, first + 8 * i);
+      row_.begin(call_.candidates);
       for (int32_t task = 0; task < plan_.tasks; ++task) run_task(task);
-      write_scores();
+      write_score();
+      row_.candidate += static_cast<int32_t>(block_count()) * kRows;
       x_parity_ ^= 1;
     }
   }
@@ -184,6 +187,10 @@ class TowerGroup {
   static constexpr int kSums1 = tower_width(0) / 2, kSums2 = tower_width(1) / 2;
 
   static RESFLOW_DEVICE int lane() { return thread_index() % 32; }
+  static RESFLOW_DEVICE int own_row() { return lane() % 4 / 2; }
+  // The i-th of the four threads that share rows, and the first of those that have row i.
+  static RESFLOW_DEVICE int sharer(int i) { return lane() / 4 * 4 + i; }
+  static RESFLOW_DEVICE int owner(int i) { return sharer(2 * i); }
   static RESFLOW_DEVICE int column(int group) { return 8 * group + 2 * (lane() % 4); }
   static RESFLOW_DEVICE Pair pair_at(const float* from) { return *reinterpret_cast<const Pair*>(from); }
   RESFLOW_DEVICE const float* weights_of(int32_t task) const {
@@ -232,11 +239,12 @@ class TowerGroup {
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float* const start = call_.starts + (int64_t{rows_[i].request} * plan_.tasks + task) * tower_width(0);
+      const int32_t request = shuffle_from(row_.request, owner(i));
+      const float* const start = call_.starts + (int64_t{request} * plan_.tasks + task) * tower_width(0);
 #pragma unroll
       for (int j = 0; j < kSums1 / 4; ++j) {
         Pair own{};
-        if (rows_[i].scored()) own = load_constant(reinterpret_cast<const Pair*>(start + column(j)));
+        if (request >= 0) own = load_constant(reinterpret_cast<const Pair*>(start + column(j)));
         sums[4 * j + 2 * i] = own.low;
         sums[4 * j + 2 * i + 1] = own.high;
       }
@@ -332,25 +340,26 @@ class TowerGroup {
     }
   }
 
-  // The task's own logits r, from them z and p, and their share of the score.
+  // The task's own logit r, from it z and p, and their share of the score.
   RESFLOW_DEVICE void join(int32_t task) {
-    const int32_t slot = plan_.logit_slot[task], parent = plan_.parents[task];
-    const int parent_lane = lane() / kLogitSlots * kLogitSlots + (parent < 0 ? 0 : plan_.logit_slot[parent]);
+    const float sums[2] = {head_sum(0), head_sum(1)};
+    const int32_t parent = plan_.parents[task];
+    const int keeper = sharer(parent < 0 ? 0 : plan_.logit_slot[parent]);
+    const float parents[2] = {shuffle_from(logits_[0], keeper), shuffle_from(logits_[1], keeper)};
+    // A candidate of no request has no score.
+    const float no_score = row_.request < 0 ? float_of_word(0x7fc00000u) : 0.0f;
+    const float own = (own_row() == 0 ? sums[0] : sums[1]) + memory_.vectors()[kHeadAt + tower_width(1)] + no_score;
+    const float logit = join_logit(plan_, task, own, own_row() == 0 ? parents[0] : parents[1]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      TowerRow& row = rows_[i];
-      // A candidate of no request has no score.
-      const float no_score = row.request < 0 ? float_of_word(0x7fc00000u) : 0.0f;
-      const float own = head_sum(i) + memory_.vectors()[kHeadAt + tower_width(1)] + no_score;
-      const float logit = join_logit(plan_, task, own, shuffle_from(row.logit, parent_lane));
-      if (lane() % kLogitSlots == slot) row.logit = logit;
-      const float prob = sigmoid(logit);
-      row.score.add(call_.fusion.fusion, task, logit, prob, [&](int32_t at) { return row.weight(call_, at); });
-      if (row.candidate < 0) continue;
-      const int64_t at = int64_t{row.candidate} * plan_.tasks + task;
-      if (lane() % 4 == 0 && call_.logits) store_global(call_.logits + at, logit);
-      if (lane() % 4 == 1 && call_.probs) store_global(call_.probs + at, prob);
+      const float kept = shuffle_from(logit, owner(i));
+      if (lane() % kLogitSlots == plan_.logit_slot[task]) logits_[i] = kept;
     }
+    const float prob = sigmoid(logit);
+    row_.score.add(call_.fusion.fusion, task, logit, prob, [&](int32_t at) { return row_.weight(call_, at); });
+    float* const out = lane() % 2 == 0 ? call_.logits : call_.probs;
+    if (!row_.exists(call_.candidates) || !out) return;
+    store_global(out + int64_t{row_.candidate} * plan_.tasks + task, lane() % 2 == 0 ? logit : prob);
   }
 
   // o^2 . w of row i, to all four threads that share it, always in the same order.
@@ -366,15 +375,10 @@ class TowerGroup {
     return sum + shuffle_xor(sum, 2);
   }
 
-  RESFLOW_DEVICE void write_scores() {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const TowerRow& row = rows_[i];
-      if (row.candidate < 0 || lane() % 4 != 0) continue;
-      const float score =
-          row.score.end(call_.fusion.fusion, plan_.tasks, [&](int32_t at) { return row.weight(call_, at); });
-      store_global(call_.score + row.candidate, score);
-    }
+  RESFLOW_DEVICE void write_score() const {
+    if (!row_.exists(call_.candidates) || lane() % 2 != 0) return;
+    const auto weight = [&](int32_t at) { return row_.weight(call_, at); };
+    store_global(call_.score + row_.candidate, row_.score.end(call_.fusion.fusion, plan_.tasks, weight));
   }
 
   static constexpr int kStepBytes = 32;  // 16 values of depth
@@ -385,7 +389,8 @@ class TowerGroup {
   const Plan& plan_;
   const TowerSchedule& schedule_;
   const TowerMemory& memory_;
-  TowerRow rows_[2];
+  TowerRow row_;
+  float logits_[2] = {};    // z of both rows and the task whose slot this thread keeps
   float outputs1_[kSums1];  // of the task before
   float outputs2_[kSums2];
   RingPlace place_;
