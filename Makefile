@@ -46,7 +46,7 @@ test: build
 	$(BIN)/ctest --test-dir build/$$($(BIN)/python -c "import sys; print(sys.implementation.cache_tag)")-editable --output-on-failure
 	$(BIN)/python -m pytest -n auto --dist worksteal -q
 
-CPP := $(shell find csrc python tests/cpp -name '*.h' -o -name '*.cpp')
+CPP := $(shell find csrc python tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 check: build
 	$(BIN)/ruff check .

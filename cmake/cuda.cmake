@@ -10,7 +10,6 @@ set(RESFLOW_GENCODE -gencode arch=compute_80,code=[sm_80,compute_80] -gencode ar
 
 file(GLOB RESFLOW_KERNELS CONFIGURE_DEPENDS csrc/cuda/*.cu)
 file(GLOB RESFLOW_CUDA_OPS CONFIGURE_DEPENDS csrc/torch/cuda*.cpp)
-file(GLOB RESFLOW_EMULATOR CONFIGURE_DEPENDS csrc/cuda/emulator/*.cpp)
 
 find_program(RESFLOW_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
 set(CUDA_LEFT_OUT "")
@@ -85,9 +84,9 @@ if(NOT CUDA_LEFT_OUT)
 endif()
 
 if(TORCH_FOLDER AND RESFLOW_CUDA_OPS)
-  resflow_torch_library(_emulated ${RESFLOW_CUDA_OPS} ${RESFLOW_KERNELS} ${RESFLOW_EMULATOR})
+  resflow_torch_library(_emulated ${RESFLOW_CUDA_OPS} ${RESFLOW_KERNELS})
   set_target_properties(_emulated PROPERTIES EXCLUDE_FROM_ALL ON)
-  set_source_files_properties(${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
-  target_compile_definitions(_emulated PRIVATE RESFLOW_EMULATED)
+  set_source_files_properties(${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
+  target_link_libraries(_emulated PRIVATE resflow_emulator)
   add_dependencies(development _emulated)
 endif()

@@ -54,10 +54,10 @@ __all__ = [
     "FeatureIds",
     "FeatureTables",
     "available",
-    "cuda_status",
     "catalog_rows",
     "catalog_scores",
     "catalog_topk",
+    "cuda_status",
     "dense_scores",
     "dense_topk",
     "feature_request_scores",
@@ -118,7 +118,9 @@ def why_unavailable(device: str, precision: str | None = None) -> str | None:
 def why_untrainable(device: str) -> str | None:
     """Why the training ops do not serve this device type; ``None`` if they do."""
     reason = why_unavailable(device)
-    return f"the training ops are the CPU's, not for {device} tensors" if reason is None and device == "cuda" else reason
+    return (
+        f"the training ops are the CPU's, not for {device} tensors" if reason is None and device == "cuda" else reason
+    )
 
 
 def pack_towers(weights: Sequence[Tensor], plan: Plan) -> Tensor:

@@ -238,14 +238,23 @@ def feature_rows(
 
 def rounded(values: Tensor, precision: str, dim: int = -1) -> Tensor:
     """``values`` as a precision holds them; int8 has a scale for each line along ``dim``."""
-    if precision == "bfloat16":
-        return values.to(torch.bfloat16).to(values.dtype)
+    if precision in ("bfloat16", "float16"):
+        return values.to(getattr(torch, precision)).to(values.dtype)
+    if precision == "tensorfloat32":
+        return _tensorfloat32(values.float()).to(values.dtype)
     if precision == "int8":
         if values.numel() == 0:
             return values
         scale = values.abs().amax(dim, keepdim=True) / 127
         return torch.where(scale > 0, torch.round(values / scale) * scale, scale * values)
     return values
+
+
+def _tensorfloat32(values: Tensor) -> Tensor:
+    """Float32 with 10 bits of mantissa: to the nearest, ties away from zero; infinities and NaN stay."""
+    bits = values.contiguous().view(torch.int32)
+    nearest = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+    return torch.where(values.isfinite(), nearest, values)
 
 
 class _Part(NamedTuple):

@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from resflow_kernels.checks import precisions_of
 from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS
 from resflow_kernels.fusion import weight_count
 from resflow_kernels.plan import Plan
@@ -15,12 +16,24 @@ widths = st.one_of(st.integers(1, 20), st.sampled_from([31, 33, 47, 48, 63, 64, 
 batches = st.one_of(st.integers(0, 20), st.sampled_from([47, 48, 49, 95, 97, 128, 300]))
 seeds = st.integers(0, 2**20)
 
+# For GPU kernels, which an emulator runs where there is no GPU, a row in about a millisecond.
+gpu_widths = st.one_of(st.integers(1, 20), st.sampled_from([31, 33, 64, 65, 130]))
+gpu_batches = st.one_of(st.integers(0, 18), st.sampled_from([31, 33, 64, 65]))
+gpu_precisions = st.sampled_from(precisions_of("cuda"))
+
 
 @st.composite
-def plans(draw: st.DrawFn, max_tasks: int = 16, precision: str | None = None) -> Plan:
-    """Any forest, any switches, one to four layers with an activation each, any precision if none is given."""
-    tasks = draw(st.one_of(st.integers(1, 5), st.just(max_tasks)))
-    hidden = tuple(draw(st.lists(widths, min_size=1, max_size=4)))
+def plans(
+    draw: st.DrawFn,
+    max_tasks: int = 16,
+    precision: str | None = None,
+    precisions: st.SearchStrategy[str] = st.sampled_from(PRECISIONS),  # noqa: B008
+    widths: st.SearchStrategy[int] = widths,
+    max_layers: int = 4,
+) -> Plan:
+    """Any forest, any switches, layers with an activation each, one of the precisions if none is given."""
+    tasks = draw(st.one_of(st.integers(1, min(5, max_tasks)), st.just(max_tasks)))
+    hidden = tuple(draw(st.lists(widths, min_size=1, max_size=max_layers)))
     parents = tuple(draw(st.integers(-1, task - 1)) for task in range(tasks))
     conditional = draw(st.booleans())
     logit_residual = not conditional and draw(st.booleans())
@@ -34,8 +47,13 @@ def plans(draw: st.DrawFn, max_tasks: int = 16, precision: str | None = None) ->
         non_increasing=logit_residual and draw(st.booleans()),
         affine=draw(st.booleans()),
         head="conditional" if conditional else "residual",
-        precision=draw(st.sampled_from(PRECISIONS)) if precision is None else precision,
+        precision=draw(precisions) if precision is None else precision,
     )
+
+
+def gpu_plans(max_tasks: int = 4) -> st.SearchStrategy[Plan]:
+    """Plans of GPU precisions that an emulator gets through."""
+    return plans(max_tasks, precisions=gpu_precisions, widths=gpu_widths, max_layers=3)
 
 
 def fusion_weights(plan: Plan, fusion: int, rows: int | None, generator: torch.Generator) -> Tensor:

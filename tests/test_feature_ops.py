@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,8 @@ def make_table(rows: int, width: int, element: str, generator: torch.Generator) 
 class Case:
     """Random features that make up the input row of a random network, and ids of ``batch`` candidates."""
 
+    ops: Any = ops  # or what has the same functions: tests/cuda
+
     def __init__(
         self, plan: Plan, widths: Sequence[int], element: Sequence[str], ragged: Sequence[bool], batch: int, seed: int
     ) -> None:
@@ -47,7 +50,7 @@ class Case:
         self.tables = FeatureTables([table for table, _ in made], scales, [i for i, is_ in enumerate(ragged) if is_])
         self.plan = replace(plan, in_features=sum(widths))
         self.weights = random_weights(self.plan, seed)
-        self.packed = ops.pack_towers(self.weights, self.plan)
+        self.packed = self.ops.pack_towers(self.weights, self.plan)
         self.fusion_weights = fusion_weights(self.plan, 0, None, self.generator)
         self.ids = self.random_ids(batch, range(len(widths)))
 
@@ -74,7 +77,7 @@ class Case:
         return reference.feature_rows(*(ids or self.ids), wide, [scale.to(dtype) for scale in scales], ragged)
 
     def run(self, ids: FeatureIds | None = None) -> Scores:
-        return ops.feature_scores(ids or self.ids, self.tables, self.packed, self.plan, self.fusion_weights)
+        return self.ops.feature_scores(ids or self.ids, self.tables, self.packed, self.plan, self.fusion_weights)
 
     def some(self, chosen: Tensor) -> FeatureIds:
         """The candidates at some places."""

@@ -254,3 +254,19 @@ def test_precision_is_a_setting_of_module_and_packed_form(precision: str, bound:
         torch.testing.assert_close(probs, exact(x).probs, atol=bound, rtol=0)
         rounded.train()
         torch.testing.assert_close(rounded(x).probs, exact(x).probs)  # training is not rounded
+
+
+def test_a_model_in_a_precision_of_gpus_scores_in_float32_on_the_cpu_and_says_so() -> None:
+    """It can be tried where it was written; its packed form, which has nothing but rounded weights, refuses."""
+    exact, rounded = make({}), make({"precision": "float16"})
+    rounded.load_state_dict(exact.state_dict())
+    x = torch.randn(50, 24)
+    resflow_nn._warned.clear()
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match=r"scores in float32: on this device \(cpu\) .*, not in float16"):
+            got = rounded(x)
+        torch.testing.assert_close(got.probs, exact(x).probs)
+        with pytest.raises(ValueError, match="plan precision must be one of float32, bfloat16, int8 on the CPU"):
+            rounded.packed()(x)
+    rounded.train()(x).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in rounded.parameters())

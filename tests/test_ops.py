@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -24,18 +25,20 @@ CALL, REQUEST, CANDIDATE = range(3)
 class Case:
     """A packed model, inputs of ``batch`` candidates, and the float64 answer."""
 
+    ops: Any = ops  # or what has the same functions: tests/cuda
+
     def __init__(self, plan: Plan, batch: int, fusion: int = 0, weights_per: int = CALL, seed: int = 0) -> None:
         self.plan, self.fusion, self.weights_per = plan, fusion, weights_per
         self.generator = torch.Generator().manual_seed(seed)
         self.weights = random_weights(plan, seed)
-        self.packed = ops.pack_towers(self.weights, plan)
+        self.packed = self.ops.pack_towers(self.weights, plan)
         self.x = torch.randn(batch, plan.in_features, generator=self.generator)
         rows = batch if weights_per == CANDIDATE else None
         self.fusion_weights = fusion_weights(plan, fusion, rows, self.generator)
 
     def run(self, x: Tensor | None = None) -> Scores:
         x = self.x if x is None else x
-        return ops.dense_scores(x, self.packed, self.plan, self.fusion_weights, self.fusion, self.weights_per)
+        return self.ops.dense_scores(x, self.packed, self.plan, self.fusion_weights, self.fusion, self.weights_per)
 
     def exact(self, x: Tensor | None = None) -> Scores:
         x = self.x if x is None else x

@@ -6,14 +6,15 @@ import copy
 import io
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from resflow_kernels import Additive, PackedResFlow, ResFlow, ops, reference
+from resflow_kernels import Additive, PackedResFlow, ResFlow, contract, ops, reference
 from resflow_kernels.plan import Plan
 from resflow_kernels.testing import random_weights
 
@@ -94,6 +95,63 @@ def test_fakes_refuse_what_the_ops_refuse(name: str) -> None:
         with pytest.raises(ValueError) as fake:
             getattr(torch.ops.resflow, name)(*faked)
     assert str(fake.value) == str(real.value)
+
+
+WITH_PLAN = [name for name, schema in contract.OP_SCHEMAS.items() if "packed" in schema]
+
+
+def with_precision(name: str, precision: str) -> list[object]:
+    """Good arguments, of weights packed in another precision."""
+    plan = replace(PLAN, precision=precision)
+    packed = ops.pack_towers(random_weights(plan), plan)
+    exchanged = {id(PACKED): packed, id(PLAN.encoded): plan.encoded}
+    return [exchanged.get(id(argument), argument) for argument in op_arguments()[name]]
+
+
+@pytest.mark.parametrize("precision", contract.GPU_PRECISIONS)
+@pytest.mark.parametrize("name", WITH_PLAN)
+def test_precisions_of_gpus_alone_are_refused_on_the_cpu(name: str, precision: str) -> None:
+    arguments = with_precision(name, precision)
+    text = f"{name}: plan precision must be one of float32, bfloat16, int8 on the CPU, got {precision}"
+    with pytest.raises(ValueError) as real:
+        getattr(torch.ops.resflow, name)(*arguments)
+    assert str(real.value) == text
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        faked = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, arguments)
+        with pytest.raises(ValueError) as fake:
+            getattr(torch.ops.resflow, name)(*faked)
+    assert str(fake.value) == text
+
+
+def call_on_a_gpu(name: str, arguments: Sequence[object]) -> Sequence[Tensor]:
+    """The fake op on fakes of tensors of a GPU, whether there is one or not."""
+
+    def faked(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda:0")
+
+    with torch._subclasses.FakeTensorMode():
+        return getattr(torch.ops.resflow, name)(*torch.utils._pytree.tree_map_only(Tensor, faked, list(arguments)))
+
+
+@pytest.mark.parametrize("name", WITH_PLAN)
+def test_fakes_of_gpu_tensors_take_what_gpus_take(name: str) -> None:
+    for precision in ("float32", "bfloat16", *contract.GPU_PRECISIONS):
+        made = call_on_a_gpu(name, with_precision(name, precision))
+        assert all(part.device.type == "cuda" for part in made)
+    known = "float32, bfloat16, float16, tensorfloat32"
+    with pytest.raises(ValueError) as raised:
+        call_on_a_gpu(name, with_precision(name, "int8"))
+    assert str(raised.value) == f"{name}: plan precision must be one of {known} on a GPU, got int8"
+
+
+@pytest.mark.parametrize("name", [name for name in op_arguments() if "(Tensor user," in contract.OP_SCHEMAS[name]])
+def test_gpus_take_rows_of_float16(name: str) -> None:
+    user, *rest = op_arguments()[name]
+    assert isinstance(user, Tensor)
+    call_on_a_gpu(name, [user.half(), *rest])
+    with pytest.raises(ValueError) as raised:
+        call_on_a_gpu(name, [user.double(), *rest])
+    assert str(raised.value) == f"{name}: user must be float32, bfloat16 or float16, got float64"
 
 
 def model() -> ResFlow:

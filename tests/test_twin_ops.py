@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,7 @@ class Case:
     seed: int = 0
     non_increasing: bool = False
     generator: torch.Generator = field(init=False)
+    ops: Any = ops  # or what has the same functions: tests/cuda
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
@@ -55,7 +57,7 @@ class Case:
         # Logits of order 1 in every task, however deep it lies.
         self.vectors = self.normal(self.items, columns)
         self.user = self.normal(self.requests, columns) / (self.width**0.5 * self.tasks)
-        self.table, self.scales = ops.twin_rows(self.vectors, self.tasks, self.element)
+        self.table, self.scales = self.ops.twin_rows(self.vectors, self.tasks, self.element)
         self.parents = [int(torch.randint(-1, k, (), generator=self.generator)) if k else -1 for k in range(self.tasks)]
         self.candidates = 2 * self.items if self.requests else 0
         self.ids = torch.randint(0, max(self.items, 1), (self.candidates,), generator=self.generator)
@@ -76,11 +78,11 @@ class Case:
         return self.parents, self.non_increasing, self.fusion, self.per
 
     def all(self) -> Scores:
-        return ops.twin_scores(self.user, self.table, self.scales, self.weights(self.items), *self.settings)
+        return self.ops.twin_scores(self.user, self.table, self.scales, self.weights(self.items), *self.settings)
 
     def listed(self) -> Scores:
         inputs = (self.user, self.ids, self.offsets, self.table, self.scales)
-        return ops.twin_ids_scores(*inputs, self.weights(self.candidates), *self.settings)
+        return self.ops.twin_ids_scores(*inputs, self.weights(self.candidates), *self.settings)
 
 
 @given(

@@ -79,9 +79,12 @@ constexpr ProjectChoice choose_project(const Plan& plan, int64_t first_input, in
 
 // Words of the widest operand of a plan's layers; the first one's are the candidates' or the users'.
 constexpr int64_t widest_operand(const Plan& plan, const FirstLayer& first, const FirstLayer& user_first) {
-  int64_t words = first.words > user_first.words ? first.words : user_first.words;
-  for (int32_t l = 1; l < plan.layers; ++l) words = plan.layer[l].words > words ? plan.layer[l].words : words;
-  return operand_stride(words);
+  int64_t stride = operand_stride(first.words > user_first.words ? first.words : user_first.words);
+  for (int32_t l = 1; l < plan.layers; ++l) {
+    const int64_t own = hidden_operand_stride(plan, l);
+    stride = own > stride ? own : stride;
+  }
+  return stride;
 }
 
 // Parts of a workspace, each aligned for any use.

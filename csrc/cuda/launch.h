@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/device/target.h"
+#include "cuda/stream.h"
 
 #if defined(RESFLOW_EMULATED)
 #include "cuda/emulator/launch.h"
@@ -15,8 +16,6 @@
 #include <string>
 
 namespace resflow::cuda {
-
-using Stream = cudaStream_t;
 
 inline void require_success(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));

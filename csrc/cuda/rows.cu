@@ -1,5 +1,7 @@
 #include "cuda/rows.h"
 
+#include "cuda/launch.h"
+
 #include <cmath>
 
 #include "cuda/row_value.h"

@@ -6,6 +6,8 @@
 //   a larger k              lists are merged in pairs, a thread a key, which finds its rank in the other list
 #include "cuda/topk.h"
 
+#include "cuda/launch.h"
+
 #include <bit>
 #include <stdexcept>
 #include <string>

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/launch.h"
+#include "cuda/stream.h"
 
 namespace resflow::cuda {
 

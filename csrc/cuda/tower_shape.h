@@ -41,6 +41,11 @@ struct FirstLayer {
   }
 };
 
+// Of layer l > 0: a row has room for every padded column of the layer before, all of which are written.
+constexpr int64_t hidden_operand_stride(const Plan& plan, int32_t l) {
+  return operand_stride(plan.layer[l - 1].padded / inputs_per_word(plan.precision));
+}
+
 // Where a candidate's first layer begins.
 struct RowInfo {
   const float* start;  // [tasks * first_padded()]; null: at the biases
@@ -96,7 +101,7 @@ constexpr TowerShape tower_shape(const Plan& plan, int32_t rows, int64_t first_i
   shape.x = take(4 * rows * shape.x_stride);
   for (int32_t l = 1; l < plan.layers; ++l) {
     int64_t& stride = shape.operand_strides[l % 2];
-    const int64_t own = operand_stride(plan.layer[l].words);
+    const int64_t own = hidden_operand_stride(plan, l);
     stride = own > stride ? own : stride;
   }
   for (int at_operand = 0; at_operand < 2; ++at_operand) {

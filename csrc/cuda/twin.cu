@@ -1,5 +1,7 @@
 #include "cuda/twin.h"
 
+#include "cuda/launch.h"
+
 #include <algorithm>
 
 #include "core/check.h"

@@ -11,9 +11,10 @@ from ..plan import Plan, chain
 from ..reference import Scores
 
 # Against the float64 reference, which rounds where the kernels round. A float32 sum that lies at a rounding's edge
-# rounds to the other side: that moves what follows by a step of the precision, in one channel.
-PROBABILITY_TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-3, "int8": 5e-3}
-LOGIT_TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-3, "int8": 2e-2}  # times 1 + |logit|
+# rounds to the other side: that moves what follows by a step of the precision, in one channel. float16's and
+# tensorfloat32's steps are an eighth of bfloat16's. The second bound is times 1 + |logit|.
+PROBABILITY_TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-3, "int8": 5e-3, "float16": 1.3e-4, "tensorfloat32": 1.3e-4}
+LOGIT_TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-3, "int8": 2e-2, "float16": 5e-4, "tensorfloat32": 5e-4}
 
 
 @dataclass(frozen=True)

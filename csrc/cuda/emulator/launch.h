@@ -6,10 +6,9 @@
 
 #include "cuda/emulator/device.h"
 #include "cuda/emulator/device_sm90.h"
+#include "cuda/stream.h"
 
 namespace resflow::cuda {
-
-using Stream = void*;
 
 struct Device {
   int64_t multiprocessors;

@@ -1,0 +1,78 @@
+"""The ops on a device that is not the CPU, called with CPU tensors: GPU kernels on a GPU, or emulated without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from .. import _catalog_ops, _feature_ops, _twin_ops, ops
+
+EMULATED_LIBRARY = Path(ops.__file__).parent / "_emulated.so"
+
+
+class Device:
+    """The functions of :mod:`resflow_kernels.ops` with a device's kernels: tensors go there and results come back.
+
+    What an op leaves unwritten of its results is NaN, or the largest integer.
+
+    Args:
+        name: ``"cuda"``, or ``"emulated"``: the sources of the GPU kernels compiled for the CPU.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.emulated = name == "emulated"
+        self.place = "cpu" if self.emulated else "cuda"
+        if self.emulated and not hasattr(torch.ops.resflow_emulated, "dense_scores"):
+            torch.ops.load_library(str(EMULATED_LIBRARY))
+
+    @staticmethod
+    def why_missing(name: str) -> str | None:
+        """Why there is no such device here; ``None`` if there is."""
+        if name == "cuda":
+            return ops.why_unavailable("cuda")
+        return None if EMULATED_LIBRARY.exists() else f"{EMULATED_LIBRARY.name} is not built"
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """On the device; views of it keep their strides, which a view that is moved does not."""
+        return tensor.to(self.place)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(ops, name)
+
+        def call(*arguments: Any, **settings: Any) -> Any:
+            moved = tree_map_only(Tensor, self.tensor, (arguments, settings))
+            with self._kernels(), _unwritten_is_nan():
+                made = function(*moved[0], **moved[1])
+                return tree_map_only(Tensor, Tensor.cpu, made)
+
+        return call
+
+    def raw(self, name: str) -> Callable[..., Any]:
+        """An op itself, on tensors that lie where its kernels are."""
+        return getattr(torch.ops.resflow_emulated if self.emulated else torch.ops.resflow, name)
+
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.emulated:
+                for module in (ops, _catalog_ops, _feature_ops, _twin_ops):
+                    stack.enter_context(patch.object(module, "_ops", torch.ops.resflow_emulated))
+            yield
+
+
+@contextmanager
+def _unwritten_is_nan() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
