@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/candidates.h"
+#include "cuda/math.h"
 #include "cuda/numbers.h"
 #include "cuda/row_value.h"
 #include "cuda/tower_shape.h"
@@ -105,7 +106,7 @@ RESFLOW_DEVICE float pooled(const Feature& feature, const IdRange& range, int64_
   float sum = 0.0f;
   for (int64_t at = range.begin; at < range.end; ++at) {
     const int64_t id = load_constant(range.ids + at);
-    if (id < 0 || id >= feature.rows) return float_of_word(0x7fc00000u);
+    if (id < 0 || id >= feature.rows) return kNan;
     const float value = value_of(row_at(feature.table, id), feature.table.element, column);
     // Two roundings, as pooling in plain float32 has them (nothing is contracted).
     sum += feature.scales ? value * load_constant(feature.scales + id) : value;
