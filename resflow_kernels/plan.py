@@ -11,6 +11,10 @@ from .contract import ACTIVATIONS, GPU_PRECISIONS, HEADS, PLAN_FIELDS, PLAN_LIMI
 # Of the packed layout (csrc/core/plan.h): widths are padded to a cache line of floats.
 PACKED_LANE = 16
 PACKED_HEADER_BYTES = 64
+# Of its tensor panels (csrc/core/tensor_panels.h).
+TENSOR_PANEL_PRECISIONS = ("bfloat16", "float16")
+TENSOR_CHUNK_INPUTS = 64
+TENSOR_ALIGNMENT = 1024
 PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "float16": 2, "tensorfloat32": 4}
 _ALL_PRECISIONS = (*PRECISIONS, *GPU_PRECISIONS)
 
@@ -170,15 +174,19 @@ class Plan:
     @property
     def packed_bytes(self) -> int:
         """Size of the packed weights; the layout is described in ``csrc/core/plan.h``."""
-        floats = 0
+        floats = tensor_bytes = 0
         inputs = self.in_features
         for width, activation in zip(self.hidden, self.activations, strict=True):
             vectors = 1 + (activation == "prelu") + 2 * self.affine + (self.precision == "int8")
             words = -(-inputs * PRECISION_BYTES[self.precision] // 4)
             floats += (words + vectors) * padded(width)
+            tensor_bytes += -(-inputs // TENSOR_CHUNK_INPUTS) * TENSOR_CHUNK_INPUTS * padded(width) * 2
             inputs = width
         floats += padded(inputs) + PACKED_LANE
-        return PACKED_HEADER_BYTES + 4 * self.tasks * floats
+        size = PACKED_HEADER_BYTES + 4 * self.tasks * floats
+        if self.precision not in TENSOR_PANEL_PRECISIONS:
+            return size
+        return -(-size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT + self.tasks * tensor_bytes
 
     @property
     def table_width(self) -> int:

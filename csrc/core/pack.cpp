@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/number_formats.h"
+#include "core/tensor_panels.h"
 #include "core/weights.h"
 
 namespace resflow {
@@ -20,7 +21,7 @@ static_assert(sizeof(Header) == kHeaderBytes);
 
 Header header_of(const Plan& plan) {
   Header header{};
-  std::memcpy(header.magic, "RESFLOW1", sizeof(header.magic));
+  std::memcpy(header.magic, "RESFLOW2", sizeof(header.magic));
   header.fingerprint = plan.fingerprint;
   return header;
 }
@@ -75,6 +76,18 @@ void pack_layer(const Plan& plan, const LayerLayout& layer, const float* weight,
   }
 }
 
+// The layer's tensor panels; what is not written is zero.
+void pack_tensor_panels(const Plan& plan, const LayerLayout& layer, const float* weight, char* out) {
+  const auto round = plan.precision == Precision::bfloat16 ? to_bfloat16 : to_float16;
+  const TensorPanels panels{layer.inputs, layer.padded};
+  for (int64_t k = 0; k < layer.inputs; ++k) {
+    for (int64_t c = 0; c < layer.width; ++c) {
+      const uint16_t element = round(weight[k * layer.width + c]);
+      std::memcpy(out + panels.byte_of(k, c), &element, sizeof(element));
+    }
+  }
+}
+
 }  // namespace
 
 int64_t weight_count(const Plan& plan) {
@@ -113,12 +126,16 @@ void pack_towers(const Plan& plan, const TensorView* weights, void* packed) {
   const Header header = header_of(plan);
   std::memcpy(packed, &header, sizeof(header));
   auto* floats = reinterpret_cast<float*>(static_cast<char*>(packed) + kHeaderBytes);
+  char* const tensor_panels = static_cast<char*>(packed) + plan.tensor_start;
   int64_t at = 0;
   for_each_weight(plan, [&](const WeightShape& shape) {
     const float* const from = weights[at++].as<float>();
     float* const block = floats + shape.task * plan.task_floats;
     if (shape.inputs) {
-      pack_layer(plan, plan.layer[shape.layer], from, block);
+      const LayerLayout& layer = plan.layer[shape.layer];
+      pack_layer(plan, layer, from, block);
+      if (!has_tensor_panels(plan.precision)) return;
+      pack_tensor_panels(plan, layer, from, tensor_panels + shape.task * plan.tensor_bytes + layer.tensor_panels);
     } else {
       std::memcpy(block + shape.offset, from, shape.columns * sizeof(float));
     }

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/tensor_panels.h"
 
 namespace resflow {
 namespace {
@@ -20,7 +21,7 @@ uint64_t fingerprint_of(const int64_t* encoded, int64_t count) {
 
 void lay_out(const char* op, Plan& plan) {
   // Summed in 128 bits: two widths of 2^30 and 64 tasks pass 2^63 bytes.
-  unsigned __int128 floats = 0;
+  unsigned __int128 floats = 0, tensor_bytes = 0;
   int64_t inputs = plan.in_features;
   plan.hidden_floats = 0;
   for (int32_t l = 0; l < plan.layers; ++l) {
@@ -40,42 +41,50 @@ void lay_out(const char* op, Plan& plan) {
     layer.scale = take(plan.affine ? layer.padded : 0);
     layer.shift = take(plan.affine ? layer.padded : 0);
     layer.column_scale = take(plan.precision == Precision::int8 ? layer.padded : 0);
+    layer.tensor_panels = static_cast<int64_t>(tensor_bytes);
+    if (has_tensor_panels(plan.precision)) tensor_bytes += TensorPanels{inputs, layer.padded}.bytes();
     plan.hidden_floats += layer.padded;
     inputs = layer.width;
   }
   plan.head_weight = static_cast<int64_t>(floats);
   plan.head_bias = plan.head_weight + pad_to_lane(inputs);
   floats += pad_to_lane(inputs) + kLane;
-  const unsigned __int128 bytes = floats * plan.tasks * sizeof(float) + kHeaderBytes;
+  unsigned __int128 bytes = floats * plan.tasks * sizeof(float) + kHeaderBytes;
+  if (tensor_bytes > 0) bytes = (bytes + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
+  plan.tensor_start = static_cast<int64_t>(bytes);
+  bytes += tensor_bytes * plan.tasks;
   require(bytes < (static_cast<unsigned __int128>(1) << 62), op, "weights of less than 2^62 bytes", plan.in_features);
   plan.task_floats = static_cast<int64_t>(floats);
+  plan.tensor_bytes = static_cast<int64_t>(tensor_bytes);
   plan.packed_bytes = static_cast<int64_t>(bytes);
 }
 
-void assign_slots(Plan& plan) {
+// Where each task keeps what its children read, if they do; returns the number of slots.
+int32_t assign_slots(const Plan& plan, bool read_by_children, int32_t* slots) {
   int32_t last_reader[limit::max_tasks];
   for (int32_t k = 0; k < plan.tasks; ++k) {
     last_reader[k] = k;
-    if (plan.parents[k] >= 0 && plan.feature_residual) last_reader[plan.parents[k]] = k;
+    if (plan.parents[k] >= 0 && read_by_children) last_reader[plan.parents[k]] = k;
   }
-  plan.slots = 0;
+  int32_t count = 0;
   for (int32_t k = 0; k < plan.tasks; ++k) {
     const int32_t parent = plan.parents[k];
-    if (plan.feature_residual && parent >= 0 && last_reader[parent] == k) {
-      plan.slot[k] = plan.slot[parent];
+    if (read_by_children && parent >= 0 && last_reader[parent] == k) {
+      slots[k] = slots[parent];
       continue;
     }
     // The lowest slot that no earlier task with readers still to come occupies.
     int32_t slot = 0;
     for (int32_t other = 0; other < k; ++other) {
-      if (last_reader[other] > k && plan.slot[other] == slot) {
+      if (last_reader[other] > k && slots[other] == slot) {
         ++slot;
         other = -1;
       }
     }
-    plan.slot[k] = slot;
-    if (slot >= plan.slots) plan.slots = slot + 1;
+    slots[k] = slot;
+    if (slot >= count) count = slot + 1;
   }
+  return count;
 }
 
 }  // namespace
@@ -134,7 +143,8 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
     plan.parents[k] = static_cast<int32_t>(parents[k]);
   }
   lay_out(op, plan);
-  assign_slots(plan);
+  plan.slots = assign_slots(plan, plan.feature_residual, plan.slot);
+  plan.logit_slots = assign_slots(plan, plan.logit_residual || plan.head == Head::conditional, plan.logit_slot);
   plan.fingerprint = fingerprint_of(encoded, count);
   return plan;
 }

@@ -11,6 +11,9 @@
 // consecutive inputs, zeros past the last. A panel is kPanelWidth columns (the last one only as many multiples of kLane
 // as it needs), so a kernel streams it front to back. The layout is the same for every instruction set: a packed
 // tensor, or an exported program that carries one, moves between machines.
+//
+// In bfloat16 and float16 the weights follow a second time, in the order GPUs copy them: for each task, for each layer,
+// the tensor panels of core/tensor_panels.h.
 #pragma once
 
 #include <cstdint>
@@ -52,6 +55,7 @@ struct LayerLayout {
   int64_t scale;
   int64_t shift;
   int64_t column_scale;
+  int64_t tensor_panels;  // in bytes, from the start of the task's tensor panels
   Activation activation;
 };
 
@@ -71,6 +75,8 @@ struct Plan {
   int64_t head_weight;
   int64_t head_bias;
   int64_t task_floats;
+  int64_t tensor_start;  // where the tensor panels begin, in bytes from the header's first
+  int64_t tensor_bytes;  // of a task's tensor panels; 0 in precisions that have none
   int64_t packed_bytes;
   uint64_t fingerprint;  // of the encoded plan; the packed header repeats it
 
@@ -78,7 +84,9 @@ struct Plan {
   // outputs overwrites them in place, so a chain needs one set however long it is.
   int32_t slot[limit::max_tasks];
   int32_t slots;
-  int64_t hidden_floats;  // of one candidate in one slot: the sum of the padded widths
+  int64_t hidden_floats;                 // of one candidate in one slot: the sum of the padded widths
+  int32_t logit_slot[limit::max_tasks];  // the same of logits and their residual
+  int32_t logit_slots;
 
   constexpr int64_t first_padded() const { return layer[0].padded; }
 };

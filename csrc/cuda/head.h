@@ -18,46 +18,53 @@ RESFLOW_DEVICE float join_logit(const Plan& plan, int32_t task, float own, float
   return plan.logit_residual ? residual_logit(own, parent_logit, plan.non_increasing) : own;
 }
 
-template <class Logit, class Weight>
-RESFLOW_DEVICE float additive(int32_t tasks, Logit logit, Weight weight) {
-  float score = 0.0f;
-  for (int32_t k = 0; k < tasks; ++k) score = fmaf(weight(k), sigmoid(logit(k)), score);
-  return score;
-}
-
-template <class Logit, class Weight>
-RESFLOW_DEVICE float multiplicative(int32_t tasks, Logit logit, Weight weight) {
-  float log_score = 0.0f;
-  for (int32_t k = 0; k < tasks; ++k) {
-    // p = 0 has log -inf, and -inf * 0 would be NaN: the bound makes p ^ 0 = 1.
-    log_score = fmaf(weight(k), at_least(log_sigmoid(logit(k)), -kLargestFloat), log_score);
+// A candidate's score, taken task by task.
+class RunningScore {
+ public:
+  // weight(i) is the i-th of the candidate's fusion weights.
+  template <class Weight>
+  RESFLOW_DEVICE void add(Fusion fusion, int32_t task, float logit, float prob, Weight weight) {
+    switch (fusion) {
+      case Fusion::multiplicative:
+        // p = 0 has log -inf, and -inf * 0 would be NaN: the bound makes p ^ 0 = 1.
+        sum_ = fmaf(weight(task), at_least(log_sigmoid(logit), -kLargestFloat), sum_);
+        return;
+      case Fusion::expected_value:
+        sum_ = task == 0 ? weight(0) * (1.0f - prob) : fmaf(weight(task), at_least(above_ - prob, 0.0f), sum_);
+        above_ = prob;
+        return;
+      default:
+        sum_ = fmaf(weight(task), prob, sum_);
+    }
   }
-  return expf(log_score);
-}
 
-template <class Logit, class Weight>
-RESFLOW_DEVICE float expected_value(int32_t tasks, Logit logit, Weight weight) {
-  float above = sigmoid(logit(0));
-  float score = weight(0) * (1.0f - above);
-  for (int32_t k = 1; k < tasks; ++k) {
-    const float prob = sigmoid(logit(k));
-    score = fmaf(weight(k), at_least(above - prob, 0.0f), score);
-    above = prob;
+  // After the last of `tasks`.
+  template <class Weight>
+  RESFLOW_DEVICE float end(Fusion fusion, int32_t tasks, Weight weight) const {
+    switch (fusion) {
+      case Fusion::multiplicative:
+        return expf(sum_);
+      case Fusion::expected_value:
+        return fmaf(weight(tasks), above_, sum_);
+      default:
+        return sum_;
+    }
   }
-  return fmaf(weight(tasks), above, score);
-}
+
+ private:
+  float sum_ = 0.0f;
+  float above_ = 0.0f;  // the former task's probability
+};
 
 // The score of logits z_k: logit(k) of a task, weight(i) of 0 to fusion_weight_count - 1.
 template <class Logit, class Weight>
 RESFLOW_DEVICE float fuse(Fusion fusion, int32_t tasks, Logit logit, Weight weight) {
-  switch (fusion) {
-    case Fusion::multiplicative:
-      return multiplicative(tasks, logit, weight);
-    case Fusion::expected_value:
-      return expected_value(tasks, logit, weight);
-    default:
-      return additive(tasks, logit, weight);
+  RunningScore score;
+  for (int32_t k = 0; k < tasks; ++k) {
+    const float z = logit(k);
+    score.add(fusion, k, z, sigmoid(z), weight);
   }
+  return score.end(fusion, tasks, weight);
 }
 
 }  // namespace resflow::cuda

@@ -9,24 +9,9 @@
 #include "cuda/head.h"
 #include "cuda/input.h"
 #include "cuda/panel.h"
+#include "cuda/requests.h"
 
 namespace resflow::cuda {
-
-// The request whose candidates include `at`, or -1: offsets on the device are not checked.
-RESFLOW_DEVICE int64_t request_of(const int64_t* offsets, int64_t requests, int64_t at) {
-  int64_t low = 0, high = requests;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (load_constant(offsets + middle) <= at ? low : high) = middle;
-  }
-  if (requests < 1 || load_constant(offsets + low) > at || load_constant(offsets + low + 1) <= at) return -1;
-  return low;
-}
-
-// Whether weights were packed for this plan: the header's second word says so (core/pack.cpp).
-RESFLOW_DEVICE bool packed_for(const Plan& plan, const void* packed) {
-  return load_constant(static_cast<const uint64_t*>(packed) + 1) == plan.fingerprint;
-}
 
 RESFLOW_DEVICE RowInfo row_info(const TowerCall& call, int64_t candidate) {
   const Candidates& candidates = call.candidates;
@@ -153,12 +138,11 @@ RESFLOW_DEVICE float head_logit(const Plan& plan, const float* weights, Hidden h
 // A candidate's outputs from its logits z [tasks], by one thread. NaN where it could not be scored.
 RESFLOW_DEVICE void write_outputs(const TowerCall& call, int64_t candidate, const RowInfo& info, const float* logits) {
   const int32_t tasks = call.plan.tasks;
-  const float nan = float_of_word(0x7fc00000u);
   const int64_t weights_row = call.fusion.per == WeightsPer::call      ? 0
                               : call.fusion.per == WeightsPer::request ? (info.scored ? info.request : 0)
                                                                        : candidate;
   const float* const weights = call.fusion.values + weights_row * call.fusion_weight_count;
-  const auto logit = [&](int32_t k) { return info.scored ? logits[k] : nan; };
+  const auto logit = [&](int32_t k) { return info.scored ? logits[k] : kNan; };
   const auto weight = [&](int32_t i) { return load_constant(weights + i); };
   if (call.logits) {
     for (int32_t k = 0; k < tasks; ++k) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "core/contract.h"
 #include "cuda/device/target.h"
@@ -11,6 +12,7 @@
 namespace resflow::cuda {
 
 constexpr float kLargestFloat = 3.4028235e38f;
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 RESFLOW_DEVICE float at_least(float value, float bound) { return value < bound ? bound : value; }
 RESFLOW_DEVICE float at_most(float value, float bound) { return value > bound ? bound : value; }
@@ -42,7 +44,9 @@ RESFLOW_DEVICE float activate(float v, [[maybe_unused]] float slope) {
   } else if constexpr (kActivation == Activation::gelu) {
     return 0.5f * v * (1.0f + erff(v * 0.707106781f));
   } else if constexpr (kActivation == Activation::gelu_tanh) {
-    return 0.5f * v * (1.0f + tanhf(v * fmaf(v * v, 0.044715f * 0.797884561f, 0.797884561f)));
+    // (1 + tanh(u)) / 2 is sigmoid(2 u).
+    const float twice = v * fmaf(v * v, 2.0f * 0.044715f * 0.797884561f, 2.0f * 0.797884561f);
+    return v / (1.0f + expf(-twice));
   } else if constexpr (kActivation == Activation::tanh) {
     return tanhf(v);
   } else {

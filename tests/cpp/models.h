@@ -36,16 +36,21 @@ struct Packed {
   std::vector<char> bytes;
 
   explicit Packed(const Encoded& encoded) : plan(decode(encoded)) {
+    // Deviations that keep outputs of every layer near 1, so that logits depend on all there is.
     std::vector<std::vector<int64_t>> sizes;
-    const auto add = [&](std::initializer_list<int64_t> shape) { sizes.emplace_back(shape); };
+    std::vector<float> deviations;
+    const auto add = [&](std::initializer_list<int64_t> shape, int64_t summed) {
+      sizes.emplace_back(shape);
+      deviations.push_back(1.0f / std::sqrt(static_cast<float>(summed)));
+    };
     for (int32_t k = 0; k < plan.tasks; ++k) {
       for (int32_t l = 0; l < plan.layers; ++l) {
-        add({plan.layer[l].inputs, plan.layer[l].width});
+        add({plan.layer[l].inputs, plan.layer[l].width}, plan.layer[l].inputs);
         const int vectors = 1 + (plan.layer[l].activation == Activation::prelu) + 2 * plan.affine;
-        for (int v = 0; v < vectors; ++v) add({plan.layer[l].width});
+        for (int v = 0; v < vectors; ++v) add({plan.layer[l].width}, 1);
       }
-      add({plan.layer[plan.layers - 1].width});
-      add({1});
+      add({plan.layer[plan.layers - 1].width}, plan.layer[plan.layers - 1].width);
+      add({1}, 1);
     }
     std::mt19937 generator(1);
     std::normal_distribution<float> normal;
@@ -56,7 +61,7 @@ struct Packed {
       int64_t count = 1;
       for (const int64_t size : shape) count *= size;
       weights.emplace_back(count);
-      for (float& value : weights.back()) value = normal(generator) / std::sqrt(static_cast<float>(shape[0]));
+      for (float& value : weights.back()) value = normal(generator) * deviations[weights.size() - 1];
       strides.push_back(shape.size() == 2 ? std::vector<int64_t>{shape[1], 1} : std::vector<int64_t>{1});
       views.push_back(
           {weights.back().data(), static_cast<int64_t>(shape.size()), shape.data(), strides.back().data(), "float32"});

@@ -21,9 +21,9 @@ TEST(slots_are_never_shared_with_a_task_that_is_still_read) {
       for (int32_t writer = k + 1; writer < plan.tasks; ++writer) {
         const bool read_later =
             std::any_of(parents.begin() + writer + 1, parents.end(), [&](int64_t p) { return p == k; });
-        if (read_later) CHECK(plan.slot[writer] != plan.slot[k]);
+        if (read_later) CHECK(plan.slot[writer] != plan.slot[k] && plan.logit_slot[writer] != plan.logit_slot[k]);
       }
-      CHECK(plan.slot[k] < plan.slots);
+      CHECK(plan.slot[k] < plan.slots && plan.logit_slot[k] < plan.logit_slots);
     }
   }
 }
