@@ -184,6 +184,8 @@ class TowerGroup {
   }
 
  private:
+  // Activations that take many registers leave none for that.
+  static constexpr bool kBeginsEarly = kActivation != Activation::gelu && kActivation != Activation::tanh;
   static constexpr int kSums1 = tower_width(0) / 2, kSums2 = tower_width(1) / 2;
 
   static RESFLOW_DEVICE int lane() { return thread_index() % 32; }
@@ -200,14 +202,16 @@ class TowerGroup {
 
   RESFLOW_DEVICE void run_task(int32_t task) {
     if (!plan_.feature_residual || plan_.parents[task] < 0) forget_outputs();
-    float sums1[kSums1], sums2[kSums2];
-    begin_first(sums1, task);
-    multiply_first(sums1, task);
+    if (task == 0 || !kBeginsEarly) begin_first(task);
+    multiply_first(task);
     barrier_wait(memory_.vectors_full(), vectors_parity_);
-    touch_all(sums1);
-    finish<0>(sums1, outputs1_);
+    touch_all(sums1_);
+    finish<0>(sums1_, outputs1_);
+    float sums2[kSums2];
     begin_sums(sums2, [&](int column) { return pair_at(memory_.vectors() + kBiasAt + column); });
     multiply_second(sums2);
+    // What the next task begins with is on its way while this one ends.
+    if (kBeginsEarly && task + 1 < plan_.tasks) begin_first(task + 1);
     finish<1>(sums2, outputs2_);
     join(task);
     release(memory_.vectors_empty());
@@ -232,10 +236,10 @@ class TowerGroup {
     }
   }
 
-  RESFLOW_DEVICE void begin_first(float (&sums)[kSums1], int32_t task) const {
+  RESFLOW_DEVICE void begin_first(int32_t task) {
     if (!call_.starts) {
       const float* const biases = weights_of(task) + plan_.layer[0].bias;
-      return begin_sums(sums, [&](int at) { return load_constant(reinterpret_cast<const Pair*>(biases + at)); });
+      return begin_sums(sums1_, [&](int at) { return load_constant(reinterpret_cast<const Pair*>(biases + at)); });
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -245,8 +249,8 @@ class TowerGroup {
       for (int j = 0; j < kSums1 / 4; ++j) {
         Pair own{};
         if (request >= 0) own = load_constant(reinterpret_cast<const Pair*>(start + column(j)));
-        sums[4 * j + 2 * i] = own.low;
-        sums[4 * j + 2 * i + 1] = own.high;
+        sums1_[4 * j + 2 * i] = own.low;
+        sums1_[4 * j + 2 * i + 1] = own.high;
       }
     }
   }
@@ -263,7 +267,7 @@ class TowerGroup {
     for (int i = 0; i < kSums; ++i) touch(sums[i]);
   }
 
-  RESFLOW_DEVICE void multiply_first(float (&sums)[kSums1], int32_t task) {
+  RESFLOW_DEVICE void multiply_first(int32_t task) {
     const int own_rows = thread_index() / kGroupThreads * static_cast<int>(kGroupRows * kChunkRowBytes);
     const bool last_task = task + 1 == plan_.tasks;
     const auto release_chunk = [&](int chunk, int stage) {
@@ -271,7 +275,7 @@ class TowerGroup {
       if (last_task) release(memory_.x_empty(chunk));
     };
     int former_stage = 0;
-    touch_all(sums);
+    touch_all(sums1_);
     for (int chunk = 0; chunk < schedule_.chunks; ++chunk) {
       if (task == 0) barrier_wait(memory_.x_full(chunk), x_parity_);
       barrier_wait(memory_.stage_full(place_.stage), place_.parity);
@@ -280,7 +284,7 @@ class TowerGroup {
       products_begin();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        WarpgroupProduct<Product, 128>::multiply(sums, describe_matrix(a + kStepBytes * step),
+        WarpgroupProduct<Product, 128>::multiply(sums1_, describe_matrix(a + kStepBytes * step),
                                                  describe_matrix(b + kStepBytes * step));
       }
       products_commit();
@@ -390,7 +394,8 @@ class TowerGroup {
   const TowerSchedule& schedule_;
   const TowerMemory& memory_;
   TowerRow row_;
-  float logits_[2] = {};    // z of both rows and the task whose slot this thread keeps
+  float logits_[2] = {};  // z of both rows and the task whose slot this thread keeps
+  float sums1_[kSums1];
   float outputs1_[kSums1];  // of the task before
   float outputs2_[kSums2];
   RingPlace place_;
