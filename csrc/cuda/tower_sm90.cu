@@ -69,7 +69,8 @@ void launch_tower_sm90(const TowerCall& call, const Device& device, Stream strea
   const Launch* const launches = call.plan.precision == Precision::bfloat16 ? kByActivation<Precision::bfloat16>
                                                                             : kByActivation<Precision::float16>;
   launches[static_cast<int>(call.plan.layer[0].activation)](
-      params, std::min(params.schedule.tiles, device.multiprocessors), params.schedule.bytes(), stream);
+      params, std::min(params.schedule.tiles, device.multiprocessors / kTowerCluster * kTowerCluster),
+      params.schedule.bytes(), stream);
 }
 
 }  // namespace resflow::cuda

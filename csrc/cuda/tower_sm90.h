@@ -51,17 +51,18 @@ struct TowerMemory {
 
   // By one thread. What is full is announced by a thread that loads, what is empty by each warp that computes.
   RESFLOW_DEVICE void begin() const {
-    for (int i = 0; i < schedule.stages; ++i) begin(stage_full(i), stage_empty(i));
-    for (int i = 0; i < schedule.chunks; ++i) begin(x_full(i), x_empty(i));
-    begin(vectors_full(), vectors_empty());
+    // A stage is filled and emptied by both blocks of the cluster together.
+    for (int i = 0; i < schedule.stages; ++i) begin(stage_full(i), stage_empty(i), kTowerCluster);
+    for (int i = 0; i < schedule.chunks; ++i) begin(x_full(i), x_empty(i), 1);
+    begin(vectors_full(), vectors_empty(), 1);
     barrier_init_done();
   }
 
  private:
   RESFLOW_DEVICE uint64_t* barriers() const { return reinterpret_cast<uint64_t*>(vectors() + kVectorFloats); }
-  static RESFLOW_DEVICE void begin(uint64_t* full, uint64_t* empty) {
+  static RESFLOW_DEVICE void begin(uint64_t* full, uint64_t* empty, int blocks) {
     barrier_init(full, 1);
-    barrier_init(empty, kGroupWarps);
+    barrier_init(empty, blocks * kGroupWarps);
   }
 };
 
@@ -74,12 +75,15 @@ struct TowerLoader {
   // By one thread.
   RESFLOW_DEVICE void load_weights() const {
     const TowerSchedule& schedule = params.schedule;
+    constexpr int64_t kShare = kStageBytes / kTowerCluster;
+    const int64_t own = cluster_rank() * kShare;
     uint32_t parity = 0;
     for_each_ring_step(schedule, block_index(), block_count(), [&](const RingStep& step) {
       const int stage = step.place.stage;
       barrier_wait(memory.stage_empty(stage), step.place.parity ^ 1);
       barrier_expect(memory.stage_full(stage), kStageBytes);
-      copy_bulk(memory.stage(stage), panels_of(step), kStageBytes, memory.stage_full(stage));
+      copy_bulk_to_cluster(memory.stage(stage) + own, panels_of(step) + own, kShare, memory.stage_full(stage),
+                           (1 << kTowerCluster) - 1);
       if (step.chunk == schedule.vectors_after()) {
         load_vectors(step.task, parity);
         parity ^= 1;
@@ -261,6 +265,11 @@ class TowerGroup {
     if (lane() == 0) barrier_arrive(barrier);
   }
 
+  static RESFLOW_DEVICE void release_in_cluster(uint64_t* barrier) {
+    sync_warp();
+    if (lane() < kTowerCluster) barrier_arrive_at(barrier, lane());
+  }
+
   template <int kSums>
   static RESFLOW_DEVICE void touch_all(float (&sums)[kSums]) {
 #pragma unroll
@@ -271,7 +280,7 @@ class TowerGroup {
     const int own_rows = thread_index() / kGroupThreads * static_cast<int>(kGroupRows * kChunkRowBytes);
     const bool last_task = task + 1 == plan_.tasks;
     const auto release_chunk = [&](int chunk, int stage) {
-      release(memory_.stage_empty(stage));
+      release_in_cluster(memory_.stage_empty(stage));
       if (last_task) release(memory_.x_empty(chunk));
     };
     int former_stage = 0;
@@ -321,7 +330,7 @@ class TowerGroup {
     }
     products_commit();
     products_wait<0>();
-    release(memory_.stage_empty(place_.stage));
+    release_in_cluster(memory_.stage_empty(place_.stage));
     touch_all(sums);
     place_.advance(schedule_.stages);
   }
@@ -409,6 +418,7 @@ struct TowerSm90Kernel {
   using Params = TowerSm90Params;
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
   static constexpr int kMinBlocks = 1;
+  static constexpr int kCluster = kTowerCluster;
   static constexpr const char* kName = "tower_sm90";
 
   static RESFLOW_DEVICE void run(const Params& params, char* shared) {
@@ -420,7 +430,7 @@ struct TowerSm90Kernel {
           (i >= scale_at(0) && i < shift_at(0)) || (i >= scale_at(1) && i < shift_at(1)) ? 1.0f : 0.0f;
     }
     fence_async();
-    sync_block();
+    sync_cluster();
     // 2 x 240 + 24 registers a thread are what 128 threads each leave of the multiprocessor's 65,536.
     if (thread_index() >= kLoader) {
       give_registers<24>();
@@ -431,6 +441,7 @@ struct TowerSm90Kernel {
       take_registers<240>();
       TowerGroup<kPrecision, kActivation>(params, memory).run();
     }
+    sync_cluster();
   }
 };
 

@@ -1,8 +1,9 @@
 // What the Hopper kernel of tower_sm90.h loads, where to and in which order: plain C++, so that tests can follow it.
 //
-// A block takes every block_count()-th tile of 128 rows. Its x lies whole in shared memory, in chunks of 64 inputs; the
-// weights stream through a ring of stages, for each tile and task the chunks of its first layer and then its second
-// layer, which is one stage. Layers are 128 and 64 wide.
+// Blocks run in clusters of two, which read the weights together: each loads half of what both need, into both. A block
+// takes every block_count()-th tile of 128 rows; both of a cluster take as many, at the end a tile past the last row.
+// Its x lies whole in shared memory, in chunks of 64 inputs; the weights stream through a ring of stages, for each tile
+// and task the chunks of its first layer and then its second layer, which is one stage. Layers are 128 and 64 wide.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,7 @@
 namespace resflow::cuda {
 
 constexpr int64_t kTowerRows = 128;
+constexpr int kTowerCluster = 2;
 constexpr int64_t tower_width(int layer) { return layer == 0 ? 128 : 64; }
 constexpr int64_t kStageBytes = 128 * kChunkRowBytes;  // of x, of the first layer; both chunks of the second layer
 constexpr int kMostChunks = 12;                        // of x: 192 KiB
@@ -68,7 +70,7 @@ constexpr TowerSchedule tower_schedule(int64_t tasks, int64_t in_features, int64
   const int64_t first_chunk = user_columns / kChunkInputs;
   const int64_t chunks = TensorPanels{in_features, tower_width(0)}.chunks() - first_chunk;
   if (columns < 1 || chunks > kMostChunks) return schedule;
-  schedule.tiles = (candidates + kTowerRows - 1) / kTowerRows;
+  schedule.tiles = (candidates + kTowerCluster * kTowerRows - 1) / (kTowerCluster * kTowerRows) * kTowerCluster;
   schedule.tasks = static_cast<int32_t>(tasks);
   schedule.first_chunk = static_cast<int32_t>(first_chunk);
   schedule.chunks = static_cast<int32_t>(chunks);
