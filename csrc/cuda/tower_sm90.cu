@@ -69,7 +69,7 @@ void launch_tower_sm90(const TowerCall& call, const Device& device, Stream strea
   const Launch* const launches = call.plan.precision == Precision::bfloat16 ? kByActivation<Precision::bfloat16>
                                                                             : kByActivation<Precision::float16>;
   launches[static_cast<int>(call.plan.layer[0].activation)](
-      params, std::min(params.schedule.tiles, device.multiprocessors / kTowerCluster * kTowerCluster),
+      params, std::min<int64_t>(params.schedule.tiles, device.multiprocessors / kTowerCluster * kTowerCluster),
       params.schedule.bytes(), stream);
 }
 

@@ -30,8 +30,8 @@ static_assert(kGroupRows == 64);
 // Logits that children will read: one in each of the four threads that share a row.
 constexpr int32_t kLogitSlots = 4;
 
-// Candidates and requests are counted in 32 bits, as far as a grid's tiles past the last.
-constexpr int64_t kMostRows = 1 << 30;
+RESFLOW_DEVICE int32_t own_block() { return static_cast<int32_t>(block_index()); }
+RESFLOW_DEVICE int32_t blocks() { return static_cast<int32_t>(block_count()); }
 
 // A block's shared memory. Nothing but its address is kept in registers.
 struct TowerMemory {
@@ -75,13 +75,13 @@ struct TowerLoader {
   // By one thread.
   RESFLOW_DEVICE void load_weights() const {
     const TowerSchedule& schedule = params.schedule;
-    constexpr int64_t kShare = kStageBytes / kTowerCluster;
-    const int64_t own = cluster_rank() * kShare;
+    constexpr int kShare = kStageBytes / kTowerCluster;
     uint32_t parity = 0;
-    for_each_ring_step(schedule, block_index(), block_count(), [&](const RingStep& step) {
+    for_each_ring_step(schedule, own_block(), blocks(), [&](const RingStep& step) {
       const int stage = step.place.stage;
       barrier_wait(memory.stage_empty(stage), step.place.parity ^ 1);
       barrier_expect(memory.stage_full(stage), kStageBytes);
+      const int own = cluster_rank() * kShare;
       copy_bulk_to_cluster(memory.stage(stage) + own, panels_of(step) + own, kShare, memory.stage_full(stage),
                            (1 << kTowerCluster) - 1);
       if (step.chunk == schedule.vectors_after()) {
@@ -96,13 +96,13 @@ struct TowerLoader {
     const TowerSchedule& schedule = params.schedule;
     prefetch_map(&params.x);
     uint32_t parity = 0;
-    for (int64_t tile = block_index(); tile < schedule.tiles; tile += block_count()) {
+    for (int32_t tile = own_block(); tile < schedule.tiles; tile += blocks()) {
       for (int chunk = 0; chunk < schedule.chunks; ++chunk) {
         uint64_t* const full = memory.x_full(chunk);
         barrier_wait(memory.x_empty(chunk), parity ^ 1);
         barrier_expect(full, kStageBytes);
         copy_box(memory.x(chunk), &params.x, schedule.first_column + chunk * static_cast<int32_t>(kChunkInputs),
-                 static_cast<int32_t>(tile * kTowerRows), full);
+                 tile * static_cast<int32_t>(kTowerRows), full);
       }
       parity ^= 1;
     }
@@ -176,13 +176,12 @@ class TowerGroup {
 
   RESFLOW_DEVICE void run() {
     constexpr auto kRows = static_cast<int32_t>(kTowerRows);
-    row_.candidate =
-        static_cast<int32_t>(block_index()) * kRows + thread_index() / 32 * 16 + lane() / 4 + 8 * own_row();
-    for (int64_t tile = block_index(); tile < schedule_.tiles; tile += block_count()) {
+    row_.candidate = own_block() * kRows + thread_index() / 32 * 16 + lane() / 4 + 8 * own_row();
+    for (int32_t tile = own_block(); tile < schedule_.tiles; tile += blocks()) {
       row_.begin(call_.candidates);
       for (int32_t task = 0; task < plan_.tasks; ++task) run_task(task);
       write_score();
-      row_.candidate += static_cast<int32_t>(block_count()) * kRows;
+      row_.candidate += blocks() * kRows;
       x_parity_ ^= 1;
     }
   }

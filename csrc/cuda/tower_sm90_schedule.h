@@ -44,7 +44,7 @@ struct RingPlace {
 };
 
 struct TowerSchedule {
-  int64_t tiles;
+  int32_t tiles;
   int32_t tasks;
   int32_t first_chunk;   // of the weights: those before it are the user's alone
   int32_t chunks;        // of x
@@ -62,7 +62,11 @@ struct TowerSchedule {
   constexpr int32_t vectors_after() const { return stages < chunks ? stages : chunks - 1; }
 };
 
-// The schedule of candidates whose x has `columns` columns, in at most `shared_bytes`. No stages: x does not fit.
+// Candidates and requests are counted in 32 bits, as far as a grid's tiles past the last.
+constexpr int64_t kMostRows = 1 << 30;
+
+// The schedule of candidates (at most kMostRows) whose x has `columns` columns, in at most `shared_bytes`. No stages: x
+// does not fit.
 constexpr TowerSchedule tower_schedule(int64_t tasks, int64_t in_features, int64_t columns, int64_t candidates,
                                        int64_t shared_bytes) {
   TowerSchedule schedule{};
@@ -70,7 +74,8 @@ constexpr TowerSchedule tower_schedule(int64_t tasks, int64_t in_features, int64
   const int64_t first_chunk = user_columns / kChunkInputs;
   const int64_t chunks = TensorPanels{in_features, tower_width(0)}.chunks() - first_chunk;
   if (columns < 1 || chunks > kMostChunks) return schedule;
-  schedule.tiles = (candidates + kTowerCluster * kTowerRows - 1) / (kTowerCluster * kTowerRows) * kTowerCluster;
+  constexpr int64_t kClusterRows = kTowerCluster * kTowerRows;
+  schedule.tiles = static_cast<int32_t>((candidates + kClusterRows - 1) / kClusterRows * kTowerCluster);
   schedule.tasks = static_cast<int32_t>(tasks);
   schedule.first_chunk = static_cast<int32_t>(first_chunk);
   schedule.chunks = static_cast<int32_t>(chunks);
@@ -83,7 +88,7 @@ constexpr TowerSchedule tower_schedule(int64_t tasks, int64_t in_features, int64
 
 // One step of the ring: chunk `chunk` of the task's first layer, or (chunk == chunks) its second layer.
 struct RingStep {
-  int64_t tile;
+  int32_t tile;
   int32_t task;
   int32_t chunk;
   RingPlace place;
@@ -91,9 +96,9 @@ struct RingStep {
 
 // What a block loads into its ring, in order.
 template <class Visit>
-constexpr void for_each_ring_step(const TowerSchedule& schedule, int64_t block, int64_t blocks, Visit visit) {
+constexpr void for_each_ring_step(const TowerSchedule& schedule, int32_t block, int32_t blocks, Visit visit) {
   RingPlace place;
-  for (int64_t tile = block; tile < schedule.tiles; tile += blocks) {
+  for (int32_t tile = block; tile < schedule.tiles; tile += blocks) {
     for (int32_t task = 0; task < schedule.tasks; ++task) {
       for (int32_t chunk = 0; chunk <= schedule.chunks; ++chunk) {
         visit(RingStep{tile, task, chunk, place});

@@ -95,12 +95,12 @@ TEST(packed_weights_are_repeated_in_tensor_panels) {
 
 TEST(the_blocks_of_a_grid_load_every_chunk_of_every_tile_once) {
   for (const Shape& shape : kShapes) {
-    for (const int64_t blocks : {1, 3, 132}) {
+    for (const int32_t blocks : {1, 3, 132}) {
       const TowerSchedule schedule = schedule_of(shape, 1000);
       CHECK(schedule.tiles == 8 && schedule.stages >= cuda::kLeastStages && schedule.bytes() <= kSharedBytes);
-      std::set<std::tuple<int64_t, int32_t, int32_t>> loaded;
+      std::set<std::tuple<int32_t, int32_t, int32_t>> loaded;
       int64_t loads = 0;
-      for (int64_t block = 0; block < blocks; ++block) {
+      for (int32_t block = 0; block < blocks; ++block) {
         int64_t step_of_block = 0;
         cuda::for_each_ring_step(schedule, block, blocks, [&](const RingStep& step) {
           CHECK(step.tile % blocks == block);
@@ -170,7 +170,7 @@ struct Role {
   }
 };
 
-using Tag = std::tuple<int64_t, int32_t, int32_t>;  // tile, task, chunk
+using Tag = std::tuple<int32_t, int32_t, int32_t>;  // tile, task, chunk
 
 // A buffer that one role fills and the computing groups empty.
 struct Buffer {
@@ -187,7 +187,7 @@ struct Block {
   Role weights, inputs, groups[2];
   int64_t vector_stalls = 0;
 
-  explicit Block(const TowerSchedule& of, int64_t blocks) : schedule(of), ring(of.stages), x(of.chunks) {
+  explicit Block(const TowerSchedule& of, int32_t blocks) : schedule(of), ring(of.stages), x(of.chunks) {
     uint32_t parity = 0;
     cuda::for_each_ring_step(schedule, 0, blocks, [&](const RingStep& step) {
       fill(weights, ring[step.place.stage], step.place.parity, {step.tile, step.task, step.chunk});
@@ -197,7 +197,7 @@ struct Block {
       parity ^= 1;
     });
     parity = 0;
-    for (int64_t tile = 0; tile < schedule.tiles; tile += blocks, parity ^= 1) {
+    for (int32_t tile = 0; tile < schedule.tiles; tile += blocks, parity ^= 1) {
       for (int32_t chunk = 0; chunk < schedule.chunks; ++chunk) fill(inputs, x[chunk], parity, {tile, 0, chunk});
     }
     for (Role& group : groups) compute(group, blocks);
@@ -219,10 +219,10 @@ struct Block {
   }
 
   // The order of TowerGroup: a chunk is released once the next one's products have begun.
-  void compute(Role& role, int64_t blocks) {
+  void compute(Role& role, int32_t blocks) {
     RingPlace place;
     uint32_t x_parity = 0, vectors_parity = 0;
-    for (int64_t tile = 0; tile < schedule.tiles; tile += blocks, x_parity ^= 1) {
+    for (int32_t tile = 0; tile < schedule.tiles; tile += blocks, x_parity ^= 1) {
       for (int32_t task = 0; task < schedule.tasks; ++task, vectors_parity ^= 1) {
         RingPlace former;
         const auto release_chunk = [&](int32_t chunk) {
