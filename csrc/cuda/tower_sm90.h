@@ -436,6 +436,7 @@ struct TowerSm90Kernel {
       const TowerLoader<kActivation == Activation::prelu> loader{params, memory};
       if (thread_index() == kLoader) loader.load_weights();
       if (thread_index() == kLoader + 32) loader.load_x();
+      sync_warp();
     } else {
       take_registers<240>();
       TowerGroup<kPrecision, kActivation>(params, memory).run();
