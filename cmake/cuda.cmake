@@ -83,10 +83,14 @@ if(NOT CUDA_LEFT_OUT)
   add_dependencies(extensions _cuda)
 endif()
 
+# The same kernels in the emulator. #pragma unroll is nvcc's.
+set_source_files_properties(
+  ${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
+add_library(resflow_cuda_emulated STATIC EXCLUDE_FROM_ALL ${RESFLOW_KERNELS})
+target_link_libraries(resflow_cuda_emulated PUBLIC resflow_emulator)
 if(TORCH_FOLDER AND RESFLOW_CUDA_OPS)
-  resflow_torch_library(_emulated ${RESFLOW_CUDA_OPS} ${RESFLOW_KERNELS})
+  resflow_torch_library(_emulated ${RESFLOW_CUDA_OPS})
   set_target_properties(_emulated PROPERTIES EXCLUDE_FROM_ALL ON)
-  set_source_files_properties(${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
-  target_link_libraries(_emulated PRIVATE resflow_emulator)
+  target_link_libraries(_emulated PRIVATE resflow_cuda_emulated)
   add_dependencies(development _emulated)
 endif()

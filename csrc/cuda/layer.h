@@ -138,12 +138,11 @@ RESFLOW_DEVICE float head_logit(const Plan& plan, const float* weights, Hidden h
 // A candidate's outputs from its logits z [tasks], by one thread. NaN where it could not be scored.
 RESFLOW_DEVICE void write_outputs(const TowerCall& call, int64_t candidate, const RowInfo& info, const float* logits) {
   const int32_t tasks = call.plan.tasks;
-  const float nan = float_of_word(0x7fc00000u);
   const int64_t weights_row = call.fusion.per == WeightsPer::call      ? 0
                               : call.fusion.per == WeightsPer::request ? (info.scored ? info.request : 0)
                                                                        : candidate;
   const float* const weights = call.fusion.values + weights_row * call.fusion_weight_count;
-  const auto logit = [&](int32_t k) { return info.scored ? logits[k] : nan; };
+  const auto logit = [&](int32_t k) { return info.scored ? logits[k] : kNan; };
   const auto weight = [&](int32_t i) { return load_constant(weights + i); };
   if (call.logits) {
     for (int32_t k = 0; k < tasks; ++k) {

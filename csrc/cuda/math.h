@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "core/contract.h"
 #include "cuda/device/target.h"
@@ -11,6 +12,7 @@
 namespace resflow::cuda {
 
 constexpr float kLargestFloat = 3.4028235e38f;
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 RESFLOW_DEVICE float at_least(float value, float bound) { return value < bound ? bound : value; }
 RESFLOW_DEVICE float at_most(float value, float bound) { return value > bound ? bound : value; }

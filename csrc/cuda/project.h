@@ -74,11 +74,10 @@ struct ProjectKernel {
                                         next);
       float* const out = params.out + task * layer.padded + column;
       const int64_t stride = params.plan.tasks * layer.padded;
-      const float nan = float_of_word(0x7fc00000u);
       for_each_pair<kRows>(sums, width, [&](int row, int at, float low, float high) {
         if (row >= range.count) return;
         store_global(reinterpret_cast<Pair*>(out + (first + row) * stride + at),
-                     packed ? Pair{low, high} : Pair{nan, nan});
+                     packed ? Pair{low, high} : Pair{kNan, kNan});
       });
     }
   }

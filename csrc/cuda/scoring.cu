@@ -2,6 +2,7 @@
 
 #include "core/check.h"
 #include "cuda/tower_launch.h"
+#include "cuda/tower_sm90_launch.h"
 
 namespace resflow::cuda {
 
@@ -64,7 +65,7 @@ class Scoring::Launches {
   Launches(const Model& model, const Candidates& candidates, const FusionWeights& weights);
 
   int64_t workspace_bytes() const { return parts_.bytes(); }
-  const char* kernel() const { return splits_ ? "tower_split" : "tower"; }
+  const char* kernel() const { return hopper_ ? "tower_sm90" : splits_ ? "tower_split" : "tower"; }
   void run(const Outputs& outputs, void* workspace, Stream stream) const;
 
  private:
@@ -77,6 +78,7 @@ class Scoring::Launches {
 
   TowerCall call_{};
   bool has_user_ = false;
+  bool hopper_ = false;
   bool splits_ = false;
   SplitParams split_{};
   ProjectChoice project_{};
@@ -98,7 +100,10 @@ Scoring::Launches::Launches(const Model& model, const Candidates& candidates, co
   user_features_ = parts_.take(feature_bytes(candidates.user.features));
   starts_ = parts_.take(start_bytes());
   const int64_t columns = candidates.ids ? 0 : model.plan.in_features - candidates.user_columns;
-  choose_split(FirstLayer::of(candidates.user_columns, columns, inputs_per_word(model.plan.precision)), device);
+  // Not by the batch's size: its bits are its own.
+  hopper_ = covered_by_tower_sm90(call_, device);
+  if (!hopper_)
+    choose_split(FirstLayer::of(candidates.user_columns, columns, inputs_per_word(model.plan.precision)), device);
   if (!splits_) choose_towers(columns, device);
 }
 
@@ -127,6 +132,7 @@ void Scoring::Launches::choose_towers(int64_t columns, const Device& device) {
     project_ = choose_project(call_.plan, 0, candidates.user_columns, candidates.requests, device);
     projected_ = parts_.take(project_.tile_memory_bytes);
   }
+  if (hopper_) return;
   tower_ = choose_tower(call_.plan, candidates.user_columns, columns, candidates.count, device);
   tiles_ = parts_.take(tower_.tile_memory_bytes);
 }
@@ -143,6 +149,7 @@ void Scoring::Launches::run(const Outputs& outputs, void* workspace, Stream stre
   if (has_user_) call.starts = reinterpret_cast<const float*>(memory + starts_);
   if (splits_) return run_split(call, memory, stream);
   if (has_user_) project_users(call, memory, stream);
+  if (hopper_) return launch_tower_sm90(call, current_device(), stream);
   run_towers(call, memory, stream);
 }
 

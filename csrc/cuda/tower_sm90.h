@@ -142,12 +142,14 @@ struct TowerLoader {
 // A row of a tile.
 struct TowerRow {
   int32_t candidate;
-  int32_t request;  // 0 where there are none, -1 for a candidate of no request and past the last
+  int32_t request;  // 0 where there are none, -1 for a candidate of no request, past the last, and where weights are
+                    // another plan's
   RunningScore score;
 
-  RESFLOW_DEVICE void begin(const Candidates& candidates) {
+  RESFLOW_DEVICE void begin(const TowerCall& call) {
+    const Candidates& candidates = call.candidates;
     score = {};
-    request = exists(candidates) ? 0 : -1;
+    request = exists(candidates) && packed_for(call.plan, call.packed) ? 0 : -1;
     if (request < 0 || !candidates.offsets) return;
     request = static_cast<int32_t>(request_of(candidates.offsets, candidates.requests, candidate));
   }
@@ -178,7 +180,7 @@ class TowerGroup {
     constexpr auto kRows = static_cast<int32_t>(kTowerRows);
     row_.candidate = own_block() * kRows + thread_index() / 32 * 16 + lane() / 4 + 8 * own_row();
     for (int32_t tile = own_block(); tile < schedule_.tiles; tile += blocks()) {
-      row_.begin(call_.candidates);
+      row_.begin(call_);
       for (int32_t task = 0; task < plan_.tasks; ++task) run_task(task);
       write_score();
       row_.candidate += blocks() * kRows;
@@ -359,7 +361,7 @@ class TowerGroup {
     const int keeper = sharer(parent < 0 ? 0 : plan_.logit_slot[parent]);
     const float parents[2] = {shuffle_from(logits_[0], keeper), shuffle_from(logits_[1], keeper)};
     // A candidate of no request has no score.
-    const float no_score = row_.request < 0 ? float_of_word(0x7fc00000u) : 0.0f;
+    const float no_score = row_.request < 0 ? kNan : 0.0f;
     const float own = (own_row() == 0 ? sums[0] : sums[1]) + memory_.vectors()[kHeadAt + tower_width(1)] + no_score;
     const float logit = join_logit(plan_, task, own, own_row() == 0 ? parents[0] : parents[1]);
 #pragma unroll

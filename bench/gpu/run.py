@@ -1,0 +1,67 @@
+"""``make gpu``: build, checks, tests, sanitizer, benchmarks and report, one after another within nine minutes.
+
+Uses what Python has: torch (a CUDA build), NumPy, CMake and nvcc. Nothing is downloaded or installed; what is missing
+is said in the report.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from bench.gpu.budget import Outcome, Step, run
+
+ROOT = Path(__file__).parent.parent.parent
+SECONDS = 520  # of a call's ten minutes, leaving some for what starts and ends it
+
+
+def steps(have: Callable[[str], bool], contest: Path) -> list[Step]:
+    """What is done, in this order; ``have`` says whether a program or Python package is there."""
+    python, build = sys.executable, str(ROOT / "build" / "gpu")
+    settings = [f"-DPython_EXECUTABLE={python}", f"-DRESFLOW_OUTPUT={ROOT / 'resflow_kernels'}", "-DRESFLOW_CUDA=ON"]
+    configure = ["cmake", "-S", str(ROOT), "-B", build, *(["-G", "Ninja"] if have("ninja") else []), *settings]
+    no_cmake = None if have("cmake") else "cmake is not there"
+    no_tests = next((f"{name} is not installed" for name in ("pytest", "hypothesis") if not have(name)), None)
+    no_sanitizer = None if have("compute-sanitizer") else "compute-sanitizer is not there"
+    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda", "-k", "not emulated"]
+    checks = [python, "-m", "bench.gpu.checks"]
+    sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
+    # Blocks of their own, so that an access past one shows.
+    watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    races = [*sanitizer, "racecheck", *checks, "--small", "--only", "dense"]
+    return [
+        Step("configure", configure, 40, no_cmake, needed=True),
+        Step("build", ["cmake", "--build", build, "--parallel", "--target", "extensions"], 150, needed=True),
+        Step("checks", checks, 60),
+        Step("tests", tests, 70, no_tests),
+        Step("memcheck", [*sanitizer, "memcheck", *checks, "--small"], 45, no_sanitizer, watched),
+        Step("racecheck", races, 30, no_sanitizer, watched),
+        Step("benchmarks", [python, "-m", "bench.gpu.contest", str(contest), "--seconds", "{seconds}"], 300),
+    ]
+
+
+def have(name: str) -> bool:
+    """Whether there is a program, or for the tests a package, of this name."""
+    return find_spec(name) is not None if name in ("pytest", "hypothesis") else shutil.which(name) is not None
+
+
+def main() -> int:
+    from bench.gpu.report import read, write
+
+    work = ROOT / "build" / "gpu-logs"
+    work.mkdir(parents=True, exist_ok=True)
+    contest = work / "contest.jsonl"
+    contest.unlink(missing_ok=True)
+    outcomes: list[Outcome] = run(steps(have, contest), SECONDS, work)
+    for outcome in outcomes:
+        print(f"{outcome.result:8s} {outcome.name} ({outcome.seconds:.0f} s) {outcome.about}")
+    report = write(outcomes, *read(contest), ROOT / "bench" / "results")
+    print(f"logs: {work}\nreport: {report}")
+    return 1 if any(outcome.bad for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
