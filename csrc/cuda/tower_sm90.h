@@ -2,7 +2,8 @@
 // tower_sm90_schedule.h; which calls are covered: tower_sm90_launch.h.
 //
 // A block has two warpgroups that compute, 64 rows each, and one that loads. The two wait for memory and for the loader
-// alone, never for each other, so that the epilogue of one hides under the products of the other. All that a task
+// alone, never for each other, so that the epilogue of one hides under the products of the other. (Where there are too
+// few rows for that, it has one that computes, with the same bits.) All that a task
 // hands on (outputs of both layers for the residuals, the operand of the second layer, logits) stays in registers.
 #pragma once
 
@@ -15,17 +16,13 @@
 namespace resflow::cuda {
 
 struct TowerSm90Params {
-  TensorMap x;  // boxes of 128 rows and 64 columns, swizzled by 128 bytes
+  TensorMap x;  // boxes of a tile's rows and 64 columns, swizzled by 128 bytes
   TowerCall call;
   TowerSchedule schedule;
 };
 
 constexpr int kGroupThreads = 128;
-constexpr int kGroups = 2;  // that compute
-constexpr int kLoader = kGroups * kGroupThreads;
-constexpr int kGroupWarps = kGroups * kGroupThreads / 32;
-constexpr int kGroupRows = kTowerRows / kGroups;
-static_assert(kGroupRows == 64);
+constexpr int kGroupWarps = kGroupThreads / 32;
 
 // Logits that children will read: one in each of the four threads that share a row.
 constexpr int32_t kLogitSlots = 4;
@@ -38,8 +35,8 @@ struct TowerMemory {
   const TowerSchedule& schedule;
   char* shared;
 
-  RESFLOW_DEVICE char* x(int chunk) const { return shared + chunk * static_cast<int>(kStageBytes); }
-  RESFLOW_DEVICE char* stage(int stage) const { return x(schedule.chunks + stage); }
+  RESFLOW_DEVICE char* x(int chunk) const { return shared + chunk * schedule.x_bytes(); }
+  RESFLOW_DEVICE char* stage(int stage) const { return x(schedule.chunks) + stage * static_cast<int>(kStageBytes); }
   RESFLOW_DEVICE float* vectors() const { return reinterpret_cast<float*>(stage(schedule.stages)); }
 
   RESFLOW_DEVICE uint64_t* stage_full(int stage) const { return barriers() + stage; }
@@ -51,18 +48,19 @@ struct TowerMemory {
 
   // By one thread. What is full is announced by a thread that loads, what is empty by each warp that computes.
   RESFLOW_DEVICE void begin() const {
+    const int warps = schedule.groups * kGroupWarps;
     // A stage is filled and emptied by both blocks of the cluster together.
-    for (int i = 0; i < schedule.stages; ++i) begin(stage_full(i), stage_empty(i), kTowerCluster);
-    for (int i = 0; i < schedule.chunks; ++i) begin(x_full(i), x_empty(i), 1);
-    begin(vectors_full(), vectors_empty(), 1);
+    for (int i = 0; i < schedule.stages; ++i) begin(stage_full(i), stage_empty(i), kTowerCluster * warps);
+    for (int i = 0; i < schedule.chunks; ++i) begin(x_full(i), x_empty(i), warps);
+    begin(vectors_full(), vectors_empty(), warps);
     barrier_init_done();
   }
 
  private:
   RESFLOW_DEVICE uint64_t* barriers() const { return reinterpret_cast<uint64_t*>(vectors() + kVectorFloats); }
-  static RESFLOW_DEVICE void begin(uint64_t* full, uint64_t* empty, int blocks) {
+  static RESFLOW_DEVICE void begin(uint64_t* full, uint64_t* empty, int warps) {
     barrier_init(full, 1);
-    barrier_init(empty, blocks * kGroupWarps);
+    barrier_init(empty, warps);
   }
 };
 
@@ -100,9 +98,9 @@ struct TowerLoader {
       for (int chunk = 0; chunk < schedule.chunks; ++chunk) {
         uint64_t* const full = memory.x_full(chunk);
         barrier_wait(memory.x_empty(chunk), parity ^ 1);
-        barrier_expect(full, kStageBytes);
+        barrier_expect(full, schedule.x_bytes());
         copy_box(memory.x(chunk), &params.x, schedule.first_column + chunk * static_cast<int32_t>(kChunkInputs),
-                 tile * static_cast<int32_t>(kTowerRows), full);
+                 tile * schedule.rows(), full);
       }
       parity ^= 1;
     }
@@ -177,13 +175,12 @@ class TowerGroup {
       : params_(params), call_(params.call), plan_(params.call.plan), schedule_(params.schedule), memory_(memory) {}
 
   RESFLOW_DEVICE void run() {
-    constexpr auto kRows = static_cast<int32_t>(kTowerRows);
-    row_.candidate = own_block() * kRows + thread_index() / 32 * 16 + lane() / 4 + 8 * own_row();
+    row_.candidate = own_block() * schedule_.rows() + thread_index() / 32 * 16 + lane() / 4 + 8 * own_row();
     for (int32_t tile = own_block(); tile < schedule_.tiles; tile += blocks()) {
       row_.begin(call_);
       for (int32_t task = 0; task < plan_.tasks; ++task) run_task(task);
       write_score();
-      row_.candidate += blocks() * kRows;
+      row_.candidate += blocks() * schedule_.rows();
       x_parity_ ^= 1;
     }
   }
@@ -414,10 +411,11 @@ class TowerGroup {
 };
 
 // An activation for both layers.
-template <Precision kPrecision, Activation kActivation>
+template <Precision kPrecision, Activation kActivation, int kGroups>
 struct TowerSm90Kernel {
   using Params = TowerSm90Params;
-  static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
+  static constexpr int kLoader = kGroups * kGroupThreads;
+  static constexpr int kThreads = kLoader + kGroupThreads;
   static constexpr int kMinBlocks = 1;
   static constexpr int kCluster = kTowerCluster;
   static constexpr const char* kName = "tower_sm90";
@@ -432,15 +430,15 @@ struct TowerSm90Kernel {
     }
     fence_async();
     sync_cluster();
-    // 2 x 240 + 24 registers a thread are what 128 threads each leave of the multiprocessor's 65,536.
+    // Three warpgroups have 168 registers a thread, which add up to 2 x 240 + 24; two have all that they need.
     if (thread_index() >= kLoader) {
-      give_registers<24>();
+      if constexpr (kGroups > 1) give_registers<24>();
       const TowerLoader<kActivation == Activation::prelu> loader{params, memory};
       if (thread_index() == kLoader) loader.load_weights();
       if (thread_index() == kLoader + 32) loader.load_x();
       sync_warp();
     } else {
-      take_registers<240>();
+      if constexpr (kGroups > 1) take_registers<240>();
       TowerGroup<kPrecision, kActivation>(params, memory).run();
     }
     sync_cluster();

@@ -32,8 +32,8 @@ const std::vector<Shape> kShapes = {{608, 608, 2}, {608, 288, 2}, {576, 576, 3},
 // What Hopper gives a block.
 constexpr int64_t kSharedBytes = 232448;
 
-TowerSchedule schedule_of(const Shape& shape, int64_t candidates) {
-  return cuda::tower_schedule(shape.tasks, shape.inputs, shape.columns, candidates, kSharedBytes);
+TowerSchedule schedule_of(const Shape& shape, int64_t candidates, int32_t groups = cuda::kMostGroups) {
+  return cuda::tower_schedule(shape.tasks, shape.inputs, shape.columns, candidates, groups, kSharedBytes);
 }
 
 }  // namespace
@@ -132,8 +132,9 @@ TEST(chunks_of_x_cover_its_columns_and_meet_their_weights) {
 TEST(inputs_that_do_not_fit_have_no_schedule) {
   CHECK(schedule_of({769, 769, 2}, 128).stages == 0);
   CHECK(schedule_of({768, 768, 2}, 128).stages == cuda::kLeastStages);
+  CHECK(schedule_of({768, 768, 2}, 128, 1).stages == cuda::kMostStages);
   CHECK(schedule_of({2000, 700, 2}, 128).stages >= cuda::kLeastStages);
-  CHECK(cuda::tower_schedule(2, 576, 576, 128, 100 * 1024).stages == 0);
+  CHECK(cuda::tower_schedule(2, 576, 576, 128, 2, 100 * 1024).stages == 0);
 }
 
 namespace {
@@ -266,7 +267,7 @@ struct Block {
 TEST(in_any_order_of_a_blocks_roles_each_reads_what_was_loaded_for_it) {
   std::mt19937 generator(11);
   for (const Shape& shape : kShapes) {
-    const TowerSchedule schedule = schedule_of(shape, 7 * cuda::kTowerRows);
+    const TowerSchedule schedule = schedule_of(shape, 7 * 128);
     for (int turn = 0; turn < 5; ++turn) {
       Block block(schedule, 2);
       CHECK(block.run(generator));
