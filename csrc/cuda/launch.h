@@ -74,6 +74,20 @@ void launch(const typename Kernel::Params& params, int64_t blocks, int64_t share
   }
   // Not as <<< >>>, which clang-format takes apart.
   const void* arguments[] = {&params};
+  if constexpr (requires { Kernel::kCluster; }) {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {Kernel::kCluster, 1, 1};
+    const cudaLaunchConfig_t config{dim3(static_cast<unsigned>(blocks)),
+                                    dim3(Kernel::kThreads),
+                                    static_cast<size_t>(shared_bytes),
+                                    stream,
+                                    &cluster,
+                                    1};
+    return require_success(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(&kernel_entry<Kernel>),
+                                               const_cast<void**>(arguments)),
+                           Kernel::kName);
+  }
   require_success(cudaLaunchKernel(kernel_entry<Kernel>, dim3(static_cast<unsigned>(blocks)), dim3(Kernel::kThreads),
                                    const_cast<void**>(arguments), static_cast<size_t>(shared_bytes), stream),
                   Kernel::kName);

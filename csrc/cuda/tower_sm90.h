@@ -2,7 +2,8 @@
 // tower_sm90_schedule.h; which calls are covered: tower_sm90_launch.h.
 //
 // A block has two warpgroups that compute, 64 rows each, and one that loads. The two wait for memory and for the loader
-// alone, never for each other, so that the epilogue of one hides under the products of the other. All that a task
+// alone, never for each other, so that the epilogue of one hides under the products of the other. (Where there are too
+// few rows for that, it has one that computes, with the same bits.) All that a task
 // hands on (outputs of both layers for the residuals, the operand of the second layer, logits) stays in registers.
 #pragma once
 
@@ -15,31 +16,27 @@
 namespace resflow::cuda {
 
 struct TowerSm90Params {
-  TensorMap x;  // boxes of 128 rows and 64 columns, swizzled by 128 bytes
+  TensorMap x;  // boxes of a tile's rows and 64 columns, swizzled by 128 bytes
   TowerCall call;
   TowerSchedule schedule;
 };
 
 constexpr int kGroupThreads = 128;
-constexpr int kGroups = 2;  // that compute
-constexpr int kLoader = kGroups * kGroupThreads;
-constexpr int kGroupWarps = kGroups * kGroupThreads / 32;
-constexpr int kGroupRows = kTowerRows / kGroups;
-static_assert(kGroupRows == 64);
+constexpr int kGroupWarps = kGroupThreads / 32;
 
 // Logits that children will read: one in each of the four threads that share a row.
 constexpr int32_t kLogitSlots = 4;
 
-// Candidates and requests are counted in 32 bits, as far as a grid's tiles past the last.
-constexpr int64_t kMostRows = 1 << 30;
+RESFLOW_DEVICE int32_t own_block() { return static_cast<int32_t>(block_index()); }
+RESFLOW_DEVICE int32_t blocks() { return static_cast<int32_t>(block_count()); }
 
 // A block's shared memory. Nothing but its address is kept in registers.
 struct TowerMemory {
   const TowerSchedule& schedule;
   char* shared;
 
-  RESFLOW_DEVICE char* x(int chunk) const { return shared + chunk * static_cast<int>(kStageBytes); }
-  RESFLOW_DEVICE char* stage(int stage) const { return x(schedule.chunks + stage); }
+  RESFLOW_DEVICE char* x(int chunk) const { return shared + chunk * schedule.x_bytes(); }
+  RESFLOW_DEVICE char* stage(int stage) const { return x(schedule.chunks) + stage * static_cast<int>(kStageBytes); }
   RESFLOW_DEVICE float* vectors() const { return reinterpret_cast<float*>(stage(schedule.stages)); }
 
   RESFLOW_DEVICE uint64_t* stage_full(int stage) const { return barriers() + stage; }
@@ -51,17 +48,19 @@ struct TowerMemory {
 
   // By one thread. What is full is announced by a thread that loads, what is empty by each warp that computes.
   RESFLOW_DEVICE void begin() const {
-    for (int i = 0; i < schedule.stages; ++i) begin(stage_full(i), stage_empty(i));
-    for (int i = 0; i < schedule.chunks; ++i) begin(x_full(i), x_empty(i));
-    begin(vectors_full(), vectors_empty());
+    const int warps = schedule.groups * kGroupWarps;
+    // A stage is filled and emptied by both blocks of the cluster together.
+    for (int i = 0; i < schedule.stages; ++i) begin(stage_full(i), stage_empty(i), kTowerCluster * warps);
+    for (int i = 0; i < schedule.chunks; ++i) begin(x_full(i), x_empty(i), warps);
+    begin(vectors_full(), vectors_empty(), warps);
     barrier_init_done();
   }
 
  private:
   RESFLOW_DEVICE uint64_t* barriers() const { return reinterpret_cast<uint64_t*>(vectors() + kVectorFloats); }
-  static RESFLOW_DEVICE void begin(uint64_t* full, uint64_t* empty) {
+  static RESFLOW_DEVICE void begin(uint64_t* full, uint64_t* empty, int warps) {
     barrier_init(full, 1);
-    barrier_init(empty, kGroupWarps);
+    barrier_init(empty, warps);
   }
 };
 
@@ -74,12 +73,15 @@ struct TowerLoader {
   // By one thread.
   RESFLOW_DEVICE void load_weights() const {
     const TowerSchedule& schedule = params.schedule;
+    constexpr int kShare = kStageBytes / kTowerCluster;
     uint32_t parity = 0;
-    for_each_ring_step(schedule, block_index(), block_count(), [&](const RingStep& step) {
+    for_each_ring_step(schedule, own_block(), blocks(), [&](const RingStep& step) {
       const int stage = step.place.stage;
       barrier_wait(memory.stage_empty(stage), step.place.parity ^ 1);
       barrier_expect(memory.stage_full(stage), kStageBytes);
-      copy_bulk(memory.stage(stage), panels_of(step), kStageBytes, memory.stage_full(stage));
+      const int own = cluster_rank() * kShare;
+      copy_bulk_to_cluster(memory.stage(stage) + own, panels_of(step) + own, kShare, memory.stage_full(stage),
+                           (1 << kTowerCluster) - 1);
       if (step.chunk == schedule.vectors_after()) {
         load_vectors(step.task, parity);
         parity ^= 1;
@@ -92,13 +94,13 @@ struct TowerLoader {
     const TowerSchedule& schedule = params.schedule;
     prefetch_map(&params.x);
     uint32_t parity = 0;
-    for (int64_t tile = block_index(); tile < schedule.tiles; tile += block_count()) {
+    for (int32_t tile = own_block(); tile < schedule.tiles; tile += blocks()) {
       for (int chunk = 0; chunk < schedule.chunks; ++chunk) {
         uint64_t* const full = memory.x_full(chunk);
         barrier_wait(memory.x_empty(chunk), parity ^ 1);
-        barrier_expect(full, kStageBytes);
+        barrier_expect(full, schedule.x_bytes());
         copy_box(memory.x(chunk), &params.x, schedule.first_column + chunk * static_cast<int32_t>(kChunkInputs),
-                 static_cast<int32_t>(tile * kTowerRows), full);
+                 tile * schedule.rows(), full);
       }
       parity ^= 1;
     }
@@ -173,19 +175,19 @@ class TowerGroup {
       : params_(params), call_(params.call), plan_(params.call.plan), schedule_(params.schedule), memory_(memory) {}
 
   RESFLOW_DEVICE void run() {
-    constexpr auto kRows = static_cast<int32_t>(kTowerRows);
-    row_.candidate =
-        static_cast<int32_t>(block_index()) * kRows + thread_index() / 32 * 16 + lane() / 4 + 8 * own_row();
-    for (int64_t tile = block_index(); tile < schedule_.tiles; tile += block_count()) {
+    row_.candidate = own_block() * schedule_.rows() + thread_index() / 32 * 16 + lane() / 4 + 8 * own_row();
+    for (int32_t tile = own_block(); tile < schedule_.tiles; tile += blocks()) {
       row_.begin(call_);
       for (int32_t task = 0; task < plan_.tasks; ++task) run_task(task);
       write_score();
-      row_.candidate += static_cast<int32_t>(block_count()) * kRows;
+      row_.candidate += blocks() * schedule_.rows();
       x_parity_ ^= 1;
     }
   }
 
  private:
+  // Activations that take many registers leave none for that.
+  static constexpr bool kBeginsEarly = kActivation != Activation::gelu && kActivation != Activation::tanh;
   static constexpr int kSums1 = tower_width(0) / 2, kSums2 = tower_width(1) / 2;
 
   static RESFLOW_DEVICE int lane() { return thread_index() % 32; }
@@ -202,14 +204,16 @@ class TowerGroup {
 
   RESFLOW_DEVICE void run_task(int32_t task) {
     if (!plan_.feature_residual || plan_.parents[task] < 0) forget_outputs();
-    float sums1[kSums1], sums2[kSums2];
-    begin_first(sums1, task);
-    multiply_first(sums1, task);
+    if (task == 0 || !kBeginsEarly) begin_first(task);
+    multiply_first(task);
     barrier_wait(memory_.vectors_full(), vectors_parity_);
-    touch_all(sums1);
-    finish<0>(sums1, outputs1_);
+    touch_all(sums1_);
+    finish<0>(sums1_, outputs1_);
+    float sums2[kSums2];
     begin_sums(sums2, [&](int column) { return pair_at(memory_.vectors() + kBiasAt + column); });
     multiply_second(sums2);
+    // What the next task begins with is on its way while this one ends.
+    if (kBeginsEarly && task + 1 < plan_.tasks) begin_first(task + 1);
     finish<1>(sums2, outputs2_);
     join(task);
     release(memory_.vectors_empty());
@@ -234,10 +238,10 @@ class TowerGroup {
     }
   }
 
-  RESFLOW_DEVICE void begin_first(float (&sums)[kSums1], int32_t task) const {
+  RESFLOW_DEVICE void begin_first(int32_t task) {
     if (!call_.starts) {
       const float* const biases = weights_of(task) + plan_.layer[0].bias;
-      return begin_sums(sums, [&](int at) { return load_constant(reinterpret_cast<const Pair*>(biases + at)); });
+      return begin_sums(sums1_, [&](int at) { return load_constant(reinterpret_cast<const Pair*>(biases + at)); });
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -247,8 +251,8 @@ class TowerGroup {
       for (int j = 0; j < kSums1 / 4; ++j) {
         Pair own{};
         if (request >= 0) own = load_constant(reinterpret_cast<const Pair*>(start + column(j)));
-        sums[4 * j + 2 * i] = own.low;
-        sums[4 * j + 2 * i + 1] = own.high;
+        sums1_[4 * j + 2 * i] = own.low;
+        sums1_[4 * j + 2 * i + 1] = own.high;
       }
     }
   }
@@ -259,21 +263,26 @@ class TowerGroup {
     if (lane() == 0) barrier_arrive(barrier);
   }
 
+  static RESFLOW_DEVICE void release_in_cluster(uint64_t* barrier) {
+    sync_warp();
+    if (lane() < kTowerCluster) barrier_arrive_at(barrier, lane());
+  }
+
   template <int kSums>
   static RESFLOW_DEVICE void touch_all(float (&sums)[kSums]) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) touch(sums[i]);
   }
 
-  RESFLOW_DEVICE void multiply_first(float (&sums)[kSums1], int32_t task) {
+  RESFLOW_DEVICE void multiply_first(int32_t task) {
     const int own_rows = thread_index() / kGroupThreads * static_cast<int>(kGroupRows * kChunkRowBytes);
     const bool last_task = task + 1 == plan_.tasks;
     const auto release_chunk = [&](int chunk, int stage) {
-      release(memory_.stage_empty(stage));
+      release_in_cluster(memory_.stage_empty(stage));
       if (last_task) release(memory_.x_empty(chunk));
     };
     int former_stage = 0;
-    touch_all(sums);
+    touch_all(sums1_);
     for (int chunk = 0; chunk < schedule_.chunks; ++chunk) {
       if (task == 0) barrier_wait(memory_.x_full(chunk), x_parity_);
       barrier_wait(memory_.stage_full(place_.stage), place_.parity);
@@ -282,7 +291,7 @@ class TowerGroup {
       products_begin();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        WarpgroupProduct<Product, 128>::multiply(sums, describe_matrix(a + kStepBytes * step),
+        WarpgroupProduct<Product, 128>::multiply(sums1_, describe_matrix(a + kStepBytes * step),
                                                  describe_matrix(b + kStepBytes * step));
       }
       products_commit();
@@ -319,7 +328,7 @@ class TowerGroup {
     }
     products_commit();
     products_wait<0>();
-    release(memory_.stage_empty(place_.stage));
+    release_in_cluster(memory_.stage_empty(place_.stage));
     touch_all(sums);
     place_.advance(schedule_.stages);
   }
@@ -392,7 +401,8 @@ class TowerGroup {
   const TowerSchedule& schedule_;
   const TowerMemory& memory_;
   TowerRow row_;
-  float logits_[2] = {};    // z of both rows and the task whose slot this thread keeps
+  float logits_[2] = {};  // z of both rows and the task whose slot this thread keeps
+  float sums1_[kSums1];
   float outputs1_[kSums1];  // of the task before
   float outputs2_[kSums2];
   RingPlace place_;
@@ -401,11 +411,13 @@ class TowerGroup {
 };
 
 // An activation for both layers.
-template <Precision kPrecision, Activation kActivation>
+template <Precision kPrecision, Activation kActivation, int kGroups>
 struct TowerSm90Kernel {
   using Params = TowerSm90Params;
-  static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
+  static constexpr int kLoader = kGroups * kGroupThreads;
+  static constexpr int kThreads = kLoader + kGroupThreads;
   static constexpr int kMinBlocks = 1;
+  static constexpr int kCluster = kTowerCluster;
   static constexpr const char* kName = "tower_sm90";
 
   static RESFLOW_DEVICE void run(const Params& params, char* shared) {
@@ -417,17 +429,19 @@ struct TowerSm90Kernel {
           (i >= scale_at(0) && i < shift_at(0)) || (i >= scale_at(1) && i < shift_at(1)) ? 1.0f : 0.0f;
     }
     fence_async();
-    sync_block();
-    // 2 x 240 + 24 registers a thread are what 128 threads each leave of the multiprocessor's 65,536.
+    sync_cluster();
+    // Three warpgroups have 168 registers a thread, which add up to 2 x 240 + 24; two have all that they need.
     if (thread_index() >= kLoader) {
-      give_registers<24>();
+      if constexpr (kGroups > 1) give_registers<24>();
       const TowerLoader<kActivation == Activation::prelu> loader{params, memory};
       if (thread_index() == kLoader) loader.load_weights();
       if (thread_index() == kLoader + 32) loader.load_x();
+      sync_warp();
     } else {
-      take_registers<240>();
+      if constexpr (kGroups > 1) take_registers<240>();
       TowerGroup<kPrecision, kActivation>(params, memory).run();
     }
+    sync_cluster();
   }
 };
 

@@ -20,7 +20,7 @@ using emulator::Site;
 
 // Threads and blocks ---------------------------------------------------------------------------------------------
 
-inline int thread_index() { return emulator::block().thread().index; }
+inline int thread_index() { return emulator::block().thread_index(); }
 inline int64_t block_index() { return emulator::block().index(); }
 inline int64_t block_count() { return emulator::block().grid().blocks; }
 
@@ -124,7 +124,7 @@ inline void wait_for_count(const int32_t* counter, int32_t count, Site site = Si
 
 inline uint32_t shared_address(const void* shared, Site site = Site::current()) {
   emulator::block().require_shared(shared, 0, 1, "shared_address", site);
-  return emulator::block().shared().address_of(shared);
+  return emulator::block().shared_address(shared);
 }
 
 inline void copy_async_16(void* shared, const void* from, int bytes = 16, Site site = Site::current()) {
