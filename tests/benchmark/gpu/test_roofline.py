@@ -39,7 +39,7 @@ def test_a_task_row_and_a_tile_of_prerank3() -> None:
 
 
 def test_the_document_has_this_table() -> None:
-    text = (Path(__file__).parent.parent.parent / "bench" / "ROOFLINE.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "bench" / "ROOFLINE.md").read_text(encoding="utf-8")
     rows = {tuple(cells[:-1]): cells[-1] for cells in map(_cells, re.findall(r"^\|.*\|$", text, re.MULTILINE))}
     for line in table().splitlines():
         assert tuple(_cells(line)[:-1]) in rows, line
