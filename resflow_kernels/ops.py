@@ -109,6 +109,8 @@ def why_unavailable(device: str, precision: str | None = None) -> str | None:
     loaded, reason = _library.cuda_status() if device == "cuda" else _library.status()
     if not loaded:
         return reason
+    if device == "cuda" and _library.too_old() is not None:
+        return _library.too_old()
     known = checks.precisions_of(device)
     if precision is not None and device != "meta" and precision not in known:
         return f"on this device ({device}) the ops compute in {', '.join(known)}, not in {precision}"

@@ -25,6 +25,7 @@ from resflow_kernels.testing.device import Device
 SMALL_PLANS = (
     Plan(37, (33, 8), (-1, 0, 0), "gelu", affine=True),
     Plan(64, (130, 64, 16), chain(3)),
+    Plan(72, (128, 64), chain(3), affine=True),
     Plan(5, (3,), (-1, -1, 0, 1), "tanh", logit_residual=False, head="conditional", feature_residual=False),
 )
 SMALL_BATCHES = (1, 17, 70)
@@ -48,11 +49,17 @@ class Checks:
             packed, doubles = self._packed(plan)
             for batch in SMALL_BATCHES if self.small else BATCHES:
                 x = self._normal(batch, plan.in_features)
+                if plan.precision in ("bfloat16", "float16"):  # what Hopper's kernel takes
+                    x = x.to(getattr(torch, plan.precision))
+                alpha = torch.ones(plan.tasks).double()
+                logits = reference.dense_scores(x.double(), doubles, plan, alpha, 0, 0).logits
                 for fusion in range(3):
                     weights = torch.rand(weight_count(fusion, plan.tasks), generator=self.generator)
                     got = self.device.dense_scores(x, packed, plan, weights, fusion)
-                    exact = reference.dense_scores(x.double(), doubles, plan, weights.double(), fusion, 0)
-                    assert_exact(got, exact, weights, plan.precision)
+                    assert_exact(got, reference.finish(logits, weights.double(), fusion), weights, plan.precision)
+                    if x.dtype != torch.float32:  # and what it leaves to the others
+                        got = self.device.dense_scores(x.float(), packed, plan, weights, fusion)
+                        assert_exact(got, reference.finish(logits, weights.double(), fusion), weights, plan.precision)
 
     def request(self) -> None:
         for plan, user_features in self._in_all_precisions():

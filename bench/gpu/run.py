@@ -58,7 +58,9 @@ def main() -> int:
     outcomes: list[Outcome] = run(steps(have, contest), SECONDS, work)
     for outcome in outcomes:
         print(f"{outcome.result:8s} {outcome.name} ({outcome.seconds:.0f} s) {outcome.about}")
-    report = write(outcomes, *read(contest), ROOT / "bench" / "results")
+    machine, rows = read(contest)
+    # Of a machine without a GPU, or a build that failed, nothing is kept among the results.
+    report = write(outcomes, machine, rows, ROOT / "bench" / "results" if machine else work)
     print(f"logs: {work}\nreport: {report}")
     return 1 if any(outcome.bad for outcome in outcomes) else 0
 

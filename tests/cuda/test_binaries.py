@@ -116,10 +116,12 @@ def test_both_architectures_have_the_same_kernels(kernels: dict[tuple[str, str],
 
 def test_nothing_spills_and_nothing_has_a_stack(kernels: dict[tuple[str, str], Kernel]) -> None:
     """An array that is indexed at run time, or a register too many, would go through memory at each use."""
-    for place, kernel in kernels.items():
-        assert kernel.stack == kernel.local == 0, place
-        assert not kernel.instructions["LDL"] and not kernel.instructions["STL"], place
-        assert kernel.instructions["EXIT"], f"{place} was not disassembled"
+    spilt = {
+        place: (kernel.stack, kernel.local, kernel.instructions["LDL"], kernel.instructions["STL"])
+        for place, kernel in kernels.items()
+    }
+    assert not {place: counts for place, counts in spilt.items() if any(counts)}
+    assert all(kernel.instructions["EXIT"] for kernel in kernels.values())  # all were disassembled
 
 
 def test_as_many_blocks_fit_an_sm_as_are_planned(kernels: dict[tuple[str, str], Kernel]) -> None:
@@ -161,6 +163,12 @@ def test_the_compiler_said_nothing_that_costs_speed(source: str) -> None:
         pytest.skip("the GPU kernels were not built here")
     text = logs[-1].read_text(encoding="utf-8")
     assert "ptxas info" in text
-    assert not re.search(r"C75\d\d|[Ss]erializ", text), text
-    assert not re.search(r"[1-9]\d* bytes (?:stack frame|spill)", text), text
-    assert "warning" not in text, text
+    remarks = [line for line in text.splitlines() if re.search(r"C75\d\d|[Ss]erializ|[Ww]arning", line)]
+    assert not remarks
+    spilt, entry = [], ""
+    for line in text.splitlines():
+        if match := re.search(r"entry function '(\w+)' for '(\w+)'", line):
+            entry = f"{short(match[1])} for {match[2]}"
+        elif re.search(r"\b[1-9]\d* bytes (?:stack frame|spill)", line):
+            spilt.append((entry, line.strip()))
+    assert not spilt

@@ -54,6 +54,27 @@ def test_small_and_large_batches_have_the_same_bits(device: Device, name: str, p
         assert same_bits(case.run(case.x[some]), tuple(part[some] for part in whole)), f"{count} rows"
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_batch_invariance_of_16_bit_rows(device: Device, precision: str) -> None:
+    """Of the paper's widths, in tiles of 128 on Hopper; NaN stays with its candidate there too."""
+    plan = Plan(72, (128, 64), chain(3), affine=True, precision=precision)
+    batch = 300 if device.emulated else 40_000
+    case = make_towers(device, plan, batch)
+    x = case.x.to(getattr(torch, precision))
+    whole = case.run(x)
+    for first, count in ((0, 1), (7, 15), (100, 17), (127, 130), (1, 257)):
+        some = slice(first, first + count)
+        assert same_bits(case.run(x[some]), tuple(part[some] for part in whole)), f"{count} rows"
+    order = torch.randperm(batch, generator=case.generator)
+    assert same_bits(case.run(x[order]), tuple(part[order] for part in whole))
+    for poison in (NAN, float("inf")):
+        poisoned = x.clone()
+        poisoned[130, 3] = poison
+        got, others = case.run(poisoned), torch.arange(batch) != 130
+        assert same_bits(tuple(part[others] for part in got), tuple(part[others] for part in whole))
+        assert poison == poison or all(part[130].isnan().all() for part in got)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_isolation(device: Device, activation: str, precision: str) -> None:
