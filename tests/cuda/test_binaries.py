@@ -151,7 +151,8 @@ def test_hopper_kernels_use_its_products_and_its_copy_engine(kernels: dict[tuple
     for name, kernel in named(kernels, "TowerSm90", "sm_90a").items():
         assert kernel.instructions["HGMMA"] and kernel.instructions["UTMALDG"], name
         assert not kernel.instructions["HMMA"], name
-        assert kernel.instructions["USETMAXREG"], name
+        # Of one warpgroup that computes every thread has all the registers it can.
+        assert bool(kernel.instructions["USETMAXREG"]) == ("ELi2E" in name), name
 
 
 @pytest.mark.parametrize("source", SOURCES)
