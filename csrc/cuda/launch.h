@@ -60,6 +60,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocks)
 template <class Kernel>
 void launch(const typename Kernel::Params& params, int64_t blocks, int64_t shared_bytes, Stream stream) {
   if (blocks == 0) return;
+  if (blocks > INT32_MAX)
+    throw std::runtime_error(std::string(Kernel::kName) + ": a grid of more than 2^31 - 1 blocks");
   // Beyond 48 KiB a kernel has to be allowed its shared memory, once a device.
   if (shared_bytes > 48 * 1024) {
     static std::atomic<uint64_t> allowed;

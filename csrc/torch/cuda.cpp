@@ -87,6 +87,7 @@ class ScoringOp {
 Tensor pack_towers(std::vector<Tensor> weights, std::vector<int64_t> encoded) {
   constexpr const char* kOp = "pack_towers";
   const Plan plan = decode_plan(kOp, encoded.data(), static_cast<int64_t>(encoded.size()));
+  if (weights.empty()) check_weights(kOp, plan, nullptr, 0);  // which says what is missing
   DeviceCall call(kOp, weights[0]);
   const std::vector<TensorView> views = call.views("weights", weights);
   check_weights(kOp, plan, views.data(), static_cast<int64_t>(views.size()));

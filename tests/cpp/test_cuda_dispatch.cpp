@@ -82,7 +82,7 @@ TEST(projections_fit_shared_memory_or_get_memory_of_their_own) {
         const ProjectChoice choice = choose_project(plan, 0, of.user_features, count, gpu);
         const int64_t tile = 4 * kProjectRows * choice.stride;
         CHECK(choice.blocks >= 1 && choice.parts >= 1);
-        CHECK(choice.tile_memory_bytes == 0 ? kRingStages * kStageBytes + tile <= gpu.shared_bytes
+        CHECK(choice.tile_memory_bytes == 0 ? kRingBytes + tile <= gpu.shared_bytes
                                             : choice.tile_memory_bytes == choice.blocks * tile);
       }
     }
