@@ -124,9 +124,7 @@ class SplitBlock {
     PanelSums<kSplitRows> sums{};
     const float* const biases = weights + layer.bias + column;
     if (job.layer == 0 && !projects) {
-      begin_sums<kSplitRows>(
-          sums, width,
-          FirstSums{rows_, biases, params_.call.candidates.table.rows.element, job.task * layer.padded + column});
+      FirstSums{params_.call, rows_, biases, job.task * layer.padded + column}.begin<kSplitRows>(sums, width);
     } else {
       begin_sums<kSplitRows>(sums, width, [&](int, int64_t at) { return load_pair(biases + at); });
     }

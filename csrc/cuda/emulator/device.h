@@ -95,6 +95,10 @@ void store_global(T* to, T value, Site site = Site::current()) {
   std::memcpy(to, &value, sizeof(T));
 }
 
+inline void prefetch_sector(const void* from, Site site = Site::current()) {
+  emulator::require_access(static_cast<const char*>(from), false, "prefetch_sector", site);
+}
+
 inline int32_t atomic_add(int32_t* to, int32_t value, Site site = Site::current()) {
   emulator::require_access(to, true, "atomic_add", site);
   emulator::block().maybe_yield(4);
