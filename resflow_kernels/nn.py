@@ -284,7 +284,8 @@ class ResFlow(LayeredRanker):
         reason = self._obstacle(ops.why_untrainable(self._device())) or _training.obstacle(self)
         if reason is None:
             return _training.logits(self, x)
-        _warn_once(f"ResFlow trains with the slow PyTorch reference: {reason}")
+        if self.training or self._needs_gradient((x,)):  # else it scores, of which _use_fused has spoken
+            _warn_once(f"ResFlow trains with the slow PyTorch reference: {reason}")
         return self._reference_logits(x)
 
     def _own_rows(self, argument: str, x: Tensor) -> Tensor:
