@@ -128,6 +128,7 @@ class Inputs:
         towers: Any = Towers(self.plan, self.weights, Additive(), self.user_features, dtype).to(PLACE).eval()
         score = towers if self.case.form == "dense" else towers.split
         if compiled:
+            torch.compiler.reset()  # which gives up a function after its eighth shape
             # Graphs are captured here, for both alike.
             score = torch.compile(score, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
         if self.case.form == "dense":

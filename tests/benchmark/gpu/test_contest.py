@@ -63,6 +63,14 @@ def test_wrong_and_failing_contestants_are_not_timed(on_the_cpu: None) -> None:
     assert rows["resflow"]["problem"] is None
 
 
+def test_the_compiled_peer_takes_part_in_any_number_of_cases(on_the_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, mode, **rest: compiled(run, backend="eager", **rest))
+    for batch in range(2, 12):
+        peer = Inputs(Case("prerank3", batch)).peer(compiled=True)
+        assert peer.probs(peer.runs[0]()).shape == (batch, 3)
+
+
 def test_turns_go_back_and_forth(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
