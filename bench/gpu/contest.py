@@ -202,6 +202,8 @@ def _burst(runs: Iterator[Run], count: int) -> float:
 
 def hold(case: Case, contestants: Callable[[Inputs], list[Contestant]]) -> Iterator[dict[str, Any]]:
     """Rows of one case."""
+    # The peer's products are tensorfloat32's where ours are, and nowhere else.
+    torch.set_float32_matmul_precision("high" if case.precision == "tensorfloat32" else "highest")
     inputs = Inputs(case)
     calls: dict[str, Sequence[Run]] = {}
     errors: dict[str, float] = {}

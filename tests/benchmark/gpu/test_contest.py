@@ -45,6 +45,15 @@ def test_every_form_is_checked_and_timed(on_the_cpu: None, form: str, precision:
     assert rows[0]["error"] < (2e-6 if precision == "float32" else 1e-3)
 
 
+def test_the_peer_multiplies_in_tensorfloat32_where_ours_does(on_the_cpu: None) -> None:
+    seen = []
+    for precision in ("tensorfloat32", "float32"):
+        rows = list(hold(Case("prerank3", 40, precision=precision), lambda inputs: [inputs.peer(False)]))
+        assert [row["problem"] for row in rows] == [None, None]
+        seen.append(torch.get_float32_matmul_precision())
+    assert seen == ["high", "highest"]
+
+
 def test_wrong_and_failing_contestants_are_not_timed(on_the_cpu: None) -> None:
     def contestants(inputs: Inputs) -> list[Contestant]:
         good = inputs.ours()
