@@ -97,9 +97,14 @@ def cuda_status() -> tuple[bool, str]:
     return _cuda_status
 
 
-@cache
 def too_old() -> str | None:
     """Why no GPU of this machine runs the kernels; ``None`` if one does. Starts CUDA, so not for import."""
+    # torch.compile cannot trace the question: on a GPU that is too old, what it compiles fails where it is launched.
+    return None if torch.compiler.is_compiling() else _too_old()
+
+
+@cache
+def _too_old() -> str | None:
     capabilities = [torch.cuda.get_device_capability(at) for at in range(torch.cuda.device_count())]
     if any(capability >= OLDEST_CAPABILITY for capability in capabilities):
         return None

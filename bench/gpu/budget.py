@@ -21,6 +21,7 @@ class Step:
     missing: str | None = None  # why it cannot be run here
     environment: Mapping[str, str] | None = None
     needed: bool = False  # without it the steps that follow make no sense
+    refusal: str | None = None  # what its log says where it failed because it cannot be run on this machine
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,18 @@ def _run(step: Step, seconds: float, log: Path) -> Outcome:
         )
         try:
             code = process.wait(seconds)
-            result, about = ("passed", "") if code == 0 else ("failed", f"exit code {code}: {_tail(log)}")
+            result, about = ("passed", "") if code == 0 else _failure(step, code, log)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             result, about = "stopped", f"after its {seconds:.0f} s"
     return Outcome(step.name, result, time.monotonic() - began, about)
+
+
+def _failure(step: Step, code: int, log: Path) -> tuple[str, str]:
+    if step.refusal and step.refusal in log.read_text(encoding="utf-8", errors="replace"):
+        return "not run", f"{step.command[0]} says: {step.refusal}"
+    return "failed", f"exit code {code}: {_tail(log)}"
 
 
 def _tail(log: Path) -> str:

@@ -128,6 +128,7 @@ class Inputs:
         towers: Any = Towers(self.plan, self.weights, Additive(), self.user_features, dtype).to(PLACE).eval()
         score = towers if self.case.form == "dense" else towers.split
         if compiled:
+            torch.compiler.reset()  # which gives up a function after its eighth shape
             # Graphs are captured here, for both alike.
             score = torch.compile(score, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
         if self.case.form == "dense":
@@ -201,6 +202,8 @@ def _burst(runs: Iterator[Run], count: int) -> float:
 
 def hold(case: Case, contestants: Callable[[Inputs], list[Contestant]]) -> Iterator[dict[str, Any]]:
     """Rows of one case."""
+    # The peer's products are tensorfloat32's where ours are, and nowhere else.
+    torch.set_float32_matmul_precision("high" if case.precision == "tensorfloat32" else "highest")
     inputs = Inputs(case)
     calls: dict[str, Sequence[Run]] = {}
     errors: dict[str, float] = {}

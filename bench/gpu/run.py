@@ -6,6 +6,7 @@ is said in the report.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -26,26 +27,40 @@ def steps(have: Callable[[str], bool], contest: Path) -> list[Step]:
     no_cmake = None if have("cmake") else "cmake is not there"
     no_tests = next((f"{name} is not installed" for name in ("pytest", "hypothesis") if not have(name)), None)
     no_sanitizer = None if have("compute-sanitizer") else "compute-sanitizer is not there"
-    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda", "-k", "not emulated"]
+    # A line a test, so that the log of a run that is stopped says what passed.
+    tests = [python, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "tests/cuda", "-k", "not emulated"]
+    if have("xdist"):
+        tests += ["-n", "4", "--dist", "worksteal"]
     checks = [python, "-m", "bench.gpu.checks"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
     # Blocks of their own, so that an access past one shows.
     watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    refused = "Device not supported"  # under some virtual machines
     races = [*sanitizer, "racecheck", *checks, "--small", "--only", "dense"]
     return [
         Step("configure", configure, 40, no_cmake, needed=True),
         Step("build", ["cmake", "--build", build, "--parallel", "--target", "extensions"], 150, needed=True),
         Step("checks", checks, 60),
-        Step("tests", tests, 70, no_tests),
-        Step("memcheck", [*sanitizer, "memcheck", *checks, "--small"], 45, no_sanitizer, watched),
-        Step("racecheck", races, 30, no_sanitizer, watched),
+        Step("tests", tests, 70, no_tests, {"OMP_NUM_THREADS": "4"} if have("xdist") else None),
+        Step("memcheck", [*sanitizer, "memcheck", *checks, "--small"], 45, no_sanitizer, watched, refusal=refused),
+        Step("racecheck", races, 30, no_sanitizer, watched, refusal=refused),
         Step("benchmarks", [python, "-m", "bench.gpu.contest", str(contest), "--seconds", "{seconds}"], 300),
     ]
 
 
+PACKAGES = ("pytest", "hypothesis", "xdist")  # the rest are programs
+
+
 def have(name: str) -> bool:
     """Whether there is a program, or for the tests a package, of this name."""
-    return find_spec(name) is not None if name in ("pytest", "hypothesis") else shutil.which(name) is not None
+    return find_spec(name) is not None if name in PACKAGES else shutil.which(name) is not None
+
+
+def copy_results(report: Path, logs: Path, folder: Path) -> None:
+    """The report's files, and the logs of its steps, to where they outlive this checkout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted({*report.parent.glob(f"{report.stem}.*"), *logs.glob("*.*")}):
+        shutil.copy(file, folder)
 
 
 def main() -> int:
@@ -62,6 +77,9 @@ def main() -> int:
     # Of a machine without a GPU, or a build that failed, nothing is kept among the results.
     report = write(outcomes, machine, rows, ROOT / "bench" / "results" if machine else work)
     print(f"logs: {work}\nreport: {report}")
+    if folder := os.environ.get("OUT"):
+        copy_results(report, work, Path(folder))
+        print(f"copied to {folder}")
     return 1 if any(outcome.bad for outcome in outcomes) else 0
 
 

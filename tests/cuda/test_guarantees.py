@@ -219,6 +219,18 @@ def test_weights_packed_for_another_plan_score_nan(device: Device) -> None:
         device.dense_scores(case.x, case.packed[:-64], plan, case.fusion_weights)
 
 
+@pytest.mark.parametrize("place", [1, 8])
+def test_weights_at_an_odd_address_are_refused(device: Device, place: int) -> None:
+    plan = Plan(6, (5,), (-1, 0))
+    packed = device.tensor(torch.cat((torch.zeros(place, dtype=torch.uint8), make_towers(device, plan, 0).packed)))
+    for op, call in {
+        "dense_scores": lambda odd: device.dense_scores(torch.zeros(3, 6), odd, plan, torch.ones(2)),
+        "catalog_rows": lambda odd: device.catalog_rows(torch.zeros(3, 4), odd, plan, "float32"),
+    }.items():
+        with pytest.raises(ValueError, match=f"{op}: packed must be at an address that 16 divides"):
+            call(packed[place:])
+
+
 CHECKED = """
 import sys, torch
 from resflow_kernels import ops

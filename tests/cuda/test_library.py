@@ -131,9 +131,20 @@ def test_gpus_that_are_too_old_are_named(
     monkeypatch.setattr(_library, "_cuda_status", (True, "loaded"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda at: capabilities[at])
-    _library.too_old.cache_clear()
+    _library._too_old.cache_clear()
     try:
         assert ops.why_unavailable("cuda") == reason
         assert ops.available("cuda", "float16") == (reason is None) and not ops.available("cuda", "int8")
     finally:
-        _library.too_old.cache_clear()
+        _library._too_old.cache_clear()
+
+
+def test_compilers_can_trace_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models ask it in every call."""
+    monkeypatch.setattr(_library, "_cuda_status", (True, "loaded"))
+
+    def scored(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if ops.available("cuda") else x
+
+    compiled = torch.compile(scored, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))

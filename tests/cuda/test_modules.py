@@ -8,9 +8,14 @@ import warnings
 import pytest
 import torch
 
-from resflow_kernels import Additive, ResFlow, TwinTower, ops
+from resflow_kernels import Additive, ResFlow, TwinTower, nn, ops
 
 pytestmark = pytest.mark.skipif(not ops.available("cuda"), reason=f"cuda: {ops.why_unavailable('cuda')}")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn, "_warned", set())
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def test_int8_is_scored_in_float32_and_said_so(model: ResFlow) -> None:
 
 def test_training_is_plain_pytorch(model: ResFlow) -> None:
     there = copy.deepcopy(model).cuda().train()
-    with pytest.warns(UserWarning, match="the training ops are for CPU tensors"):
+    with pytest.warns(UserWarning, match="the training ops are the CPU's"):
         there(torch.randn(9, 24, device="cuda")).logits.sum().backward()
     assert all(parameter.grad is not None for parameter in there.parameters())
 
@@ -58,18 +63,20 @@ def test_compiled_and_captured(model: ResFlow) -> None:
     packed, x = model.packed().cuda(), torch.randn(33, 24, device="cuda")
     with torch.no_grad():
         expected = packed(x)
-        for got, own in zip(torch.compile(packed, fullgraph=True)(x), expected, strict=True):
-            torch.testing.assert_close(got, own)
+        for module in (packed, copy.deepcopy(model).cuda()):
+            for got, own in zip(torch.compile(module, fullgraph=True)(x), expected, strict=True):
+                torch.testing.assert_close(got, own)
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
+            packed.top_k(x, 5)
             packed(x)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            scores = packed(x)
+            scores, best = packed(x), packed.top_k(x, 5)
         x.copy_(torch.randn(33, 24))
         graph.replay()
-        for got, own in zip(scores, packed(x), strict=True):
+        for got, own in zip((*scores, *best), (*packed(x), *packed.top_k(x, 5)), strict=True):
             assert torch.equal(got, own)
 
 

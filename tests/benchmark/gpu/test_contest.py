@@ -45,6 +45,15 @@ def test_every_form_is_checked_and_timed(on_the_cpu: None, form: str, precision:
     assert rows[0]["error"] < (2e-6 if precision == "float32" else 1e-3)
 
 
+def test_the_peer_multiplies_in_tensorfloat32_where_ours_does(on_the_cpu: None) -> None:
+    seen = []
+    for precision in ("tensorfloat32", "float32"):
+        rows = list(hold(Case("prerank3", 40, precision=precision), lambda inputs: [inputs.peer(False)]))
+        assert [row["problem"] for row in rows] == [None, None]
+        seen.append(torch.get_float32_matmul_precision())
+    assert seen == ["high", "highest"]
+
+
 def test_wrong_and_failing_contestants_are_not_timed(on_the_cpu: None) -> None:
     def contestants(inputs: Inputs) -> list[Contestant]:
         good = inputs.ours()
@@ -61,6 +70,14 @@ def test_wrong_and_failing_contestants_are_not_timed(on_the_cpu: None) -> None:
     assert rows["unwritten"]["problem"].startswith("probabilities off by nan")
     assert rows["failing"]["problem"] == "RuntimeError: no such kernel"
     assert rows["resflow"]["problem"] is None
+
+
+def test_the_compiled_peer_takes_part_in_any_number_of_cases(on_the_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, mode, **rest: compiled(run, backend="eager", **rest))
+    for batch in range(2, 12):
+        peer = Inputs(Case("prerank3", batch)).peer(compiled=True)
+        assert peer.probs(peer.runs[0]()).shape == (batch, 3)
 
 
 def test_turns_go_back_and_forth(monkeypatch: pytest.MonkeyPatch) -> None:
