@@ -107,7 +107,7 @@ def installed() -> Installed:
     on_gpus = "TRITON_INTERPRET=1 interprets kernels, on CPU tensors" if interpreting else no_gpu
     return Installed(
         cpu=None if loaded else why,
-        cuda=None if cuda else why_no_cuda,
+        cuda=_library.too_old() if cuda else why_no_cuda,
         triton=no_triton or on_gpus,
         triton_interpreter=no_triton or not_interpreting,
     )
@@ -118,8 +118,9 @@ _loaded_on = frozenset(
     kind for kind, (loaded, _) in (("cpu", _library.status()), ("cuda", _library.cuda_status())) if loaded
 )
 # Whether `auto` on such tensors means their compiled ops, whatever the plan and the form: such calls go straight there.
+# Whether a GPU is new enough for them is not asked at import, because it starts CUDA.
 direct_cpu = _named == "auto" and "cpu" in _loaded_on
-direct_cuda = _named == "auto" and "cuda" in _loaded_on
+direct_cuda = False
 
 
 def named(asked: str | None) -> str | None:
@@ -141,8 +142,14 @@ def decide(device: str, plan: Plan, form: str, asked: str | None = None) -> Deci
 
 def decide_quickly(device: str, plan: Plan, form: str, asked: str | None) -> str:
     """:func:`decide`'s backend; hashing a plan takes longer than this."""
-    if asked is None and (direct_cpu if device == "cpu" else direct_cuda and device == "cuda"):
-        return device
+    global direct_cuda
+    if asked is None and _named == "auto" and device in _loaded_on:
+        if device == "cpu":
+            return device
+        if _library.too_old() is None:
+            if not torch.compiler.is_compiling():
+                direct_cuda = True
+            return device
     return decide(device, plan, form, asked).backend
 
 
