@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..contract import PRECISIONS
 from ..plan import Plan
-from . import scoring, traced
+from . import scoring, traced, tuning
 
 
 def dense_scores(
@@ -18,6 +18,7 @@ def dense_scores(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if torch.compiler.is_compiling():
         return traced.dense_scores(x, packed, fusion_weights, list(plan.encoded), fusion, weights_per)
+    tuning.tune_if_asked(plan, packed.device)
     return scoring.dense_scores(x, packed, plan, fusion_weights, fusion, weights_per)
 
 
@@ -35,6 +36,7 @@ def dense_topk(
     if torch.compiler.is_compiling():
         scores = traced.dense_scores(x, packed, fusion_weights, list(plan.encoded), fusion, weights_per, offsets)
     else:
+        tuning.tune_if_asked(plan, packed.device)
         scores = scoring.dense_scores(x, packed, plan, fusion_weights, fusion, weights_per, "dense_topk", offsets)
     return scoring.topk(scores[2], offsets, k)
 
@@ -53,6 +55,7 @@ def request_scores(
     rows = (user, item, offsets)
     if torch.compiler.is_compiling():
         return traced.request_scores(*rows, packed, fusion_weights, list(plan.encoded), fusion, weights_per)
+    tuning.tune_if_asked(plan, packed.device)
     return scoring.request_scores(*rows, packed, plan, fusion_weights, fusion, weights_per, op)
 
 
@@ -93,6 +96,7 @@ def catalog_scores(
     catalogue = (user, ids, offsets, table, scales)
     if torch.compiler.is_compiling():
         return traced.catalog_scores(*catalogue, packed, fusion_weights, list(plan.encoded), fusion, weights_per)
+    tuning.tune_if_asked(plan, packed.device)
     return scoring.catalog_scores(*catalogue, packed, plan, fusion_weights, fusion, weights_per, op)
 
 

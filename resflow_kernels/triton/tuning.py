@@ -7,7 +7,6 @@ first scored here. Any other first call takes what :mod:`.configs` has, and wait
 from __future__ import annotations
 
 import os
-import warnings
 from functools import cache
 
 import torch
@@ -21,6 +20,8 @@ from .launch import Launch, Sources, project_launch, score_launch
 # Candidates of a tuned call: enough to fill the largest GPUs with the largest tiles.
 TUNED_CANDIDATES = 65536
 TUNED_REQUESTS = 64
+
+AUTOTUNE = os.environ.get("RESFLOW_AUTOTUNE") == "1"
 
 
 def space(plan: Plan, kind: str) -> list[Config]:
@@ -97,12 +98,13 @@ def _launch(plan: Plan, kind: str, config: Config, packed: torch.Tensor, rows: t
     return score_launch(sources, packed, plan, empty(tasks), 0, 0, config, outputs, False)
 
 
-@cache
-def tune_once(plan: Plan, device: torch.device) -> None:
+def tune_if_asked(plan: Plan, device: torch.device) -> None:
     """Where ``RESFLOW_AUTOTUNE=1`` asks for it and the cache has nothing for the plan yet."""
-    if os.environ.get("RESFLOW_AUTOTUNE") != "1" or scoring.INTERPRETED or device.type != "cuda":
-        return
-    known = cached(cache_file(device_key(device.index or 0)))
-    if signature(plan, "scores") not in known:
-        warnings.warn(f"RESFLOW_AUTOTUNE=1: the first call tunes {signature(plan, 'scores')}", stacklevel=2)
+    if AUTOTUNE and device.type == "cuda" and not scoring.INTERPRETED:
+        _tune_once(plan, device)
+
+
+@cache
+def _tune_once(plan: Plan, device: torch.device) -> None:
+    if signature(plan, "scores") not in cached(cache_file(device_key(device.index or 0))):
         tune(plan, device)

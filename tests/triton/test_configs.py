@@ -132,3 +132,28 @@ def test_tuning_keeps_the_fastest(device: Device, tmp_path: Path, monkeypatch: p
     assert best[configs.signature(PLAN, "scores")] == tuning.space(PLAN, "scores")[-1]
     assert configs.cached(configs.cache_file("gpu")) == best and len(best) == 2
     configs.refresh()
+
+
+def test_the_first_call_tunes_where_it_is_asked_to(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resflow_kernels.triton import tuning
+
+    tuned: list[Plan] = []
+    monkeypatch.setenv("RESFLOW_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "device_key", lambda device: "gpu")
+    monkeypatch.setattr(tuning.scoring, "INTERPRETED", False)
+    monkeypatch.setattr(tuning, "tune", lambda plan, device: tuned.append(plan))
+    gpu = torch.device("cuda", 0)
+    tuning.tune_if_asked(PLAN, gpu)
+    assert not tuned
+    monkeypatch.setattr(tuning, "AUTOTUNE", True)
+    tuning.tune_if_asked(PLAN, torch.device("cpu"))
+    assert not tuned
+    tuning.tune_if_asked(PLAN, gpu)
+    tuning.tune_if_asked(PLAN, gpu)
+    assert tuned == [PLAN]
+    known = replace(PLAN, in_features=7)
+    configs.store(tmp_path / "triton-gpu.json", {configs.signature(known, "scores"): CONFIG})
+    tuning.tune_if_asked(known, gpu)
+    assert tuned == [PLAN]
