@@ -58,7 +58,7 @@ def training_logits(
     checks.name_of("train_forward", "statistics", statistics, STATISTICS)
     encoded = replace(plan, precision="float32").encoded if plan.precision != "float32" else plan.encoded
     if recompute is None:
-        recompute = _sums(plan, x.shape[0]) * 4 > KEPT_BYTES
+        recompute = sum_count(plan, x.shape[0]) * 4 > KEPT_BYTES
     keep = not recompute and torch.is_grad_enabled()
     return _TrainingLogits.apply(x, encoded, STATISTICS.index(statistics), eps, keep, *weights)
 
@@ -108,7 +108,7 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _sums(plan: Plan, rows: int) -> int:
+def sum_count(plan: Plan, rows: int) -> int:
     """Floats of all layers' sums."""
     return rows * plan.tasks * sum(padded(width) for width in plan.hidden)
 
@@ -117,7 +117,7 @@ def _channels(plan: Plan, statistics: int) -> int:
     return plan.tasks * sum(plan.hidden) if plan.affine and STATISTICS[statistics] != "given" else 0
 
 
-def _check(op: str, x: Tensor, weights: list[Tensor], plan: list[int], statistics: int) -> Plan:
+def _check(op: str, x: Tensor, weights: list[Tensor], plan: Sequence[int], statistics: int) -> Plan:
     decoded = Plan.decode(plan)
     checks.matrix(op, "x", x, decoded.in_features, torch.float32)
     checks.weights(op, weights, decoded, transposed=True)
@@ -125,17 +125,18 @@ def _check(op: str, x: Tensor, weights: list[Tensor], plan: list[int], statistic
     return decoded
 
 
-def _fake_train_forward(
-    x: Tensor, weights: list[Tensor], plan: list[int], statistics: int, eps: float, keep: bool
+def forward_outputs(
+    x: Tensor, weights: list[Tensor], plan: Sequence[int], statistics: int, eps: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs of ``train_forward``, not yet computed; its inputs are checked."""
     decoded = _check("train_forward", x, weights, plan, statistics)
     rows, channels = x.shape[0], _channels(decoded, statistics)
     logits = x.new_empty((rows, decoded.tasks))
-    sums = x.new_empty((_sums(decoded, rows) if keep else 0,))
+    sums = x.new_empty((sum_count(decoded, rows) if keep else 0,))
     return logits, torch.empty_like(logits), sums, x.new_empty((channels,)), x.new_empty((channels,))
 
 
-def _fake_train_backward(
+def backward_outputs(
     logit_gradients: Tensor,
     x: Tensor,
     weights: list[Tensor],
@@ -143,17 +144,18 @@ def _fake_train_backward(
     sums: Tensor,
     mean: Tensor,
     variance: Tensor,
-    plan: list[int],
+    plan: Sequence[int],
     statistics: int,
     eps: float,
     x_needed: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Outputs of ``train_backward``, not yet computed; its inputs are checked."""
     decoded = _check("train_backward", x, weights, plan, statistics)
     rows, channels = x.shape[0], _channels(decoded, statistics)
     checks.contiguous("train_backward", "logit_gradients", logit_gradients, (rows, decoded.tasks))
     checks.contiguous("train_backward", "own", own, (rows, decoded.tasks))
     if sums.shape[0] > 0:
-        checks.contiguous("train_backward", "sums", sums, (_sums(decoded, rows),))
+        checks.contiguous("train_backward", "sums", sums, (sum_count(decoded, rows),))
     checks.contiguous("train_backward", "mean", mean, (channels,))
     checks.contiguous("train_backward", "variance", variance, (channels,))
     x_gradients = x.new_empty((rows if x_needed else 0, decoded.in_features))
@@ -161,6 +163,6 @@ def _fake_train_backward(
 
 
 FAKES: dict[str, Callable[..., Any]] = {
-    "train_forward": _fake_train_forward,
-    "train_backward": _fake_train_backward,
+    "train_forward": forward_outputs,
+    "train_backward": backward_outputs,
 }
