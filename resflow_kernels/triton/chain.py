@@ -35,7 +35,7 @@ def chain_kernel(
     LAYERS: tl.constexpr,
     TASKS: tl.constexpr,
     TASK_FLOATS: tl.constexpr,
-    TENSOR: tl.constexpr,
+    PANELS: tl.constexpr,
     HEAD: tl.constexpr,
     HEADER: tl.constexpr,
     ROOTS: tl.constexpr,
@@ -71,7 +71,7 @@ def chain_kernel(
     above = tl.zeros([BLOCK_M], tl.float32)
     for task in range(TASKS):
         block = task_block(packed, task, TASK_FLOATS)
-        matrices = task_matrices(packed, task, TASK_FLOATS, TENSOR, PRECISION)
+        matrices = task_matrices(packed, task, TASK_FLOATS, PANELS, PRECISION)
         has_parent = (wide(ROOTS) >> task) & 1 == 0
         outputs = ()
         for place in tl.static_range(len(LAYERS)):
@@ -83,7 +83,7 @@ def chain_kernel(
                 if INPUT_COUNT > 0:
                     sums = add_rows(
                         sums, x, x_stride, rows, live, matrices, 0, at(LAYERS, 0), FIRST_INPUT, INPUT_COUNT,
-                        BLOCK_K, PRECISION, INTERPRETED,
+                        at(BLOCK_N, 0), BLOCK_K, PRECISION, INTERPRETED,
                     )  # fmt: skip
             else:
                 sums = later_sums(block, columns, scored, at(LAYERS, place))

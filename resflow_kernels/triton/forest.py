@@ -42,6 +42,7 @@ def add_kept(
     BEFORE: tl.constexpr,
     LAYER: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -50,7 +51,7 @@ def add_kept(
     rows = tl.arange(0, BLOCK_M)
     return add_rows(
         sums, kept + BLOCK_M * BEFORE[KEPT], BEFORE[PADDED], rows, rows < BLOCK_M, matrices, first_column, LAYER,
-        0, LAYER[INPUTS], BLOCK_K, PRECISION, INTERPRETED,
+        0, LAYER[INPUTS], BLOCK_N, BLOCK_K, PRECISION, INTERPRETED,
     )  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def forest_kernel(
     LAYERS: tl.constexpr,
     TASKS: tl.constexpr,
     TASK_FLOATS: tl.constexpr,
-    TENSOR: tl.constexpr,
+    PANELS: tl.constexpr,
     HEAD: tl.constexpr,
     HEADER: tl.constexpr,
     PARENTS: tl.constexpr,
@@ -125,7 +126,7 @@ def forest_kernel(
         above = tl.zeros([BLOCK_M], tl.float32)
         for task in range(TASKS):
             block = task_block(packed, task, TASK_FLOATS)
-            matrices = task_matrices(packed, task, TASK_FLOATS, TENSOR, PRECISION)
+            matrices = task_matrices(packed, task, TASK_FLOATS, PANELS, PRECISION)
             parent = task_value(task, PARENTS)
             own = memory + wide(task_value(task, SLOTS)) * (BLOCK_M * KEPT_COLUMNS)
             inherited = own
@@ -143,13 +144,13 @@ def forest_kernel(
                         if INPUT_COUNT > 0:
                             sums = add_rows(
                                 sums, x, x_stride, rows, live, matrices, first_column, at(LAYERS, 0), FIRST_INPUT,
-                                INPUT_COUNT, BLOCK_K, PRECISION, INTERPRETED,
+                                INPUT_COUNT, BLOCK_N, BLOCK_K, PRECISION, INTERPRETED,
                             )  # fmt: skip
                     else:
                         sums = later_sums(block, columns, scored, at(LAYERS, place))
                         sums = add_kept(
                             sums, own, matrices, first_column, at(LAYERS, place - 1), at(LAYERS, place),
-                            BLOCK_M, BLOCK_K, PRECISION, INTERPRETED,
+                            BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, INTERPRETED,
                         )  # fmt: skip
                     hidden = finish_layer(sums, block, columns, at(LAYERS, place), BLOCK_N, AFFINE)
                     kept = kept_at(columns, at(LAYERS, place), BLOCK_M)

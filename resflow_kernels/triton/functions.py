@@ -16,6 +16,16 @@ def at(values, place):
     return values[place]
 
 
+@triton.constexpr_function
+def divides(divisor, number):
+    return number % divisor == 0
+
+
+@triton.constexpr_function
+def round_up(number, unit):
+    return (number + unit - 1) // unit * unit
+
+
 @triton.jit
 def wide(value):
     """An int64 of a number, a loop's counter among them (which the interpreter has as Python's int)."""
@@ -148,7 +158,11 @@ def operand(values, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
 @triton.jit
 def multiply(sums, a, b, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
     """``sums + a b`` of operands."""
-    if PRECISION == "tensorfloat32" and not INTERPRETED:
+    if INTERPRETED:
+        # NumPy's products of float32 depend in their last bits on where in a tile a row stands.
+        wide_sums = tl.dot(a.to(tl.float64), b.to(tl.float64), sums.to(tl.float64), out_dtype=tl.float64)
+        return wide_sums.to(tl.float32)
+    elif PRECISION == "tensorfloat32":
         return tl.dot(a, b, sums, input_precision="tf32")
     else:
         return tl.dot(a, b, sums, input_precision="ieee")

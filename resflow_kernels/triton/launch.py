@@ -14,7 +14,7 @@ from ..plan import Plan
 from .chain import chain_kernel
 from .configs import Config
 from .forest import forest_kernel
-from .layout import MAGIC, Layout, layout_of
+from ..packed_layout import MAGIC, Layout, layout_of
 from .project import project_kernel
 
 # Of the chain kernel, whose outputs and one whole later matrix a program holds at a time.
@@ -71,15 +71,15 @@ def score_launch(
     fusion: int,
     weights_per: int,
     config: Config,
-    outputs: tuple[Tensor | None, Tensor | None, Tensor],
+    outputs: tuple[Tensor, Tensor, Tensor],
     interpreted: bool,
 ) -> Launch:
-    """Candidates to ``outputs``: logits, probabilities (both None: not asked for) and score."""
+    """Candidates to ``outputs``: logits, probabilities and score."""
     x, table, count = sources.x, sources.table, sources.count
     logits, probs, score = outputs
     tiles = -(-count // config.block_m)
     arguments = {
-        "x": packed if x is None else x,
+        "x": x,
         "x_stride": 0 if x is None else x.stride(0),
         "count": count,
         "starts": sources.starts,
@@ -136,7 +136,7 @@ def _weights_constants(plan: Plan, layout: Layout) -> dict[str, Any]:
     return {
         "TASKS": plan.tasks,
         "TASK_FLOATS": layout.task_floats,
-        "TENSOR": (layout.tensor_start, layout.task_tensor_values),
+        "PANELS": (layout.tensor_start, layout.task_tensor_values),
         "HEADER": (MAGIC, layout.fingerprint),
         "PRECISION": plan.precision,
     }

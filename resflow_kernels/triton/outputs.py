@@ -86,15 +86,11 @@ def finish_score(score, above, weights, live, FUSION: tl.constexpr, TASKS: tl.co
 
 @triton.jit
 def store_outputs(logits, probs, score, tile, total, rows, live, scored, TASKS: tl.constexpr):
-    """Writes a tile's logits ``tile [rows, tasks]`` and scores ``total``; NaN where a candidate cannot be scored.
-
-    ``logits`` and ``probs`` are None where the score alone is asked for.
-    """
+    """Writes a tile's logits ``tile [rows, tasks]`` and scores ``total``; NaN where a candidate cannot be scored."""
+    tasks = tl.arange(0, tile.shape[1])[None, :]
+    at = rows[:, None] * TASKS + tasks
+    inside = live[:, None] & (tasks < TASKS)
+    tile = tl.where(scored[:, None], tile, float("nan"))
+    tl.store(logits + at, tile, mask=inside)
+    tl.store(probs + at, sigmoid(tile), mask=inside)
     tl.store(score + rows, tl.where(scored, total, float("nan")), mask=live)
-    if logits is not None:
-        tasks = tl.arange(0, tile.shape[1])[None, :]
-        at = rows[:, None] * TASKS + tasks
-        inside = live[:, None] & (tasks < TASKS)
-        tile = tl.where(scored[:, None], tile, float("nan"))
-        tl.store(logits + at, tile, mask=inside)
-        tl.store(probs + at, sigmoid(tile), mask=inside)

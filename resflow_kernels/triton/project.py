@@ -18,7 +18,7 @@ def project_kernel(
     LAYER: tl.constexpr,
     TASKS: tl.constexpr,
     TASK_FLOATS: tl.constexpr,
-    TENSOR: tl.constexpr,
+    PANELS: tl.constexpr,
     HEADER: tl.constexpr,
     WITH_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -43,8 +43,8 @@ def project_kernel(
         sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if INPUT_COUNT > 0:
         sums = add_rows(
-            sums, x, x_stride, rows, live, task_matrices(packed, task, TASK_FLOATS, TENSOR, PRECISION), first_column,
-            LAYER, FIRST_INPUT, INPUT_COUNT, BLOCK_K, PRECISION, INTERPRETED,
+            sums, x, x_stride, rows, live, task_matrices(packed, task, TASK_FLOATS, PANELS, PRECISION), first_column,
+            LAYER, FIRST_INPUT, INPUT_COUNT, BLOCK_N, BLOCK_K, PRECISION, INTERPRETED,
         )  # fmt: skip
     sums = tl.where(is_packed_for(packed, HEADER[0], HEADER[1]), sums, float("nan"))
     place = rows[:, None] * (TASKS * LAYER[PADDED]) + wide(task) * LAYER[PADDED] + columns[None, :]

@@ -86,6 +86,7 @@ def add_rows(
     LAYER: tl.constexpr,
     FIRST_INPUT: tl.constexpr,
     INPUT_COUNT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -103,7 +104,7 @@ def add_rows(
         else:
             values = tl.load(x_rows + at, mask=live[:, None] & (at >= 0) & (at < INPUT_COUNT), other=0.0)
         weights = matrix_tile(
-            matrices, first, first_column, LAYER, BLOCK_K, sums.shape[1], PRECISION, INTERPRETED
+            matrices, first, first_column, LAYER, BLOCK_K, BLOCK_N, PRECISION, INTERPRETED
         )
         sums = multiply(sums, operand(values, PRECISION, INTERPRETED), weights, PRECISION, INTERPRETED)
     return sums

@@ -1,23 +1,24 @@
 """Reading packed weights: matrices as tiles of operands, and a layer's vectors.
 
-What a layer is made of comes as the constants of :class:`~resflow_kernels.triton.layout.Layer`, by place.
+What a layer is made of comes as the constants of :class:`~resflow_kernels.packed_layout.Layer`, by place.
 """
 
 import triton
 import triton.language as tl
 
-from .functions import activate, at, wide
+from .functions import activate, at, divides, round_up, wide
 
 INPUTS = tl.constexpr(0)
 WIDTH = tl.constexpr(1)
 PADDED = tl.constexpr(2)
 MATRIX = tl.constexpr(3)
-BIAS = tl.constexpr(4)
-SLOPE = tl.constexpr(5)
-SCALE = tl.constexpr(6)
-SHIFT = tl.constexpr(7)
-ACTIVATION = tl.constexpr(8)
-KEPT = tl.constexpr(9)
+TENSOR = tl.constexpr(4)
+BIAS = tl.constexpr(5)
+SLOPE = tl.constexpr(6)
+SCALE = tl.constexpr(7)
+SHIFT = tl.constexpr(8)
+ACTIVATION = tl.constexpr(10)
+KEPT = tl.constexpr(11)
 
 HEADER_BYTES = tl.constexpr(64)
 PANEL = tl.constexpr(64)  # columns of a panel of floats
@@ -39,12 +40,12 @@ def task_block(packed, task, TASK_FLOATS: tl.constexpr):
 
 
 @triton.jit
-def task_matrices(packed, task, TASK_FLOATS: tl.constexpr, TENSOR: tl.constexpr, PRECISION: tl.constexpr):
-    """Where a task's matrices begin; ``TENSOR`` is the start of the tensor panels and the values of a task's."""
+def task_matrices(packed, task, TASK_FLOATS: tl.constexpr, PANELS: tl.constexpr, PRECISION: tl.constexpr):
+    """Where a task's matrices begin; ``PANELS`` is the start of the tensor panels and the values of a task's."""
     if PRECISION == "bfloat16":
-        return (packed + TENSOR[0]).to(tl.pointer_type(tl.bfloat16)) + wide(task) * TENSOR[1]
+        return (packed + PANELS[0]).to(tl.pointer_type(tl.bfloat16)) + wide(task) * PANELS[1]
     elif PRECISION == "float16":
-        return (packed + TENSOR[0]).to(tl.pointer_type(tl.float16)) + wide(task) * TENSOR[1]
+        return (packed + PANELS[0]).to(tl.pointer_type(tl.float16)) + wide(task) * PANELS[1]
     else:
         return task_block(packed, task, TASK_FLOATS)
 
@@ -66,25 +67,25 @@ def matrix_tile(
     apart from what does, so that a loop over inputs moves one pointer.
     """
     if PRECISION == "bfloat16" or PRECISION == "float16":
-        tl.static_assert(BLOCK_K % CHUNK == 0 or CHUNK % BLOCK_K == 0, "chunks are cut evenly")
+        tl.static_assert(divides(CHUNK, BLOCK_K) or divides(BLOCK_K, CHUNK), "chunks are cut evenly")
         # A column's values lie side by side, 8 at a time: read as [BLOCK_N, BLOCK_K].
         k, n = tl.arange(0, BLOCK_K)[None, :], tl.arange(0, BLOCK_N)[:, None]
         if BLOCK_K < CHUNK:
-            k += first_input % CHUNK
+            k += (wide(first_input) % CHUNK).to(tl.int32)
         piece = (k % CHUNK) // PIECE ^ n % PIECE
         place = k // CHUNK * (LAYER[PADDED] * CHUNK) + n * CHUNK + piece * PIECE + k % PIECE
         place = tl.max_contiguous(tl.multiple_of(place, (1, PIECE)), (1, PIECE))
-        start = wide(first_input // CHUNK) * (LAYER[PADDED] * CHUNK) + wide(first_column) * CHUNK
+        start = wide(first_input) // CHUNK * (LAYER[PADDED] * CHUNK) + wide(first_column) * CHUNK
         inside = columns_inside(n, first_column, LAYER, BLOCK_N)
         if BLOCK_K > CHUNK:
-            inside = inside & (k < (LAYER[INPUTS] + CHUNK - 1) // CHUNK * CHUNK - first_input)
-        tile = tl.trans(tl.load(matrices + LAYER[MATRIX] + start + place, mask=inside, other=0.0))
+            inside = inside & (k < round_up(LAYER[INPUTS], CHUNK) - first_input)
+        tile = tl.trans(tl.load(matrices + LAYER[TENSOR] + start + place, mask=inside, other=0.0))
         return tile.to(tl.float32) if INTERPRETED else tile
     else:
         # Panels of 64 columns, the last one narrower: 16 columns always lie side by side.
         k, n = tl.arange(0, BLOCK_K)[:, None], tl.arange(0, BLOCK_N)[None, :]
         panel = n // PANEL * PANEL
-        if LAYER[PADDED] % PANEL == 0:
+        if divides(PANEL, LAYER[PADDED]):
             place = panel * LAYER[INPUTS] + k * PANEL + n % PANEL
             start = wide(first_column) * LAYER[INPUTS] + wide(first_input) * PANEL
         else:
@@ -93,7 +94,7 @@ def matrix_tile(
             start = wide(first_column) * LAYER[INPUTS]
         place = tl.max_contiguous(tl.multiple_of(place, (1, 16)), (1, 16))
         inside = columns_inside(n, first_column, LAYER, BLOCK_N)
-        if LAYER[INPUTS] % BLOCK_K != 0:
+        if not divides(BLOCK_K, LAYER[INPUTS]):
             inside = inside & (k < LAYER[INPUTS] - first_input)
         return tl.load(matrices + LAYER[MATRIX] + start + place, mask=inside, other=0.0)
 
@@ -101,7 +102,7 @@ def matrix_tile(
 @triton.jit
 def columns_inside(columns, first_column, LAYER: tl.constexpr, BLOCK_N: tl.constexpr):
     """Which of BLOCK_N columns from ``first_column`` on a layer has; a mask of constants where it has all."""
-    if LAYER[PADDED] % BLOCK_N == 0:
+    if divides(BLOCK_N, LAYER[PADDED]):
         return columns < BLOCK_N
     else:
         return columns < LAYER[PADDED] - first_column
@@ -123,7 +124,7 @@ def finish_layer(sums, block, columns, LAYER: tl.constexpr, BLOCK_N: tl.constexp
     if AFFINE:
         scale = layer_vector(block, columns, SCALE, LAYER)[None, :]
         value = value * scale + layer_vector(block, columns, SHIFT, LAYER)[None, :]
-    if LAYER[WIDTH] % BLOCK_N == 0:
+    if divides(BLOCK_N, LAYER[WIDTH]):
         return value
     else:
         return tl.where(columns[None, :] < LAYER[WIDTH], value, 0.0)

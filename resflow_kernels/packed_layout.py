@@ -1,40 +1,45 @@
-"""Where packed weights lie, and how tasks share memory, as the kernels take it: constants of their compilation.
+"""Where each number of packed weights lies, and how tasks share memory: what Triton kernels are compiled with.
 
-The Python side of ``csrc/core/plan.h`` (its float panels), ``csrc/core/tensor_panels.h`` and the slots of
-``csrc/core/plan.cpp``; tests compare what is read here with what was packed there. Imports neither torch nor triton.
+The Python side of ``csrc/core/plan.h``, ``csrc/core/tensor_panels.h`` and the slots of ``csrc/core/plan.cpp``; tests
+compare what is read by it with what was packed there. Needs torch for :func:`unpack_towers` alone, which imports it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..plan import (
+from .plan import (
     PACKED_HEADER_BYTES,
     PACKED_LANE,
     PRECISION_BYTES,
     TENSOR_ALIGNMENT,
     TENSOR_CHUNK_INPUTS,
-    TENSOR_PANEL_PRECISIONS,
     Plan,
     padded,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PANEL_COLUMNS = 64
 MAGIC = int.from_bytes(b"RESFLOW2", "little")
 
 
 class Layer(NamedTuple):
-    """A layer as kernels take it, by place: ``resflow_kernels.triton.weights`` names the places."""
+    """A layer's constants; Triton kernels take them by place, which ``triton/weights.py`` names."""
 
     inputs: int
     width: int
     padded: int
-    matrix: int  # in floats of the task's block; in 16-bit values of the task's tensor panels
-    bias: int  # the rest in floats of the task's block
+    matrix: int  # this and the vectors: in floats from the start of the task's block
+    tensor: int  # the same matrix in tensor panels: in 16-bit values from the start of the task's
+    bias: int
     slope: int
     scale: int
     shift: int
+    column_scale: int
     activation: str
     kept: int  # columns of all earlier layers: where a row's outputs of this one are kept
 
@@ -62,11 +67,10 @@ class Layout:
 
 @lru_cache(maxsize=256)
 def layout_of(plan: Plan) -> Layout:
-    """The layout of a plan in a precision that GPUs multiply in."""
+    """The layout of a plan's packed weights."""
     layers: list[Layer] = []
     floats = values = kept = 0
     inputs = plan.in_features
-    in_panels = plan.precision in TENSOR_PANEL_PRECISIONS
     for width, activation in zip(plan.hidden, plan.activations, strict=True):
         columns, matrix = padded(width), floats
         floats += -(-inputs * PRECISION_BYTES[plan.precision] // 4) * columns
@@ -74,9 +78,10 @@ def layout_of(plan: Plan) -> Layout:
         slope = bias + columns
         scale = slope + columns * (activation == "prelu")
         shift = scale + columns * plan.affine
-        floats = shift + columns * plan.affine
-        place = values if in_panels else matrix
-        layers.append(Layer(inputs, width, columns, place, bias, slope, scale, shift, activation, kept))
+        column_scale = shift + columns * plan.affine
+        floats = column_scale + columns * (plan.precision == "int8")
+        vectors = (bias, slope, scale, shift, column_scale)
+        layers.append(Layer(inputs, width, columns, matrix, values, *vectors, activation, kept))
         values += -(-inputs // TENSOR_CHUNK_INPUTS) * TENSOR_CHUNK_INPUTS * columns
         kept += columns
         inputs = width
@@ -133,3 +138,45 @@ def _fingerprint(encoded: tuple[int, ...]) -> int:
 def _signed(word: int) -> int:
     """64 bits as the int64 they are."""
     return word - (1 << 64) * (word >> 63)
+
+
+def unpack_towers(packed: Tensor, plan: Plan) -> list[Tensor]:
+    """Canonical weights (``Plan.weight_shapes``) of packed ones, as their precision holds them."""
+    import torch
+
+    layout = layout_of(plan)
+    blocks = packed[PACKED_HEADER_BYTES:][: 4 * plan.tasks * layout.task_floats].view(plan.tasks, -1)
+    weights = []
+    for block in blocks:
+        floats = block.view(torch.float32)
+
+        def vector(place: int, width: int, floats: Tensor = floats) -> Tensor:
+            return floats[place : place + width].clone()
+
+        for layer in layout.layers:
+            matrix = _unpack_matrix(floats[layer.matrix : layer.bias], layer, plan.precision)
+            if plan.precision == "int8":
+                matrix = (matrix - 128) * vector(layer.column_scale, layer.width)
+            weights += [matrix, vector(layer.bias, layer.width)]
+            if layer.activation == "prelu":
+                weights.append(vector(layer.slope, layer.width))
+            if plan.affine:
+                weights += [vector(layer.scale, layer.width), vector(layer.shift, layer.width)]
+        weights += [vector(layout.head, layout.layers[-1].width), vector(layout.head_bias, 1)]
+    return weights
+
+
+def _unpack_matrix(floats: Tensor, layer: Layer, precision: str) -> Tensor:
+    """``[inputs, width]`` float32 of a layer's panels: words of one column's consecutive inputs."""
+    import torch
+
+    element = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.uint8}.get(precision, torch.float32)
+    per_word = 4 // PRECISION_BYTES[precision]
+    words = floats.numel() // layer.padded
+    panels, first = [], 0
+    for column in range(0, layer.padded, PANEL_COLUMNS):
+        lanes = min(PANEL_COLUMNS, layer.padded - column)
+        panel = floats[first : first + words * lanes].view(element).view(words, lanes, per_word)
+        panels.append(panel.transpose(1, 2).reshape(words * per_word, lanes))
+        first += words * lanes
+    return torch.cat(panels, dim=1)[: layer.inputs, : layer.width].float().contiguous()

@@ -1,0 +1,136 @@
+"""Which backend computes a call: one rule for the ops, the modules and ``resflow info``.
+
+``auto`` takes the compiled kernels of the tensors' device (``cpu``, ``cuda``) where they are loaded and have the form,
+else ``triton`` where it can run, else ``reference``. Another name takes that backend, or says why it cannot. A call
+names one, or its module does, or the environment variable ``RESFLOW_BACKEND``, which is read at import.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+
+from . import _library, checks
+from .plan import Plan
+
+BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
+FORMS = ("dense", "request", "catalogue", "feature", "twin")
+TRITON_FORMS = ("dense", "request", "catalogue")
+REFERENCE_FORMS = TRITON_FORMS
+
+_library.load()
+
+
+class Decision(NamedTuple):
+    """A backend, and why it was taken."""
+
+    backend: str
+    reason: str
+
+
+class Installed(NamedTuple):
+    """What there is: for each backend why it cannot be had, or None."""
+
+    cpu: str | None
+    cuda: str | None
+    triton: str | None  # on GPUs
+    triton_interpreter: str | None  # on tensors of the CPU
+
+
+def choose(device: str, plan: Plan, form: str, asked: str, installed: Installed) -> Decision:
+    """The backend for tensors of a type of device, of the contract's forms.
+
+    Raises:
+        ValueError: the backend that is asked for cannot serve, and why.
+    """
+    if asked not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {asked!r}")
+    if asked != "auto":
+        obstacle = _obstacle(asked, device, plan, form, installed)
+        if obstacle is not None:
+            raise ValueError(f"backend must be one that serves this call, got {asked!r}: {obstacle}")
+        return Decision(asked, "asked for")
+    own = "cpu" if device == "meta" else device
+    reasons = []
+    for backend in (*((own,) if own in ("cpu", "cuda") else ()), "triton", "reference"):
+        # A precision is refused by the backend that would take it otherwise, with the precisions there are.
+        obstacle = _obstacle(backend, own, None, form, installed)
+        if obstacle is None:
+            return Decision(backend, "; ".join(reasons) or f"the kernels of {own} tensors are loaded")
+        reasons.append(f"not {backend}: {obstacle}")
+    return Decision("cpu" if own == "cpu" else "cuda", "; ".join(reasons))  # whose ops say what is missing
+
+
+def _obstacle(backend: str, device: str, plan: Plan | None, form: str, installed: Installed) -> str | None:
+    """Why a backend does not serve; ``None`` if it does. Without a plan: whatever the plan."""
+    if backend == "reference":
+        return None if form in REFERENCE_FORMS else f"no op of the {form} form runs on it"
+    kernels = "cuda" if backend == "triton" else backend
+    if backend == "triton":
+        if form not in TRITON_FORMS:
+            return f"it has the forms {', '.join(TRITON_FORMS)}, not {form}"
+        missing = installed.triton_interpreter if device == "cpu" else installed.triton
+    elif backend != device:
+        return f"it serves {backend} tensors, these are {device}'s"
+    else:
+        missing = getattr(installed, backend)
+    if missing is not None:
+        return missing
+    known = checks.precisions_of(kernels)
+    if plan is not None and plan.precision not in known:
+        return f"it computes in {', '.join(known)}, not in {plan.precision}"
+    return None
+
+
+@cache
+def installed() -> Installed:
+    """What this process can run."""
+    (loaded, why), (cuda, why_no_cuda) = _library.status(), _library.cuda_status()
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+    no_triton = None if find_spec("triton") else "triton is not installed"
+    no_gpu = None if torch.cuda.device_count() > 0 else "there is no GPU"
+    not_interpreting = None if interpreting else "on CPU tensors it runs under TRITON_INTERPRET=1 alone"
+    on_gpus = "TRITON_INTERPRET=1 interprets kernels, on CPU tensors" if interpreting else no_gpu
+    return Installed(
+        cpu=None if loaded else why,
+        cuda=None if cuda else why_no_cuda,
+        triton=no_triton or on_gpus,
+        triton_interpreter=no_triton or not_interpreting,
+    )
+
+
+_named = os.environ.get("RESFLOW_BACKEND", "auto")
+_loaded_on = frozenset(
+    kind for kind, (loaded, _) in (("cpu", _library.status()), ("cuda", _library.cuda_status())) if loaded
+)
+# Types of tensors on which `auto` means the compiled ops, whatever the plan and the form: these calls go straight there.
+direct_cpu = _named == "auto" and "cpu" in _loaded_on
+direct_cuda = _named == "auto" and "cuda" in _loaded_on
+
+
+@cache
+def decide(device: str, plan: Plan, form: str, asked: str | None = None) -> Decision:
+    """:func:`choose` with what is installed; without ``asked`` what ``RESFLOW_BACKEND`` names, or ``auto``."""
+    try:
+        return choose(device, plan, form, asked or _named, installed())
+    except ValueError as error:
+        raise error if asked else ValueError(f"RESFLOW_BACKEND: {error}") from None
+
+
+def function_of(name: str, form: str, device: str, plan: Plan, asked: str | None) -> Callable[..., Any] | None:
+    """An op's function on the backend for a call; ``None``: the compiled op."""
+    backend = decide(device, plan, form, asked).backend
+    if backend == "triton":
+        from .triton.forms import FORMS as TRITON_FUNCTIONS
+
+        return TRITON_FUNCTIONS[name]
+    if backend == "reference":
+        from .packed_reference import FUNCTIONS
+
+        return FUNCTIONS[name]
+    return None
