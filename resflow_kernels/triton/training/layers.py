@@ -27,6 +27,15 @@ SHIFT = tl.constexpr(11)
 
 
 @triton.jit
+def blocks_of(block, BLOCK: tl.constexpr, COUNT: tl.constexpr):
+    """Numbers of a block of COUNT, in 64 bits where 32 would not do."""
+    if COUNT + BLOCK > 2147483647:
+        return wide(block) * BLOCK + tl.arange(0, BLOCK)
+    else:
+        return block * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def bit(number, place):
     return ((wide(number) >> place) & 1) != 0
 
@@ -58,7 +67,7 @@ def slopes(network, task, columns, inside, LAYER: tl.constexpr):
 @triton.jit
 def statistics(network, task, columns, inside, LAYER: tl.constexpr):
     """The batch's mean and what a distance from it is multiplied with."""
-    places = LAYER[STATISTICS] + task * LAYER[WIDTH] + columns
+    places = wide(LAYER[WIDTH]) * task + LAYER[STATISTICS] + columns
     mean = tl.load(network[1] + places, mask=inside, other=0.0)
     variance = tl.load(network[2] + places, mask=inside, other=1.0)
     return mean[None, :], (1.0 / tl.sqrt_rn(variance + network[3]))[None, :]
@@ -144,5 +153,5 @@ def columns_of(job, BLOCK: tl.constexpr, LAYER: tl.constexpr, BEFORE: tl.constex
         count: tl.constexpr = LAYER[PADDED]
     panels: tl.constexpr = (count + BLOCK - 1) // BLOCK
     group = job // panels
-    own = job % panels * BLOCK + tl.arange(0, BLOCK)
+    own = blocks_of(job % panels, BLOCK, TASKS * LAYER[PADDED])
     return group, group * count + own, own < count

@@ -11,8 +11,8 @@ from math import prod
 from typing import NamedTuple
 
 from ...contract import STATISTICS
+from ...packed_layout import layout_of as packed_layout_of
 from ...plan import Plan, padded
-from ..layout import layout_of as scoring_layout
 
 # Floats: each weight begins where 16 bytes can be read at once.
 ALIGNMENT = 4
@@ -84,10 +84,10 @@ def layout_of(plan: Plan, statistics: int, alignment: int = ALIGNMENT) -> Layout
         head=places["head, weight"],
         head_bias=places["head, bias"],
         padding=tuple(padding),
-        ancestors=ancestors,
-        descendants=descendants,
+        ancestors=tuple(map(_signed, ancestors)),
+        descendants=tuple(map(_signed, descendants)),
         in_line=in_line,
-        join=scoring_layout(plan).join,
+        join=packed_layout_of(plan).join,
     )
 
 
@@ -102,3 +102,8 @@ def _ancestors(plan: Plan) -> tuple[int, ...]:
     for parent in plan.parents:
         above.append(0 if parent < 0 else above[parent] | 1 << parent)
     return tuple(above)
+
+
+def _signed(bits: int) -> int:
+    """64 bits as the int64 they are in a kernel."""
+    return bits - (1 << 64) * (bits >> 63)

@@ -13,6 +13,7 @@ from .layers import (
     PADDED,
     TASK_FLOATS,
     WIDTH,
+    blocks_of,
     columns_of,
     inputs_tile,
     slopes,
@@ -107,13 +108,13 @@ def inputs_gradient_kernel(
         out_columns = inputs
     else:
         depth: tl.constexpr = LAYER[PADDED]
-        out_columns = group * BEFORE[PADDED] + inputs
+        out_columns = wide(BEFORE[PADDED]) * group + inputs
     inside = inputs < LAYER[INPUTS]
     rows = wide(tile) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = rows < count
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for first in range(0, depth, BLOCK_K):
-        own = first + tl.arange(0, BLOCK_K)
+        own = first + blocks_of(0, BLOCK_K, TASKS * LAYER[PADDED])
         columns = group * depth + own
         task, column = columns // LAYER[PADDED], columns % LAYER[PADDED]
         exist = (own < depth) & (column < LAYER[WIDTH])

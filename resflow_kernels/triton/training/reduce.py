@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..functions import wide
-from .layers import PADDED, STATISTICS, TASK_FLOATS, WIDTH, choose
+from .layers import PADDED, STATISTICS, TASK_FLOATS, WIDTH, blocks_of, choose
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def statistics_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """The batch's mean and biased variance from those of tiles (Chan et al.), in float64."""
-    columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    columns = blocks_of(tl.program_id(0), BLOCK_C, TASKS * LAYER[PADDED])
     exist = columns < TASKS * LAYER[PADDED]
     total = tl.zeros([BLOCK_C], tl.float64)
     first = wide(0)
@@ -40,7 +40,7 @@ def statistics_kernel(
         squares += tl.sum(tl.where(inside, own + distance * distance * rows[:, None], 0.0), axis=0)
         first += BLOCK_T
     task, column = columns // LAYER[PADDED], columns % LAYER[PADDED]
-    place = LAYER[STATISTICS] + task * LAYER[WIDTH] + column
+    place = wide(LAYER[WIDTH]) * task + LAYER[STATISTICS] + column
     real = exist & (column < LAYER[WIDTH])
     tl.store(mean + place, middle.to(tl.float32), mask=real)
     tl.store(variance + place, (squares / wide(count).to(tl.float64)).to(tl.float32), mask=real)
@@ -83,7 +83,7 @@ def channel_sums_kernel(
     where that is negative left out; and to means over the batch ``[kinds][tasks * padded]``, unless that is None.
     """
     kind = tl.program_id(0) // BLOCKS
-    columns = tl.program_id(0) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
+    columns = blocks_of(tl.program_id(0) % BLOCKS, BLOCK_C, TASKS * LAYER[PADDED])
     channels: tl.constexpr = TASKS * LAYER[PADDED]
     exist = columns < channels
     place = choose(kind, PLACES)
