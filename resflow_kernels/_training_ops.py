@@ -2,6 +2,7 @@
 
 ``train_forward`` and ``train_backward`` compute in float32 whatever the plan's precision. They know nothing of
 autograd: :func:`training_logits` joins them, in a function outside the ops, so that scoring pays nothing for it.
+On CPU tensors they are compiled, on a GPU's Triton's kernels, which are imported at the first call.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from . import checks
-from .contract import STATISTICS
+from . import _library, backends, checks
+from .contract import STATISTICS, TRAINING_OPS
 from .plan import Plan, padded
 
 _ops = torch.ops.resflow
@@ -30,6 +31,7 @@ def training_logits(
     statistics: str = "given",
     eps: float = 1e-5,
     recompute: bool | None = None,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of a batch, differentiable once in ``x`` and all weights.
 
@@ -44,6 +46,7 @@ def training_logits(
         eps: of those BatchNorms.
         recompute: compute the layers' sums again on the way back instead of keeping them; ``None``: where they are
             more than 1 GiB.
+        backend: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else ``"auto"``.
 
     The weights' gradients are slices of one tensor. ``torch.func`` transforms and forward mode are not served.
 
@@ -60,17 +63,35 @@ def training_logits(
     if recompute is None:
         recompute = sum_count(plan, x.shape[0]) * 4 > KEPT_BYTES
     keep = not recompute and torch.is_grad_enabled()
-    return _TrainingLogits.apply(x, encoded, STATISTICS.index(statistics), eps, keep, *weights)
+    interpreted = _is_interpreted(x, plan, backend)
+    return _TrainingLogits.apply(x, encoded, STATISTICS.index(statistics), eps, keep, interpreted, *weights)
+
+
+def _is_interpreted(x: Tensor, plan: Plan, backend: str | None) -> bool:
+    """Whether Triton's kernels compute on CPU tensors, which the ops leave to the compiled ones."""
+    if backend is None and (x.is_cuda or backends.direct_cpu):
+        return False
+    own = plan if plan.precision == "float32" else replace(plan, precision="float32")
+    return backends.decide(x.device.type, own, "training", backend).backend == "triton" and not x.is_cuda
+
+
+def _functions(interpreted: bool) -> Any:
+    """What has ``train_forward`` and ``train_backward``."""
+    if interpreted:
+        from .triton import training
+
+        return training
+    return _ops
 
 
 class _TrainingLogits(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, plan: tuple[int, ...], statistics: int, eps: float, keep: bool, *weights: Tensor
+        ctx: Any, x: Tensor, plan: tuple[int, ...], statistics: int, eps: float, keep: bool, interpreted: bool, *weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        logits, *state = _ops.train_forward(x, list(weights), plan, statistics, eps, keep)
+        logits, *state = _functions(interpreted).train_forward(x, list(weights), plan, statistics, eps, keep)
         ctx.save_for_backward(x, *state, *weights)
-        ctx.settings = (plan, statistics, eps)
+        ctx.settings, ctx.interpreted = (plan, statistics, eps), interpreted
         _, _, mean, variance = state
         ctx.mark_non_differentiable(mean, variance)
         return logits, mean, variance
@@ -80,14 +101,14 @@ class _TrainingLogits(torch.autograd.Function):
         x, own, sums, mean, variance, *weights = ctx.saved_tensors
         x_needed = ctx.needs_input_grad[0]
         with torch.no_grad():
-            x_gradients, flat = _ops.train_backward(
+            x_gradients, flat = _functions(ctx.interpreted).train_backward(
                 logit_gradients.contiguous(), x, weights, own, sums, mean, variance, *ctx.settings, x_needed
             )
             parts = flat.split([weight.numel() for weight in weights])
             gradients = [x_gradients, *(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))]
         if torch.is_grad_enabled():  # create_graph
             gradients = list(_Once.apply(len(gradients), *gradients, logit_gradients, x, *weights))
-        return (gradients[0] if x_needed else None, None, None, None, None, *gradients[1:])
+        return (gradients[0] if x_needed else None, None, None, None, None, None, *gradients[1:])
 
 
 class _Once(torch.autograd.Function):
@@ -166,3 +187,16 @@ FAKES: dict[str, Callable[..., Any]] = {
     "train_forward": forward_outputs,
     "train_backward": backward_outputs,
 }
+
+
+def _on_gpus(name: str) -> Callable[..., Any]:
+    def kernel(*arguments: Any) -> Any:
+        from .triton import training
+
+        return getattr(training, name)(*arguments)
+
+    return kernel
+
+
+if backends.installed().triton is None:
+    _library.implement({name: _on_gpus(name) for name in TRAINING_OPS}, "CUDA")

@@ -19,9 +19,9 @@ from . import _library, checks
 from .plan import Plan
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
-FORMS = ("dense", "request", "catalogue", "feature", "twin")
-TRITON_FORMS = ("dense", "request", "catalogue")
-REFERENCE_FORMS = TRITON_FORMS
+FORMS = ("dense", "request", "catalogue", "feature", "twin", "training")
+TRITON_FORMS = ("dense", "request", "catalogue", "training")
+REFERENCE_FORMS = ("dense", "request", "catalogue")
 
 _library.load()
 
@@ -75,6 +75,8 @@ def _obstacle(backend: str, device: str, plan: Plan | None, form: str, installed
         if form not in TRITON_FORMS:
             return f"it has the forms {', '.join(TRITON_FORMS)}, not {form}"
         missing = installed.triton_interpreter if device == "cpu" else installed.triton
+    elif backend == "cuda" and form == "training":
+        return "its kernels score; those of training on GPUs are triton's"
     elif backend != device:
         return f"it serves {backend} tensors, these are {device}'s"
     else:
@@ -120,6 +122,15 @@ def decide(device: str, plan: Plan, form: str, asked: str | None = None) -> Deci
         return choose(device, plan, form, asked or _named, installed())
     except ValueError as error:
         raise error if asked else ValueError(f"RESFLOW_BACKEND: {error}") from None
+
+
+def why_untrainable(device: str) -> str | None:
+    """Why no backend trains on this type of device, or not the one that ``RESFLOW_BACKEND`` names."""
+    try:
+        decision = decide(device, Plan(1, (1,), (-1,)), "training")
+    except ValueError as error:
+        return str(error)
+    return decision.reason if decision.backend == "cuda" else None
 
 
 def function_of(name: str, form: str, device: str, plan: Plan, asked: str | None) -> Callable[..., Any] | None:

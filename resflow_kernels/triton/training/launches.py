@@ -30,7 +30,7 @@ class Tiles(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-PRODUCT_TILES = {"float32": Tiles(64, 64, 16, 4, 2), "tensorfloat32": Tiles(128, 64, 32, 8, 3)}
+PRODUCT_TILES = {"float32": Tiles(128, 64, 16, 8, 3), "tensorfloat32": Tiles(128, 64, 32, 8, 3)}
 ROW_TILES = Tiles(32, 64, 0, 4, 1)  # of passes that multiply nothing
 
 # Programs that the rows of a matrix's gradient are split for, in parts of at least so many: two on each of the

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from triton import JITFunction
 
-from ... import _training_ops
+from ... import _training_ops, checks
 from ...plan import Plan
 from ..launch import Launch
 from . import launches
@@ -38,6 +38,7 @@ def train_forward(
     x: Tensor, weights: list[Tensor], plan: Sequence[int], statistics: int, eps: float, keep: bool, run: Run = run
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Logits, and what the way back needs: own logits, sums (empty unless ``keep``), mean and variance."""
+    _check_devices("train_forward", x, weights)
     outputs = _training_ops.forward_outputs(x, weights, plan, statistics, eps, keep)
     logits, own, sums, mean, variance = outputs
     rows = x.shape[0]
@@ -66,6 +67,11 @@ def train_backward(
     run: Run = run,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x (no rows unless ``x_needed``) and of all weights, one after another."""
+    _check_devices("train_backward", x, weights)
+    for name, tensor in {
+        "logit_gradients": logit_gradients, "own": own, "sums": sums, "mean": mean, "variance": variance
+    }.items():
+        checks.device("train_backward", name, tensor, x.device)
     outputs = _training_ops.backward_outputs(
         logit_gradients, x, weights, own, sums, mean, variance, plan, statistics, eps, x_needed
     )
@@ -84,6 +90,11 @@ def train_backward(
         own, logit_gradients, x_gradients if x_needed else None
     )
     return outputs
+
+
+def _check_devices(op: str, x: Tensor, weights: list[Tensor]) -> None:
+    for place, weight in enumerate(weights):
+        checks.device(op, f"weights[{place}]", weight, x.device)
 
 
 def _network(
