@@ -68,7 +68,9 @@ def gradients_of(logits_of: Callable[[Tensor, Sequence[Tensor]], Tensor], x: Ten
     return logits.detach(), zeros
 
 
-def assert_gradients(plan: Plan, rows: int, statistics: str, recompute: bool, bound: float = 1e-5) -> None:
+def assert_gradients(
+    plan: Plan, rows: int, statistics: str, recompute: bool, bound: float = 1e-5, backend: str | None = None
+) -> None:
     """Every gradient within ``bound`` of its tensor's largest, or of a few times what PyTorch's own float32 errs by.
 
     1e-6 beside: some gradients are 0 but for rounding, such as a bias's in front of a BatchNorm.
@@ -76,7 +78,7 @@ def assert_gradients(plan: Plan, rows: int, statistics: str, recompute: bool, bo
     x, weights = torch.randn(rows, plan.in_features), parameters(plan)
 
     def fused(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        return ops.training_logits(x, weights, plan, statistics, EPS, recompute)[0]
+        return ops.training_logits(x, weights, plan, statistics, EPS, recompute, backend)[0]
 
     def plain(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         return exact_logits(x, weights, plan, statistics)

@@ -232,7 +232,8 @@ def matrix_gradient_launches(
     columns = min(tiles.columns, max(16, power_of_2(layer.inputs)))
     jobs = panels * (1 if level == 0 else tasks) * ceil_div(layer.inputs, columns)
     wanted = min(ceil_div(SPLIT_PROGRAMS, jobs), ceil_div(count, SPLIT_ROWS))
-    split_rows = power_of_2(ceil_div(count, wanted))  # a constant of the kernel: of few different values
+    # A constant of the kernel: of few different values, and blocks of depth rows.
+    split_rows = max(power_of_2(ceil_div(count, wanted)), tiles.depth)
     splits = ceil_div(count, split_rows)
     values = layer.width * layer.inputs
     own = network.gradient_layout
