@@ -198,5 +198,5 @@ def _on_gpus(name: str) -> Callable[..., Any]:
     return kernel
 
 
-if backends.installed().triton is None:
+if backends.why_no_triton_on_gpus() is None:
     _library.implement({name: _on_gpus(name) for name in TRAINING_OPS}, "CUDA")

@@ -93,17 +93,27 @@ def _obstacle(backend: str, device: str, plan: Plan | None, form: str, installed
 def installed() -> Installed:
     """What this process can run."""
     (loaded, why), (cuda, why_no_cuda) = _library.status(), _library.cuda_status()
-    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
     no_triton = None if find_spec("triton") else "triton is not installed"
-    no_gpu = None if torch.cuda.device_count() > 0 else "there is no GPU"
-    not_interpreting = None if interpreting else "on CPU tensors it runs under TRITON_INTERPRET=1 alone"
-    on_gpus = "TRITON_INTERPRET=1 interprets kernels, on CPU tensors" if interpreting else no_gpu
+    not_interpreting = None if _interpreting() else "on CPU tensors it runs under TRITON_INTERPRET=1 alone"
     return Installed(
         cpu=None if loaded else why,
         cuda=None if cuda else why_no_cuda,
-        triton=no_triton or on_gpus,
+        triton=why_no_triton_on_gpus(),
         triton_interpreter=no_triton or not_interpreting,
     )
+
+
+def why_no_triton_on_gpus() -> str | None:
+    """Why Triton's kernels do not run on GPU tensors; ``None`` if they do."""
+    if not find_spec("triton"):
+        return "triton is not installed"
+    if _interpreting():
+        return "TRITON_INTERPRET=1 interprets kernels, on CPU tensors"
+    return None if torch.cuda.device_count() > 0 else "there is no GPU"
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 _named = os.environ.get("RESFLOW_BACKEND", "auto")
@@ -125,12 +135,18 @@ def decide(device: str, plan: Plan, form: str, asked: str | None = None) -> Deci
 
 
 def why_untrainable(device: str) -> str | None:
-    """Why no backend trains on this type of device, or not the one that ``RESFLOW_BACKEND`` names."""
+    """Why no backend trains on this type of device, or not the one that ``RESFLOW_BACKEND`` names.
+
+    Asked at import: with ``auto`` it leaves :func:`installed` alone, so that Triton's interpreter can still be set.
+    """
+    if _named == "auto":
+        reason = why_no_triton_on_gpus() if device == "cuda" else None
+        return reason and f"the training ops of {device} tensors are Triton's: {reason}"
     try:
-        decision = decide(device, Plan(1, (1,), (-1,)), "training")
+        decide(device, Plan(1, (1,), (-1,)), "training")
     except ValueError as error:
         return str(error)
-    return decision.reason if decision.backend == "cuda" else None
+    return None
 
 
 def function_of(name: str, form: str, device: str, plan: Plan, asked: str | None) -> Callable[..., Any] | None:

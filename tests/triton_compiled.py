@@ -65,7 +65,7 @@ def _specialised(launch: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], 
     attributes: dict[tuple[int, ...], Any] = {}
     for place, name in enumerate(launch.kernel.arg_names):
         value = launch.constants.get(name, launch.arguments.get(name))
-        if name in launch.constants or value is None or (value == 1 and isinstance(value, int)):
+        if name in launch.constants or value is None or (isinstance(value, int) and value == 1):
             signature[name], constants[place,] = "constexpr", value
         elif isinstance(value, float):
             signature[name] = "fp32"
