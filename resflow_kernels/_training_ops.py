@@ -87,7 +87,14 @@ def _functions(interpreted: bool) -> Any:
 class _TrainingLogits(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, plan: tuple[int, ...], statistics: int, eps: float, keep: bool, interpreted: bool, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        plan: tuple[int, ...],
+        statistics: int,
+        eps: float,
+        keep: bool,
+        interpreted: bool,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         logits, *state = _functions(interpreted).train_forward(x, list(weights), plan, statistics, eps, keep)
         ctx.save_for_backward(x, *state, *weights)

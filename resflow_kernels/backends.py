@@ -56,8 +56,9 @@ def choose(device: str, plan: Plan, form: str, asked: str, installed: Installed)
             raise ValueError(f"backend must be one that serves this call, got {asked!r}: {obstacle}")
         return Decision(asked, "asked for")
     own = "cpu" if device == "meta" else device
-    reasons = []
-    for backend in (*((own,) if own in ("cpu", "cuda") else ()), "triton", "reference"):
+    has_ops = own in ("cpu", "cuda")
+    reasons = [] if has_ops else [f"there are no compiled ops for {own} tensors"]
+    for backend in (*((own,) if has_ops else ()), "triton", "reference"):
         # A precision is refused by the backend that would take it otherwise, with the precisions there are.
         obstacle = _obstacle(backend, own, None, form, installed)
         if obstacle is None:
@@ -94,11 +95,13 @@ def installed() -> Installed:
     """What this process can run."""
     (loaded, why), (cuda, why_no_cuda) = _library.status(), _library.cuda_status()
     no_triton = None if find_spec("triton") else "triton is not installed"
+    if no_triton is None and not loaded:
+        no_triton = f"its weights are packed by the compiled ops: {why}"
     not_interpreting = None if _interpreting() else "on CPU tensors it runs under TRITON_INTERPRET=1 alone"
     return Installed(
         cpu=None if loaded else why,
         cuda=None if cuda else why_no_cuda,
-        triton=why_no_triton_on_gpus(),
+        triton=no_triton or why_no_triton_on_gpus(),
         triton_interpreter=no_triton or not_interpreting,
     )
 
@@ -120,9 +123,15 @@ _named = os.environ.get("RESFLOW_BACKEND", "auto")
 _loaded_on = frozenset(
     kind for kind, (loaded, _) in (("cpu", _library.status()), ("cuda", _library.cuda_status())) if loaded
 )
-# Types of tensors on which `auto` means the compiled ops, whatever the plan and the form: these calls go straight there.
+# Whether `auto` on such tensors means their compiled ops, whatever the plan and the form: these calls go straight there.
 direct_cpu = _named == "auto" and "cpu" in _loaded_on
 direct_cuda = _named == "auto" and "cuda" in _loaded_on
+
+
+def named(asked: str | None) -> str | None:
+    """The backend that a call or the environment names; ``None``: neither does."""
+    name = asked or _named
+    return None if name == "auto" else name
 
 
 @cache
@@ -131,7 +140,16 @@ def decide(device: str, plan: Plan, form: str, asked: str | None = None) -> Deci
     try:
         return choose(device, plan, form, asked or _named, installed())
     except ValueError as error:
-        raise error if asked else ValueError(f"RESFLOW_BACKEND: {error}") from None
+        if asked:
+            raise
+        raise ValueError(f"RESFLOW_BACKEND: {error}") from None
+
+
+def decide_quickly(device: str, plan: Plan, form: str, asked: str | None) -> str:
+    """:func:`decide`'s backend; hashing a plan takes longer than this."""
+    if asked is None and (direct_cpu if device == "cpu" else direct_cuda and device == "cuda"):
+        return device
+    return decide(device, plan, form, asked).backend
 
 
 def why_untrainable(device: str) -> str | None:
@@ -151,7 +169,7 @@ def why_untrainable(device: str) -> str | None:
 
 def function_of(name: str, form: str, device: str, plan: Plan, asked: str | None) -> Callable[..., Any] | None:
     """An op's function on the backend for a call; ``None``: the compiled op."""
-    backend = decide(device, plan, form, asked).backend
+    backend = decide_quickly(device, plan, form, asked)
     if backend == "triton":
         from .triton.forms import FORMS as TRITON_FUNCTIONS
 

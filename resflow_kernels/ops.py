@@ -82,6 +82,7 @@ __all__ = [
     "twin_rows",
     "twin_scores",
     "twin_topk",
+    "why_imprecise",
     "why_unavailable",
     "why_untrainable",
 ]
@@ -114,10 +115,15 @@ def why_unavailable(device: str, precision: str | None = None) -> str | None:
     loaded, reason = _library.cuda_status() if device == "cuda" else _library.status()
     if not loaded:
         return reason
+    return None if precision is None else why_imprecise(device, precision)
+
+
+def why_imprecise(device: str, precision: str) -> str | None:
+    """Why kernels of a type of device do not compute in this precision; ``None`` if they do."""
     known = checks.precisions_of(device)
-    if precision is not None and device != "meta" and precision not in known:
-        return f"on this device ({device}) the ops compute in {', '.join(known)}, not in {precision}"
-    return None
+    if device == "meta" or precision in known:
+        return None
+    return f"on this device ({device}) the ops compute in {', '.join(known)}, not in {precision}"
 
 
 def why_untrainable(device: str) -> str | None:

@@ -1,4 +1,4 @@
-"""How much a program takes at a time: shipped, tuned here before, or by rule.
+"""Which kernel takes a plan, and how much a program takes at a time: shipped, tuned here before, or by rule.
 
 A configuration is chosen by the plan's shape and the device, and never by the number of candidates: two tilings add up
 in different orders, and a candidate must have the same bits in every batch.
@@ -27,6 +27,10 @@ from ..plan import Plan
 DEFAULTS = Path(__file__).parent / "defaults.json"
 KINDS = ("scores", "project")
 
+# Of the chain kernel, whose outputs and one whole later matrix a program holds at a time.
+CHAIN_LAYERS = 3
+CHAIN_WIDTH = {"float32": 128, "tensorfloat32": 128, "bfloat16": 256, "float16": 256}
+
 
 class Config(NamedTuple):
     """Tile sizes of a kernel."""
@@ -42,6 +46,15 @@ class Config(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
+def is_chain(plan: Plan) -> bool:
+    """Whether the chain kernel takes the plan."""
+    layout = layout_of(plan)
+    in_order = all(parent in (-1, task - 1) for task, parent in enumerate(plan.parents))
+    related = plan.feature_residual or layout.join != "own"
+    narrow = max(layer.padded for layer in layout.layers) <= CHAIN_WIDTH[plan.precision]
+    return (in_order or not related) and narrow and plan.layers <= CHAIN_LAYERS
+
+
 def signature(plan: Plan, kind: str) -> str:
     """What of a plan a configuration depends on."""
     hidden = "x".join(str(width) for width in plan.hidden)
@@ -51,7 +64,7 @@ def signature(plan: Plan, kind: str) -> str:
 
 def config_of(plan: Plan, kind: str, device: torch.device) -> Config:
     """The configuration of a plan's kernel on a device."""
-    return _chosen(plan, kind, None if device.type != "cuda" else device.index or 0)
+    return _chosen(plan, kind, (device.index or 0) if device.type == "cuda" else None)
 
 
 def refresh() -> None:
@@ -63,7 +76,9 @@ def refresh() -> None:
 @lru_cache(maxsize=1024)
 def _chosen(plan: Plan, kind: str, device: int | None) -> Config:
     key = signature(plan, kind)
-    tuned = {} if device is None else cached(cache_file(device_key(device)))
+    # Traced for a GPU that is not here: as it comes.
+    here = device is not None and device < torch.cuda.device_count()
+    tuned = cached(cache_file(device_key(device))) if here else {}
     return tuned.get(key) or shipped().get(key) or by_rule(plan, kind)
 
 
@@ -74,7 +89,7 @@ def by_rule(plan: Plan, kind: str) -> Config:
         return Config(16, 32, 64, 4, 3) if four_bytes else Config(16, 64, 64, 4, 3)
     widest = max(layer.padded for layer in layout_of(plan).layers)
     if plan.precision == "float32":
-        return Config(32, 16, 64, 8, 3)
+        return Config(32, 16 if is_chain(plan) else 32, 64, 8, 3)
     if plan.precision == "tensorfloat32":
         return Config(64, 32, 64, 8, 3)
     return Config(64 if widest <= 128 else 32, 64, 64, 8, 3)

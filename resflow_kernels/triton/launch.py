@@ -12,14 +12,10 @@ from ..contract import FUSIONS, WEIGHTS_PER
 from ..fusion import weight_count
 from ..plan import Plan
 from .chain import chain_kernel
-from .configs import Config
+from .configs import Config, is_chain
 from .forest import forest_kernel
 from ..packed_layout import MAGIC, Layout, layout_of
 from .project import project_kernel
-
-# Of the chain kernel, whose outputs and one whole later matrix a program holds at a time.
-CHAIN_LAYERS = 3
-CHAIN_WIDTH = {"float32": 128, "tensorfloat32": 128, "bfloat16": 256, "float16": 256}
 
 # Programs of the forest kernel at a time, for each of which the workspace has a part: enough for two on each of the
 # multiprocessors of today's largest GPUs.
@@ -52,15 +48,6 @@ class Sources(NamedTuple):
 def power_of_2(least: int) -> int:
     """The smallest power of 2 that is not below ``least``."""
     return 1 << (least - 1).bit_length()
-
-
-def is_chain(plan: Plan) -> bool:
-    """Whether the chain kernel takes the plan."""
-    layout = layout_of(plan)
-    in_order = all(parent in (-1, task - 1) for task, parent in enumerate(plan.parents))
-    related = plan.feature_residual or layout.join != "own"
-    narrow = max(layer.padded for layer in layout.layers) <= CHAIN_WIDTH[plan.precision]
-    return (in_order or not related) and narrow and plan.layers <= CHAIN_LAYERS
 
 
 def score_launch(

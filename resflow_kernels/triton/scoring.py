@@ -144,18 +144,20 @@ def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: int) -> tupl
 def topk(score: Tensor, offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """:func:`resflow_kernels.reference.topk` without reading anything back: two stable sorts of all candidates."""
     count, requests = score.shape[0], offsets.shape[0] - 1
-    places = torch.arange(count, device=score.device)
-    request = torch.searchsorted(offsets[1:], places, right=True)
+    places, first = torch.arange(count, device=score.device), offsets.select(0, 0)
+    request = torch.searchsorted(offsets.narrow(0, 1, requests), places, right=True)
+    request = torch.where(places < first, requests, request)
     by_score = torch.sort(-score, stable=True).indices  # NaN after every number
-    order = by_score[torch.sort(request[by_score], stable=True).indices]
-    request = request[order]
-    begin = offsets[request]
-    rank, position = places - begin, order - begin
+    order = by_score.gather(0, torch.sort(request.gather(0, by_score), stable=True).indices)
+    request = request.gather(0, order)
+    begin = offsets.gather(0, request)
+    position = order - begin
+    rank = places - (begin - first)  # the sorted requests follow each other from 0 on
     kept = (rank >= 0) & (rank < k) & (position >= 0) & (request < requests)
     to = torch.where(kept, request * k + rank, requests * k)  # the rest into one place more, which is cut off
-    scores = score.new_full((requests * k + 1,), float("nan")).scatter(0, to, score[order])
-    positions = torch.full((requests * k + 1,), -1, dtype=torch.int64, device=score.device).scatter(0, to, position)
-    return scores[:-1].view(requests, k), positions[:-1].view(requests, k)
+    scores = score.new_full((requests * k + 1,), float("nan")).scatter(0, to, score.gather(0, order))
+    positions = places.new_full((requests * k + 1,), -1).scatter(0, to, position)
+    return scores.narrow(0, 0, requests * k).view(requests, k), positions.narrow(0, 0, requests * k).view(requests, k)
 
 
 def _score(

@@ -23,6 +23,7 @@ PRECISIONS = precisions_of("cuda")
 TREE = Plan(20, (130, 5), (-1, 0, 0, 1), "tanh", non_increasing=True)
 
 
+@settings(max_examples=25)
 @given(plan=gpu_plans(), batch=gpu_batches, fusion=fusions, per=st.sampled_from([CALL, CANDIDATE]), seed=seeds)
 @example(plan=Plan(1, (1,), (-1,)), batch=1, fusion=0, per=CALL, seed=0)
 @example(plan=Plan(33, (64, 16), chain(16), "gelu", precision="bfloat16"), batch=49, fusion=2, per=CANDIDATE, seed=1)
@@ -36,7 +37,7 @@ def test_scores_are_exact(device: Device, plan: Plan, batch: int, fusion: int, p
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_workloads_are_exact(device: Device, name: str, precision: str) -> None:
     plan = replace(WORKLOADS[name].plan, precision=precision)
-    for batch in (33,) if device.emulated else (1, 16, 257, 3000, 40_000):
+    for batch in (9,) if device.emulated else (1, 16, 257, 3000, 40_000):
         case = make_towers(device, plan, batch, seed=batch)
         assert_exact(case.run(), case.exact(), case.fusion_weights, precision)
 
@@ -67,15 +68,13 @@ def test_activations_over_their_range(device: Device, activation: str) -> None:
     assert ((got - exact).abs() <= 3e-7 * (1 + exact.abs())).all()
 
 
-@settings(max_examples=3)
-@given(tasks=st.sampled_from([17, 64]), layers=st.sampled_from([1, 16]), seed=seeds)
-def test_plans_at_their_limits(device: Device, tasks: int, layers: int, seed: int) -> None:
-    plan = Plan(5, (3,) * layers, chain(tasks) if layers == 1 else (-1,) * tasks, "relu")
-    case = make_towers(device, plan, 3, seed=seed)
+@pytest.mark.parametrize(("tasks", "layers"), [(64, 1), (17, 1), (2, 16)])
+def test_plans_at_their_limits(device: Device, tasks: int, layers: int) -> None:
+    case = make_towers(device, Plan(5, (3,) * layers, chain(tasks), "relu"), 3)
     assert_exact(case.run(), case.exact(), case.fusion_weights)
 
 
-@pytest.mark.parametrize(("inputs", "hidden"), [(5000, (3,)), (5, (600, 3)), (300, (700,))])
+@pytest.mark.parametrize(("inputs", "hidden"), [(2000, (3,)), (5, (600, 3)), (130, (300,))])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_wide_layers(device: Device, inputs: int, hidden: tuple[int, ...], precision: str) -> None:
     case = make_towers(device, Plan(inputs, hidden, (-1, 0), "relu", precision=precision), 3)
@@ -86,7 +85,7 @@ def test_more_tiles_than_programs(device: Device) -> None:
     """A program of the forest kernel takes several tiles, and its part of the workspace serves all."""
     from resflow_kernels.triton import launch
 
-    case = make_towers(device, TREE, 150)
+    case = make_towers(device, TREE, 70)
     whole = case.run()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "FOREST_PROGRAMS", 2)
@@ -95,11 +94,11 @@ def test_more_tiles_than_programs(device: Device) -> None:
 
 def test_the_kernels_agree(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain through the forest kernel as through its own."""
-    from resflow_kernels.triton import launch
+    from resflow_kernels.triton import configs
 
     for precision in PRECISIONS:
         case = make_towers(device, Plan(70, (40, 20, 8), (-1, 0, -1, 2), affine=True, precision=precision), 40)
         own = case.run()
         with monkeypatch.context() as patch:
-            patch.setattr(launch, "CHAIN_LAYERS", 0)
+            patch.setattr(configs, "CHAIN_LAYERS", 0)
             assert_exact(case.run(), type(own)(*(part.double() for part in own)), case.fusion_weights, precision)

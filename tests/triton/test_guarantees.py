@@ -21,7 +21,7 @@ from resflow_kernels.testing import random_weights
 from resflow_kernels.testing.device import Device
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(plan=gpu_plans(), batch=st.integers(1, 150), fusion=fusions, seed=seeds)
 def test_batch_invariance(device: Device, plan: Plan, batch: int, fusion: int, seed: int) -> None:
     """The same bits shuffled, alone and in pieces."""
@@ -38,9 +38,9 @@ def test_batch_invariance(device: Device, plan: Plan, batch: int, fusion: int, s
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("fusion", range(len(FUSIONS)))
 @pytest.mark.parametrize("head", ["residual", "conditional"])
-@pytest.mark.parametrize("precision", precisions_of("cuda"))
-def test_isolation(device: Device, activation: str, fusion: int, head: str, precision: str) -> None:
+def test_isolation(device: Device, activation: str, fusion: int, head: str) -> None:
     """A poisoned candidate leaves its neighbours' bits alone, and a NaN reaches all its own outputs."""
+    precision = precisions_of("cuda")[(ACTIVATIONS.index(activation) + fusion) % 4]
     switches = {"logit_residual": head == "residual", "non_increasing": head == "residual"}
     parents = (-1, 0, 1) if fusion else (-1, 0, 0)  # the chain kernel and the forest kernel
     plan = Plan(7, (20, 5), parents, activation, affine=True, head=head, precision=precision, **switches)
@@ -54,7 +54,7 @@ def test_isolation(device: Device, activation: str, fusion: int, head: str, prec
         assert same_bits(tuple(part[others] for part in got), tuple(part[others] for part in clean))
         if poison != poison:
             assert all(part[17].isnan().all() for part in got)
-        elif precision == "float32":
+        else:
             exact = case.exact(poisoned)
             same = torch.equal(got.probs[17].isnan(), exact.probs[17].isnan())
             assert same or activation in ("silu", "gelu", "gelu_tanh")

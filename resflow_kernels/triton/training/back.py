@@ -32,7 +32,9 @@ SHIFTS = tl.constexpr(3)
 
 
 @triton.jit
-def _store_sums(tile_sums, tiles, tile, task, columns, values, KIND: tl.constexpr, LAYER: tl.constexpr, TASKS: tl.constexpr):
+def _store_sums(
+    tile_sums, tiles, tile, task, columns, values, KIND: tl.constexpr, LAYER: tl.constexpr, TASKS: tl.constexpr
+):
     """A tile's sums over its rows of one kind, ``[kinds][tiles][tasks * padded]``."""
     place = ((wide(KIND) * tiles + tile) * TASKS + task) * LAYER[PADDED] + columns
     tl.store(tile_sums + place, tl.sum(values, axis=0), mask=columns < LAYER[PADDED])
@@ -104,9 +106,7 @@ def outputs_back_kernel(
                 _store_sums(tile_sums, tiles, tile, task, columns, gradient, SHIFTS, LAYER, TASKS)
                 gradient = gradient * vector(network, task, columns, inside, SCALE, LAYER)
             if LAYER[ACTIVATION] == "prelu":
-                _store_sums(
-                    tile_sums, tiles, tile, task, columns, gradient * at_most(own, 0.0), SLOPES, LAYER, TASKS
-                )
+                _store_sums(tile_sums, tiles, tile, task, columns, gradient * at_most(own, 0.0), SLOPES, LAYER, TASKS)
             gradient = tl.where(valid, gradient * derivative(own, slope, at(LAYER, ACTIVATION)), 0.0)
             _store_sums(tile_sums, tiles, tile, task, columns, gradient, BIASES, LAYER, TASKS)
         else:
@@ -162,10 +162,10 @@ def statistics_back_kernel(
     slope = slopes(network, task, columns, inside, LAYER)
     middle, inverse = statistics(network, task, columns, inside, LAYER)
     before: tl.constexpr = LAYER[NORMALISATION] == "batch_before"
-    if before:
-        normal = (own - middle) * inverse
-    else:
-        normal = (activate(own, slope, at(LAYER, ACTIVATION)) - middle) * inverse
+    value = own
+    if not before:
+        value = activate(own, slope, at(LAYER, ACTIVATION))
+    normal = (value - middle) * inverse
     place = wide(LAYER[PADDED]) * task + columns
     of_scale = tl.load(means + SCALES * (TASKS * LAYER[PADDED]) + place, mask=inside, other=0.0)
     of_shift = tl.load(means + SHIFTS * (TASKS * LAYER[PADDED]) + place, mask=inside, other=0.0)

@@ -25,7 +25,7 @@ class Layer(NamedTuple):
     width: int
     padded: int
     activation: str
-    normalisation: str  # "none", "after" (as given), or BatchNorm by the batch's statistics "batch_after", "batch_before"
+    normalisation: str  # "none", "after" (as given), or a BatchNorm by the batch: "batch_after", "batch_before"
     statistics: int  # where those of the layer begin, [tasks][width]
     task_floats: int  # from one task's weights to the next's
     matrix: int  # this and the vectors: in floats from the task's first

@@ -1,6 +1,6 @@
 """``train_forward`` and ``train_backward`` on Triton kernels, layer by layer, all tasks of a layer in a launch.
 
-Arguments, outputs and errors are those of the ops of the same names; ``sums`` is ``[layer][rows][task * padded width]``.
+Arguments, outputs and errors are those of the ops of the same names; ``sums`` is ``[layer][rows][task][padded width]``.
 Products are float32's, or tensorfloat32's where ``torch.set_float32_matmul_precision`` allows them.
 """
 
@@ -69,7 +69,11 @@ def train_backward(
     """The gradients of x (no rows unless ``x_needed``) and of all weights, one after another."""
     _check_devices("train_backward", x, weights)
     for name, tensor in {
-        "logit_gradients": logit_gradients, "own": own, "sums": sums, "mean": mean, "variance": variance
+        "logit_gradients": logit_gradients,
+        "own": own,
+        "sums": sums,
+        "mean": mean,
+        "variance": variance,
     }.items():
         checks.device("train_backward", name, tensor, x.device)
     outputs = _training_ops.backward_outputs(
@@ -174,9 +178,7 @@ class _Backward:
         tile_weights = self.tile_sums[: self.tiles * network.channels(last)]
         tile_biases = own.new_empty((self.tiles * tasks,))
         self._run(
-            launches.heads_back_launch(
-                network, self.sums[last], own, logit_gradients, given, tile_weights, tile_biases
-            )
+            launches.heads_back_launch(network, self.sums[last], own, logit_gradients, given, tile_weights, tile_biases)
         )
         layer = layout.layers[last]
         self._reduce(layer, tile_weights, (layout.head,), None)
@@ -191,22 +193,16 @@ class _Backward:
         before = layer.normalisation == "batch_before"
         slope = layer.slope if prelu else -1
         scales = (layer.scale, layer.shift) if affine else (-1, -1)
-        self._run(
-            launches.outputs_back_launch(network, level, given, sums, self.rows, self.of_sums, self.tile_sums)
-        )
+        self._run(launches.outputs_back_launch(network, level, given, sums, self.rows, self.of_sums, self.tile_sums))
         if not network.layout.by_batch:
             self._reduce(layer, self.tile_sums, (slope, layer.bias, *scales), None)
             return
         means = self.x.new_empty((KINDS * network.channels(level),))
         self._reduce(layer, self.tile_sums, (slope if before else -1, -1, *scales), means)
-        self._run(
-            launches.statistics_back_launch(network, level, self.of_sums, sums, self.rows, means, self.tile_sums)
-        )
+        self._run(launches.statistics_back_launch(network, level, self.of_sums, sums, self.rows, means, self.tile_sums))
         if not before:
             self._reduce(layer, self.tile_sums, (slope, layer.bias, -1, -1), None)
 
     def _reduce(self, layer: launches.Layer, tile_sums: Tensor, places: tuple[int, ...], means: Tensor | None) -> None:
         tasks = self.network.plan.tasks
-        self._run(
-            launches.channel_sums_launch(layer, tasks, tile_sums, self.rows, self.gradients, means, places)
-        )
+        self._run(launches.channel_sums_launch(layer, tasks, tile_sums, self.rows, self.gradients, means, places))

@@ -63,9 +63,8 @@ def sums_kernel(
         )
         some = inside[None, :] & (inputs < LAYER[INPUTS])[:, None]
         matrix = tl.load(matrices[None, :] + inputs[:, None], mask=some, other=0.0)
-        total = multiply(
-            total, operand(values, PRECISION, INTERPRETED), operand(matrix, PRECISION, INTERPRETED), PRECISION, INTERPRETED
-        )  # fmt: skip
+        values, matrix = operand(values, PRECISION, INTERPRETED), operand(matrix, PRECISION, INTERPRETED)
+        total = multiply(total, values, matrix, PRECISION, INTERPRETED)
     places = rows[:, None] * (TASKS * LAYER[PADDED]) + columns[None, :]
     tl.store(sums + places, tl.where(inside[None, :], total, 0.0), mask=live[:, None] & exist[None, :])
     if tile_means is not None:
@@ -123,9 +122,8 @@ def inputs_gradient_kernel(
         matrices = wide(LAYER[TASK_FLOATS]) * task + LAYER[MATRIX] + wide(LAYER[INPUTS]) * column
         some = exist[:, None] & inside[None, :]
         matrix = tl.load(weights + matrices[:, None] + inputs[None, :], mask=some, other=0.0)
-        total = multiply(
-            total, operand(values, PRECISION, INTERPRETED), operand(matrix, PRECISION, INTERPRETED), PRECISION, INTERPRETED
-        )  # fmt: skip
+        values, matrix = operand(values, PRECISION, INTERPRETED), operand(matrix, PRECISION, INTERPRETED)
+        total = multiply(total, values, matrix, PRECISION, INTERPRETED)
     tl.store(out + rows[:, None] * out_stride + out_columns[None, :], total, mask=live[:, None] & inside[None, :])
 
 
@@ -175,9 +173,8 @@ def matrix_gradient_kernel(
         )
         # Rows past the batch's end would add the layer's shifts, which 0 times them takes out unless they are NaN.
         given = tl.where(live[:, None], given, 0.0)
-        total = multiply(
-            total, operand(values, PRECISION, INTERPRETED), operand(given, PRECISION, INTERPRETED), PRECISION, INTERPRETED
-        )  # fmt: skip
+        values, given = operand(values, PRECISION, INTERPRETED), operand(given, PRECISION, INTERPRETED)
+        total = multiply(total, values, given, PRECISION, INTERPRETED)
     places = wide(OUT[0]) * split + OUT[2] + wide(OUT[1]) * task + wide(LAYER[INPUTS]) * column
     inside = exist[:, None] & (inputs < LAYER[INPUTS])[None, :]
     tl.store(out + places[:, None] + inputs[None, :], total, mask=inside)

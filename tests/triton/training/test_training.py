@@ -83,7 +83,9 @@ def test_results_are_those_of_the_cpu(plan: Plan, statistics: int) -> None:
     back = torch.ops.resflow.train_backward(gradient, x, weights, *state, plan.encoded, statistics, EPS, True)
     own, _, mean, variance = state
     for one, other in zip(got, [logits, own, mean, variance, *back], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5 * (1 + float(other.abs().amax() if len(other) else 0)))
+        torch.testing.assert_close(
+            one, other, rtol=1e-4, atol=2e-5 * (1 + float(other.abs().amax() if len(other) else 0))
+        )
 
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 129])
@@ -170,7 +172,7 @@ def test_a_nan_row_stays_alone(precision: str) -> None:
     x, weights = case(plan, 40)
     x[27, 3] = float("nan")
     with _matmul_precision(precision):
-        logits, own, _, _, x_gradients, gradients = train(plan, x, weights, 0)
+        logits, _, _, _, x_gradients, gradients = train(plan, x, weights, 0)
     bad = (torch.arange(40) == 27).to(x.device)
     assert torch.equal(logits.isnan().any(1), bad) and torch.equal(x_gradients.isnan().any(1), bad)
     assert gradients.isnan().any()
@@ -237,7 +239,7 @@ def test_what_the_way_back_is_given_is_checked() -> None:
     rest = (plan.encoded, 0, EPS, True)
     with pytest.raises(ValueError, match=r"train_backward: logit_gradients must be of shape \[3, 1\], got \[2, 1\]"):
         train_backward(logits[:2], x, weights, *state, *rest)
-    with pytest.raises(ValueError, match="train_backward: own must be on .*, got meta"):
+    with pytest.raises(ValueError, match=r"train_backward: own must be on .*, got meta"):
         train_backward(logits, x, weights, state[0].to("meta"), *state[1:], *rest)
     with pytest.raises(ValueError, match=r"train_backward: weights\[1\] must be on .*, got meta"):
         train_backward(logits, x, [weights[0], weights[1].to("meta"), *weights[2:]], *state, *rest)
