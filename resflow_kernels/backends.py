@@ -108,6 +108,8 @@ def installed() -> Installed:
 
 def why_no_triton_on_gpus() -> str | None:
     """Why Triton's kernels do not run on GPU tensors; ``None`` if they do."""
+    if os.environ.get("RESFLOW_NO_LIBRARY") == "1":
+        return "RESFLOW_NO_LIBRARY=1 asks for the reference"
     if not find_spec("triton"):
         return "triton is not installed"
     if _interpreting():

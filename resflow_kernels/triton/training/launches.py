@@ -24,13 +24,16 @@ class Tiles(NamedTuple):
     depth: int
     warps: int
     stages: int
+    # Of a thread, at most. Left to itself, NVIDIA's assembler spills a few to fit one more block beside.
+    registers: int | None = None
 
     @property
     def options(self) -> dict[str, int]:
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
-PRODUCT_TILES = {"float32": Tiles(128, 64, 16, 8, 3), "tensorfloat32": Tiles(128, 64, 32, 8, 3)}
+PRODUCT_TILES = {"float32": Tiles(64, 64, 16, 8, 3, 128), "tensorfloat32": Tiles(128, 64, 32, 8, 3, 168)}
 ROW_TILES = Tiles(32, 64, 0, 4, 1)  # of passes that multiply nothing
 
 # Programs that the rows of a matrix's gradient are split for, in parts of at least so many: two on each of the

@@ -30,8 +30,11 @@ Run = Callable[[Launch], None]
 def run(launch: Launch) -> None:
     """Launches on its tensors' device, in its current stream."""
     first = next(value for value in launch.arguments.values() if isinstance(value, Tensor))
+    options = dict(launch.options)
+    if torch.version.hip is not None:
+        options.pop("maxnreg", None)  # which AMD's compiler does not know
     with torch.cuda.device_of(first) if first.is_cuda else nullcontext():
-        launch.kernel[launch.grid](**launch.arguments, **launch.constants, **launch.options)
+        launch.kernel[launch.grid](**launch.arguments, **launch.constants, **options)
 
 
 def train_forward(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -88,9 +91,9 @@ def test_results_are_those_of_the_cpu(plan: Plan, statistics: int) -> None:
         )
 
 
-@pytest.mark.parametrize("rows", [1, 127, 128, 129])
+@pytest.mark.parametrize("rows", [1, 31, 63, 64, 65, 129])
 def test_rows_around_a_tile(rows: int) -> None:
-    """The products' 128, of which 32 is a part; parts of rows are added up for the matrices' gradients."""
+    """The products' 64, and the 32 of the other passes; parts of rows are added up for the matrices' gradients."""
     from resflow_kernels.triton.training import launches
 
     with pytest.MonkeyPatch.context() as patch:
@@ -248,3 +251,52 @@ def test_what_the_way_back_is_given_is_checked() -> None:
 def test_many_tasks() -> None:
     plan = Plan(3, (2,), chain(17), "relu", feature_residual=False)
     assert_gradients(plan, 5, "given", False, backend="triton")
+
+
+MODULE = """
+import copy, warnings
+import torch
+from resflow_kernels import ResFlow
+torch.manual_seed(0)
+model = ResFlow(9, (6, 4), ("a", "b"), norm="batch").train()
+exact = copy.deepcopy(model).double()
+x = torch.randn(30, 9)
+with warnings.catch_warnings():
+    warnings.simplefilter("error")  # falling back to the reference would warn
+    model(x).logits.square().sum().backward()
+exact._reference_logits(x.double()).square().sum().backward()
+for (name, own), other in zip(model.named_parameters(), exact.parameters()):
+    assert (own.grad.double() - other.grad).abs().max() <= 1e-5 * (1 + other.grad.abs().max()), name
+for own, other in zip(model.buffers(), exact.buffers()):
+    torch.testing.assert_close(own.double(), other.double(), rtol=1e-5, atol=1e-5)
+print("trained", "resflow_kernels.triton.training.passes" in __import__("sys").modules)
+"""
+
+REGISTERED = """
+import torch
+torch.cuda.device_count = lambda: 1  # as where there is a GPU
+from resflow_kernels import _library, _training_ops, ops
+has = torch._C._dispatch_has_kernel_for_dispatch_key
+print(ops.why_untrainable("cuda"), all(has(f"resflow::{name}", "CUDA") for name in _training_ops.TRAINING_OPS))
+if ops.why_untrainable("cuda") is None:
+    _library.implement({"train_forward": None}, "CUDA")  # what is there stays
+"""
+
+
+def _run(script: str, **variables: str) -> str:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RESFLOW_NO_CUDA": "1"} | variables
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_module_trains_on_them_where_they_are_asked_for() -> None:
+    if torch.cuda.device_count():
+        pytest.skip("its tensors are the CPU's, for which Triton has its interpreter")
+    assert _run(MODULE, RESFLOW_BACKEND="triton", TRITON_INTERPRET="1") == "trained True"
+
+
+def test_cuda_tensors_train_on_them() -> None:
+    assert _run(REGISTERED, TRITON_INTERPRET="0") == "None True"
+    declined = "the training ops of cuda tensors are Triton's: RESFLOW_NO_LIBRARY=1 asks for the reference False"
+    assert _run(REGISTERED, TRITON_INTERPRET="0", RESFLOW_NO_LIBRARY="1").startswith(declined)
