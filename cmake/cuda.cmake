@@ -25,8 +25,8 @@ else()
   execute_process(COMMAND ${RESFLOW_NVCC} --version OUTPUT_VARIABLE nvcc_version ERROR_QUIET)
   string(REGEX MATCH "release ([0-9]+\\.[0-9]+)" nvcc_version "${nvcc_version}")
   set(nvcc_version ${CMAKE_MATCH_1})
-  if(NOT nvcc_version VERSION_GREATER_EQUAL 12.0) # C++20, and sm_90a
-    set(CUDA_LEFT_OUT "${RESFLOW_NVCC} is of CUDA ${nvcc_version}, not 12.0 or newer")
+  if(NOT nvcc_version VERSION_GREATER_EQUAL 12.5) # C++20, sm_90a, cudaGetDriverEntryPointByVersion
+    set(CUDA_LEFT_OUT "${RESFLOW_NVCC} is of CUDA ${nvcc_version}, not 12.5 or newer")
   endif()
 endif()
 if(CUDA_LEFT_OUT AND RESFLOW_CUDA STREQUAL "ON")
@@ -83,10 +83,14 @@ if(NOT CUDA_LEFT_OUT)
   add_dependencies(extensions _cuda)
 endif()
 
+# The same kernels in the emulator. #pragma unroll is nvcc's.
+set_source_files_properties(
+  ${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
+add_library(resflow_cuda_emulated STATIC EXCLUDE_FROM_ALL ${RESFLOW_KERNELS})
+target_link_libraries(resflow_cuda_emulated PUBLIC resflow_emulator)
 if(TORCH_FOLDER AND RESFLOW_CUDA_OPS)
-  resflow_torch_library(_emulated ${RESFLOW_CUDA_OPS} ${RESFLOW_KERNELS})
+  resflow_torch_library(_emulated ${RESFLOW_CUDA_OPS})
   set_target_properties(_emulated PROPERTIES EXCLUDE_FROM_ALL ON)
-  set_source_files_properties(${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
-  target_link_libraries(_emulated PRIVATE resflow_emulator)
+  target_link_libraries(_emulated PRIVATE resflow_cuda_emulated)
   add_dependencies(development _emulated)
 endif()

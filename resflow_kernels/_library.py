@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .contract import OP_SCHEMAS
 
 LIBRARY = Path(__file__).parent / "_ops.so"
 CUDA_LIBRARY = Path(__file__).parent / "_cuda.so"
+OLDEST_CAPABILITY = (8, 0)  # what cp.async and these mma shapes need
 _HOW_TO_BUILD = "build it with `make build` or `pip install --no-build-isolation .`"
 
 _python_library: torch.library.Library | None = None
@@ -103,3 +105,18 @@ def cuda_status() -> tuple[bool, str]:
     """Whether the ops of CUDA tensors are loaded, and why (not)."""
     load()
     return _cuda_status
+
+
+def too_old() -> str | None:
+    """Why no GPU of this machine runs the kernels; ``None`` if one does. Starts CUDA, so not for import."""
+    # torch.compile cannot trace the question: on a GPU that is too old, what it compiles fails where it is launched.
+    return None if torch.compiler.is_compiling() else _too_old()
+
+
+@cache
+def _too_old() -> str | None:
+    capabilities = [torch.cuda.get_device_capability(at) for at in range(torch.cuda.device_count())]
+    if any(capability >= OLDEST_CAPABILITY for capability in capabilities):
+        return None
+    found = ", ".join(f"{major}.{minor}" for major, minor in capabilities)
+    return f"the GPU kernels need compute capability {'.'.join(map(str, OLDEST_CAPABILITY))}, there is {found}"

@@ -90,17 +90,23 @@ def _obstacle(backend: str, device: str, plan: Plan | None, form: str, installed
     return None
 
 
+def has_triton() -> bool:
+    """Whether Triton is installed; a folder of that name is not it."""
+    spec = find_spec("triton")
+    return spec is not None and spec.origin is not None
+
+
 @cache
 def installed() -> Installed:
     """What this process can run."""
     (loaded, why), (cuda, why_no_cuda) = _library.status(), _library.cuda_status()
-    no_triton = None if find_spec("triton") else "triton is not installed"
+    no_triton = None if has_triton() else "triton is not installed"
     if no_triton is None and not loaded:
         no_triton = f"its weights are packed by the compiled ops: {why}"
     not_interpreting = None if _interpreting() else "on CPU tensors it runs under TRITON_INTERPRET=1 alone"
     return Installed(
         cpu=None if loaded else why,
-        cuda=None if cuda else why_no_cuda,
+        cuda=_library.too_old() if cuda else why_no_cuda,
         triton=no_triton or why_no_triton_on_gpus(),
         triton_interpreter=no_triton or not_interpreting,
     )
@@ -110,7 +116,7 @@ def why_no_triton_on_gpus() -> str | None:
     """Why Triton's kernels do not run on GPU tensors; ``None`` if they do."""
     if os.environ.get("RESFLOW_NO_LIBRARY") == "1":
         return "RESFLOW_NO_LIBRARY=1 asks for the reference"
-    if not find_spec("triton"):
+    if not has_triton():
         return "triton is not installed"
     if _interpreting():
         return "TRITON_INTERPRET=1 interprets kernels, on CPU tensors"
@@ -125,9 +131,10 @@ _named = os.environ.get("RESFLOW_BACKEND", "auto")
 _loaded_on = frozenset(
     kind for kind, (loaded, _) in (("cpu", _library.status()), ("cuda", _library.cuda_status())) if loaded
 )
-# Whether `auto` on such tensors means their compiled ops, whatever the plan and the form: these calls go straight there.
+# Whether `auto` on such tensors means their compiled ops, whatever the plan and the form: such calls go straight there.
+# Whether a GPU is new enough for them is not asked at import, because it starts CUDA.
 direct_cpu = _named == "auto" and "cpu" in _loaded_on
-direct_cuda = _named == "auto" and "cuda" in _loaded_on
+direct_cuda = False
 
 
 def named(asked: str | None) -> str | None:
@@ -149,8 +156,14 @@ def decide(device: str, plan: Plan, form: str, asked: str | None = None) -> Deci
 
 def decide_quickly(device: str, plan: Plan, form: str, asked: str | None) -> str:
     """:func:`decide`'s backend; hashing a plan takes longer than this."""
-    if asked is None and (direct_cpu if device == "cpu" else direct_cuda and device == "cuda"):
-        return device
+    global direct_cuda
+    if asked is None and _named == "auto" and device in _loaded_on:
+        if device == "cpu":
+            return device
+        if _library.too_old() is None:
+            if not torch.compiler.is_compiling():
+                direct_cuda = True
+            return device
     return decide(device, plan, form, asked).backend
 
 

@@ -44,8 +44,9 @@ class ResFlow(LayeredRanker):
         logit_residual: add the parent's logit.
         non_increasing: keep ``p_k <= p_parent(k)`` by passing the task's own logit through ``min(., 0)``.
         fusion: how probabilities become a score (:mod:`resflow_kernels.fusion`).
-        precision: what the fused kernels round weights and rows to: ``"float32"``, ``"bfloat16"`` or ``"int8"``
-            (:class:`~resflow_kernels.plan.Plan`); training and the reference path are not rounded.
+        precision: what the fused kernels round weights and rows to: ``"float32"``, ``"bfloat16"``, on the CPU
+            ``"int8"``, on a GPU ``"float16"`` or ``"tensorfloat32"`` (:class:`~resflow_kernels.plan.Plan`); training
+            and the reference path are not rounded.
         recompute: in training, compute the layers' sums again on the way back instead of keeping them (``B * K`` times
             the padded widths, in floats); ``None``: where they are more than 1 GiB.
         backend: whose kernels score: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else
@@ -302,7 +303,8 @@ class ResFlow(LayeredRanker):
         reason = self._obstacle(ops.why_untrainable(self._device())) or _training.obstacle(self)
         if reason is None:
             return _training.logits(self, x)
-        _warn_once(f"ResFlow trains with the slow PyTorch reference: {reason}")
+        if self.training or self._needs_gradient((x,)):  # else it scores, of which _use_fused has spoken
+            _warn_once(f"ResFlow trains with the slow PyTorch reference: {reason}")
         return self._reference_logits(x)
 
     def _own_rows(self, argument: str, x: Tensor) -> Tensor:

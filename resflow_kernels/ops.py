@@ -115,6 +115,8 @@ def why_unavailable(device: str, precision: str | None = None) -> str | None:
     loaded, reason = _library.cuda_status() if device == "cuda" else _library.status()
     if not loaded:
         return reason
+    if device == "cuda" and _library.too_old() is not None:
+        return _library.too_old()
     return None if precision is None else why_imprecise(device, precision)
 
 

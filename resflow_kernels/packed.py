@@ -36,16 +36,16 @@ class PackedResFlow(RankerBase):
 
     def forward(self, x: Tensor, weights: Tensor | None = None, weights_per: str = "call") -> Scores:
         """See :meth:`ResFlow.forward`."""
-        return ops.dense_scores(x, self.packed_weights, self.plan, *self._fusion(weights, weights_per), backend=self.backend)
+        return ops.dense_scores(
+            x, self.packed_weights, self.plan, *self._fusion(weights, weights_per), backend=self.backend
+        )
 
     def forward_requests(
         self, user: Tensor, item: Tensor, offsets: Tensor, weights: Tensor | None = None, weights_per: str = "call"
     ) -> Scores:
         """See :meth:`ResFlow.forward_requests`."""
         fusion = self._fusion(weights, weights_per)
-        return ops.request_scores(
-            user, item, offsets, self.packed_weights, self.plan, *fusion, backend=self.backend
-        )
+        return ops.request_scores(user, item, offsets, self.packed_weights, self.plan, *fusion, backend=self.backend)
 
     def top_k(
         self, x: Tensor, k: int, offsets: Tensor | None = None, weights: Tensor | None = None, weights_per: str = "call"
@@ -66,9 +66,7 @@ class PackedResFlow(RankerBase):
     ) -> TopK:
         """See :meth:`ResFlow.top_k_requests`."""
         fusion = self._fusion(weights, weights_per)
-        return ops.request_topk(
-            user, item, offsets, self.packed_weights, self.plan, *fusion, k, backend=self.backend
-        )
+        return ops.request_topk(user, item, offsets, self.packed_weights, self.plan, *fusion, k, backend=self.backend)
 
     def catalog_rows(self, item: Tensor, element: str = "bfloat16") -> tuple[Tensor, Tensor]:
         """The items' side of the first layers: table and scales; see :func:`resflow_kernels.ops.catalog_rows`."""

@@ -27,7 +27,14 @@ def dense_scores(
 
 
 def dense_topk(
-    x: Tensor, offsets: Tensor, packed: Tensor, plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int, k: int
+    x: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int,
+    weights_per: int,
+    k: int,
 ) -> TopK:
     """:func:`resflow_kernels.ops.dense_topk`."""
     checks.positive("dense_topk", "k", k)
@@ -112,9 +119,7 @@ def catalog_scores(
         rows = rows * scales[ids, None]
     products = rows.reshape(len(ids), plan.tasks, -1)[..., : plan.hidden[0]]
     weights = unpack_towers(packed, plan)
-    return reference.catalog_scores(
-        user.float(), products, offsets, weights, plan, fusion_weights, fusion, weights_per
-    )
+    return reference.catalog_scores(user.float(), products, offsets, weights, plan, fusion_weights, fusion, weights_per)
 
 
 def catalog_topk(

@@ -55,7 +55,9 @@ def test_auto(device: str, form: str, installed: Installed, backend: str, reason
         ("cpu", "gpu", "float32", ALL, "backend must be one of auto, cuda, triton, cpu, reference, got 'gpu'"),
     ],
 )
-def test_a_backend_that_cannot_serve(device: str, asked: str, precision: str, installed: Installed, reason: str) -> None:
+def test_a_backend_that_cannot_serve(
+    device: str, asked: str, precision: str, installed: Installed, reason: str
+) -> None:
     with pytest.raises(ValueError, match=reason):
         choose(device, replace(PLAN, precision=precision), "dense", asked, installed)
 
@@ -75,7 +77,10 @@ def test_forms_triton_has_not() -> None:
 def test_training_on_gpus_is_tritons() -> None:
     assert choose("cuda", PLAN, "training", "auto", ALL).backend == "triton"
     assert choose("cpu", PLAN, "training", "auto", ALL).backend == "cpu"
-    for asked, reason in (("cuda", "those of training on GPUs are triton's"), ("reference", "no op of the training form")):
+    for asked, reason in (
+        ("cuda", "those of training on GPUs are triton's"),
+        ("reference", "no op of the training form"),
+    ):
         with pytest.raises(ValueError, match=reason):
             choose("cuda", PLAN, "training", asked, ALL)
 

@@ -5,8 +5,8 @@
 #include <chrono>
 #include <vector>
 
-#include "core/number_formats.h"
 #include "core/check.h"
+#include "core/number_formats.h"
 #include "core/round_row.h"
 #include "core/topk.h"
 #include "cpu/isa.h"

@@ -72,7 +72,7 @@ constexpr ProjectChoice choose_project(const Plan& plan, int64_t first_input, in
   choice.parts = static_cast<int32_t>(tiles < device.multiprocessors ? panels : 1);
   choice.blocks = tiles * choice.parts;
   const int64_t tile_bytes = 4 * kProjectRows * choice.stride;
-  const bool fits = kRingStages * kStageBytes + tile_bytes <= device.shared_bytes;
+  const bool fits = kRingBytes + tile_bytes <= device.shared_bytes;
   choice.tile_memory_bytes = fits ? 0 : choice.blocks * tile_bytes;
   return choice;
 }

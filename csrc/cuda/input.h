@@ -2,7 +2,9 @@
 #pragma once
 
 #include "core/candidates.h"
+#include "cuda/math.h"
 #include "cuda/numbers.h"
+#include "cuda/row_value.h"
 #include "cuda/tower_shape.h"
 
 namespace resflow::cuda {
@@ -25,25 +27,6 @@ struct OperandWriter {
     }
   }
 };
-
-// Value `at` of a row of any dtype.
-RESFLOW_DEVICE float value_of(const void* row, Precision element, int64_t at) {
-  switch (element) {
-    case Precision::bfloat16:
-      return float_of_bfloat16(load_constant(static_cast<const uint16_t*>(row) + at));
-    case Precision::float16:
-      return float_of_float16(load_constant(static_cast<const uint16_t*>(row) + at));
-    case Precision::int8:
-      return static_cast<float>(load_constant(static_cast<const int8_t*>(row) + at));
-    default:
-      return load_constant(static_cast<const float*>(row) + at);
-  }
-}
-
-// A row's address; Rows::from is the host's.
-RESFLOW_DEVICE const char* row_at(const Rows& rows, int64_t row) {
-  return static_cast<const char*>(rows.data) + row * rows.stride * bytes_of(rows.element);
-}
 
 // The value as an operand holds it.
 template <Precision kPrecision>
@@ -123,7 +106,7 @@ RESFLOW_DEVICE float pooled(const Feature& feature, const IdRange& range, int64_
   float sum = 0.0f;
   for (int64_t at = range.begin; at < range.end; ++at) {
     const int64_t id = load_constant(range.ids + at);
-    if (id < 0 || id >= feature.rows) return float_of_word(0x7fc00000u);
+    if (id < 0 || id >= feature.rows) return kNan;
     const float value = value_of(row_at(feature.table, id), feature.table.element, column);
     // Two roundings, as pooling in plain float32 has them (nothing is contracted).
     sum += feature.scales ? value * load_constant(feature.scales + id) : value;

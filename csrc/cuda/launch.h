@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/device/target.h"
+#include "cuda/stream.h"
 
 #if defined(RESFLOW_EMULATED)
 #include "cuda/emulator/launch.h"
@@ -15,8 +16,6 @@
 #include <string>
 
 namespace resflow::cuda {
-
-using Stream = cudaStream_t;
 
 inline void require_success(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
@@ -61,6 +60,8 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocks)
 template <class Kernel>
 void launch(const typename Kernel::Params& params, int64_t blocks, int64_t shared_bytes, Stream stream) {
   if (blocks == 0) return;
+  if (blocks > INT32_MAX)
+    throw std::runtime_error(std::string(Kernel::kName) + ": a grid of more than 2^31 - 1 blocks");
   // Beyond 48 KiB a kernel has to be allowed its shared memory, once a device.
   if (shared_bytes > 48 * 1024) {
     static std::atomic<uint64_t> allowed;
@@ -75,6 +76,20 @@ void launch(const typename Kernel::Params& params, int64_t blocks, int64_t share
   }
   // Not as <<< >>>, which clang-format takes apart.
   const void* arguments[] = {&params};
+  if constexpr (requires { Kernel::kCluster; }) {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {Kernel::kCluster, 1, 1};
+    const cudaLaunchConfig_t config{dim3(static_cast<unsigned>(blocks)),
+                                    dim3(Kernel::kThreads),
+                                    static_cast<size_t>(shared_bytes),
+                                    stream,
+                                    &cluster,
+                                    1};
+    return require_success(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(&kernel_entry<Kernel>),
+                                               const_cast<void**>(arguments)),
+                           Kernel::kName);
+  }
   require_success(cudaLaunchKernel(kernel_entry<Kernel>, dim3(static_cast<unsigned>(blocks)), dim3(Kernel::kThreads),
                                    const_cast<void**>(arguments), static_cast<size_t>(shared_bytes), stream),
                   Kernel::kName);

@@ -45,28 +45,66 @@ RESFLOW_DEVICE void begin_sums(PanelSums<kRows>& sums, int width, Begin begin) {
 
 RESFLOW_DEVICE Pair load_pair(const float* from) { return load_constant(reinterpret_cast<const Pair*>(from)); }
 
-// Two values of a catalogue's row.
-RESFLOW_DEVICE Pair table_pair(const char* row, Precision element, int64_t at) {
-  return {value_of(row, element, at), value_of(row, element, at + 1)};
+// How the two values of a pair of columns are read from a catalogue's row: at once where every row is aligned for it.
+template <Precision kElement, bool kAtOnce>
+RESFLOW_DEVICE Pair table_pair(const char* row, int64_t at) {
+  if constexpr (!kAtOnce) {
+    return {value_of(row, kElement, at), value_of(row, kElement, at + 1)};
+  } else if constexpr (kElement == Precision::bfloat16) {
+    const uint32_t word = load_constant(reinterpret_cast<const uint32_t*>(row) + at / 2);
+    return {float_of_word(word << 16), float_of_word(word & 0xffff0000u)};
+  } else if constexpr (kElement == Precision::int8) {
+    const uint16_t word = load_constant(reinterpret_cast<const uint16_t*>(row) + at / 2);
+    return {static_cast<float>(static_cast<int8_t>(word)), static_cast<float>(static_cast<int8_t>(word >> 8))};
+  } else {
+    return load_constant(reinterpret_cast<const Pair*>(row) + at / 2);
+  }
 }
 
-// What sums of the first layer begin with: the user's projection or the biases, and the row of the catalogue.
+// Calls run with what table_pair is made for.
+template <class Run>
+RESFLOW_DEVICE void as_table(const Rows& table, Run run) {
+  const int64_t pair_bytes = 2 * bytes_of(table.element);
+  const int64_t places = reinterpret_cast<int64_t>(table.data) | table.stride * bytes_of(table.element);
+  const bool at_once = places % pair_bytes == 0;
+  switch (table.element) {
+    case Precision::bfloat16:
+      return at_once ? run.template operator()<Precision::bfloat16, true>()
+                     : run.template operator()<Precision::bfloat16, false>();
+    case Precision::int8:
+      return at_once ? run.template operator()<Precision::int8, true>()
+                     : run.template operator()<Precision::int8, false>();
+    default:
+      return at_once ? run.template operator()<Precision::float32, true>()
+                     : run.template operator()<Precision::float32, false>();
+  }
+}
+
+// What sums of the first layer begin with: the user's projection, or the biases where there is none, and the row of the
+// catalogue. `task_column` is where the panel's columns are in starts and tables, which have the tasks' side by side.
 struct FirstSums {
+  const TowerCall& call;
   const RowInfo* rows;
   const float* biases;
-  Precision table_element;
-  int64_t task_column;  // tasks' columns lie side by side in starts and tables
+  int64_t task_column;
 
-  RESFLOW_DEVICE Pair operator()(int row, int64_t column) const {
-    const RowInfo& info = rows[row];
-    const int64_t at = task_column + column;
-    Pair sum = info.start ? load_global(reinterpret_cast<const Pair*>(info.start + at)) : load_pair(biases + column);
-    if (info.table) {
-      const Pair product = table_pair(info.table, table_element, at);
-      sum.low = fmaf(product.low, info.scale, sum.low);
-      sum.high = fmaf(product.high, info.scale, sum.high);
-    }
-    return sum;
+  template <int kRows>
+  RESFLOW_DEVICE void begin(PanelSums<kRows>& sums, int width) const {
+    begin_sums<kRows>(sums, width, [&](int row, int64_t column) {
+      const float* const start = rows[row].start;
+      return start ? load_global(reinterpret_cast<const Pair*>(start + task_column + column))
+                   : load_pair(biases + column);
+    });
+    if (!call.candidates.ids) return;
+    as_table(call.candidates.table.rows, [&]<Precision kElement, bool kAtOnce>() {
+      for_each_pair<kRows>(sums, width, [&](int row, int column, float& low, float& high) {
+        const RowInfo& info = rows[row];
+        if (!info.table) return;
+        const Pair product = table_pair<kElement, kAtOnce>(info.table, task_column + column);
+        low = fmaf(product.low, info.scale, low);
+        high = fmaf(product.high, info.scale, high);
+      });
+    });
   }
 };
 
@@ -138,12 +176,11 @@ RESFLOW_DEVICE float head_logit(const Plan& plan, const float* weights, Hidden h
 // A candidate's outputs from its logits z [tasks], by one thread. NaN where it could not be scored.
 RESFLOW_DEVICE void write_outputs(const TowerCall& call, int64_t candidate, const RowInfo& info, const float* logits) {
   const int32_t tasks = call.plan.tasks;
-  const float nan = float_of_word(0x7fc00000u);
   const int64_t weights_row = call.fusion.per == WeightsPer::call      ? 0
                               : call.fusion.per == WeightsPer::request ? (info.scored ? info.request : 0)
                                                                        : candidate;
   const float* const weights = call.fusion.values + weights_row * call.fusion_weight_count;
-  const auto logit = [&](int32_t k) { return info.scored ? logits[k] : nan; };
+  const auto logit = [&](int32_t k) { return info.scored ? logits[k] : kNan; };
   const auto weight = [&](int32_t i) { return load_constant(weights + i); };
   if (call.logits) {
     for (int32_t k = 0; k < tasks; ++k) {

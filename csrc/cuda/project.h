@@ -28,9 +28,7 @@ struct ProjectKernel {
   static constexpr const char* kName = "project";
 
   static int64_t tile_bytes(const Params& params) { return 4 * kRows * params.stride; }
-  static int64_t shared_bytes(const Params& params) {
-    return kRingStages * kStageBytes + (kShared ? tile_bytes(params) : 0);
-  }
+  static int64_t shared_bytes(const Params& params) { return kRingBytes + (kShared ? tile_bytes(params) : 0); }
 
   static RESFLOW_DEVICE void run(const Params& params, char* shared) {
     const LayerLayout& layer = params.plan.layer[0];
@@ -42,7 +40,7 @@ struct ProjectKernel {
     const int64_t first = tile * kRows, left = params.count - first;
     const RowRange range{first, static_cast<int>(left < kRows ? left : kRows)};
     auto* const words = reinterpret_cast<uint32_t*>(
-        kShared ? shared + kRingStages * kStageBytes : params.tile_memory + block_index() * 4 * kRows * params.stride);
+        kShared ? shared + kRingBytes : params.tile_memory + block_index() * 4 * kRows * params.stride);
     if (params.first.words > 0) {
       load_input<kPrecision, kRows>(params.source, range, params.first, OperandWriter<kShared>{words, params.stride});
     }
@@ -74,11 +72,10 @@ struct ProjectKernel {
                                         next);
       float* const out = params.out + task * layer.padded + column;
       const int64_t stride = params.plan.tasks * layer.padded;
-      const float nan = float_of_word(0x7fc00000u);
       for_each_pair<kRows>(sums, width, [&](int row, int at, float low, float high) {
         if (row >= range.count) return;
         store_global(reinterpret_cast<Pair*>(out + (first + row) * stride + at),
-                     packed ? Pair{low, high} : Pair{nan, nan});
+                     packed ? Pair{low, high} : Pair{kNan, kNan});
       });
     }
   }

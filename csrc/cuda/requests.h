@@ -1,9 +1,15 @@
-// Which request a candidate belongs to.
+// What a call's values on the device say, none of which the host has checked.
 #pragma once
 
+#include "core/plan.h"
 #include "cuda/device/target.h"
 
 namespace resflow::cuda {
+
+// Whether weights were packed for this plan: the header's second word says so (core/pack.cpp).
+RESFLOW_DEVICE bool packed_for(const Plan& plan, const void* packed) {
+  return load_constant(static_cast<const uint64_t*>(packed) + 1) == plan.fingerprint;
+}
 
 // The request whose candidates include `at`, or -1: offsets on the device are not checked.
 RESFLOW_DEVICE int64_t request_of(const int64_t* offsets, int64_t requests, int64_t at) {

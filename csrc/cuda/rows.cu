@@ -1,5 +1,7 @@
 #include "cuda/rows.h"
 
+#include "cuda/launch.h"
+
 #include <cmath>
 
 #include "cuda/row_value.h"
@@ -30,15 +32,16 @@ struct RoundRows {
   static RESFLOW_DEVICE void run(const Params& params, char*) {
     const int64_t part = block_index() * kWarps + thread_index() / 32;
     if (part >= params.count * params.parts) return;
-    const int64_t row = part / params.parts, first = part % params.parts * params.width;
+    const char* const row = row_at(params.from, part / params.parts);
+    const int64_t first = part % params.parts * params.width;
     const int lane = thread_index() % 32;
     float step = 0.0f;
     if (params.element == Precision::int8) {
-      step = scale_of_row(params.from, row, first, params.width, lane);
+      step = scale_of_row(row, params.from.element, first, params.width, lane);
       if (lane == 0) store_global(params.scales + part, step);
     }
     for (int64_t i = lane; i < params.width; i += 32) {
-      store(params, part * params.width + i, row_value(params.from, row, first + i), step);
+      store(params, part * params.width + i, value_of(row, params.from.element, first + i), step);
     }
   }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/candidates.h"
-#include "cuda/launch.h"
+#include "cuda/stream.h"
 
 namespace resflow::cuda {
 

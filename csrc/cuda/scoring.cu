@@ -2,6 +2,7 @@
 
 #include "core/check.h"
 #include "cuda/tower_launch.h"
+#include "cuda/tower_sm90_launch.h"
 
 namespace resflow::cuda {
 
@@ -59,7 +60,35 @@ void run_project(const Model& model, const Source& source, int64_t count, const 
 
 }  // namespace
 
-Scoring::Scoring(const Model& model, const Candidates& candidates, const FusionWeights& weights) {
+class Scoring::Launches {
+ public:
+  Launches(const Model& model, const Candidates& candidates, const FusionWeights& weights);
+
+  int64_t workspace_bytes() const { return parts_.bytes(); }
+  const char* kernel() const { return hopper_ ? "tower_sm90" : splits_ ? "tower_split" : "tower"; }
+  void run(const Outputs& outputs, void* workspace, Stream stream) const;
+
+ private:
+  int64_t start_bytes() const;
+  void choose_split(const FirstLayer& first, const Device& device);
+  void choose_towers(int64_t columns, const Device& device);
+  void project_users(const TowerCall& call, char* workspace, Stream stream) const;
+  void run_split(const TowerCall& call, char* workspace, Stream stream) const;
+  void run_towers(const TowerCall& call, char* workspace, Stream stream) const;
+
+  TowerCall call_{};
+  bool has_user_ = false;
+  bool hopper_ = false;
+  bool splits_ = false;
+  SplitParams split_{};
+  ProjectChoice project_{};
+  TowerChoice tower_{};
+
+  WorkspaceParts parts_;
+  int64_t features_ = 0, user_features_ = 0, starts_ = 0, projected_ = 0, counters_ = 0, hidden_ = 0, tiles_ = 0;
+};
+
+Scoring::Launches::Launches(const Model& model, const Candidates& candidates, const FusionWeights& weights) {
   const Device& device = current_device();
   call_.plan = model.plan;
   call_.packed = model.packed;
@@ -71,15 +100,18 @@ Scoring::Scoring(const Model& model, const Candidates& candidates, const FusionW
   user_features_ = parts_.take(feature_bytes(candidates.user.features));
   starts_ = parts_.take(start_bytes());
   const int64_t columns = candidates.ids ? 0 : model.plan.in_features - candidates.user_columns;
-  choose_split(FirstLayer::of(candidates.user_columns, columns, inputs_per_word(model.plan.precision)), device);
+  // Not by the batch's size: its bits are its own.
+  hopper_ = covered_by_tower_sm90(call_, device);
+  if (!hopper_)
+    choose_split(FirstLayer::of(candidates.user_columns, columns, inputs_per_word(model.plan.precision)), device);
   if (!splits_) choose_towers(columns, device);
 }
 
-int64_t Scoring::start_bytes() const {
+int64_t Scoring::Launches::start_bytes() const {
   return has_user_ ? 4 * call_.candidates.requests * call_.plan.tasks * call_.plan.first_padded() : 0;
 }
 
-void Scoring::choose_split(const FirstLayer& first, const Device& device) {
+void Scoring::Launches::choose_split(const FirstLayer& first, const Device& device) {
   const Candidates& candidates = call_.candidates;
   split_.call.plan = call_.plan;
   split_.first = first;
@@ -94,19 +126,18 @@ void Scoring::choose_split(const FirstLayer& first, const Device& device) {
   hidden_ = parts_.take(4 * split_.hidden_offset(call_.plan.layers));
 }
 
-void Scoring::choose_towers(int64_t columns, const Device& device) {
+void Scoring::Launches::choose_towers(int64_t columns, const Device& device) {
   const Candidates& candidates = call_.candidates;
   if (has_user_) {
     project_ = choose_project(call_.plan, 0, candidates.user_columns, candidates.requests, device);
     projected_ = parts_.take(project_.tile_memory_bytes);
   }
+  if (hopper_) return;
   tower_ = choose_tower(call_.plan, candidates.user_columns, columns, candidates.count, device);
   tiles_ = parts_.take(tower_.tile_memory_bytes);
 }
 
-const char* Scoring::kernel() const { return splits_ ? "tower_split" : "tower"; }
-
-void Scoring::run(const Outputs& outputs, void* workspace, Stream stream) const {
+void Scoring::Launches::run(const Outputs& outputs, void* workspace, Stream stream) const {
   if (call_.candidates.count == 0) return;
   char* const memory = static_cast<char*>(workspace);
   TowerCall call = call_;
@@ -118,15 +149,16 @@ void Scoring::run(const Outputs& outputs, void* workspace, Stream stream) const 
   if (has_user_) call.starts = reinterpret_cast<const float*>(memory + starts_);
   if (splits_) return run_split(call, memory, stream);
   if (has_user_) project_users(call, memory, stream);
+  if (hopper_) return launch_tower_sm90(call, current_device(), stream);
   run_towers(call, memory, stream);
 }
 
-void Scoring::project_users(TowerCall& call, char* workspace, Stream stream) const {
+void Scoring::Launches::project_users(const TowerCall& call, char* workspace, Stream stream) const {
   run_project({call.plan, call.packed}, call.candidates.user, call.candidates.requests, project_, true,
               reinterpret_cast<float*>(workspace + starts_), workspace + projected_, stream);
 }
 
-void Scoring::run_split(const TowerCall& call, char* workspace, Stream stream) const {
+void Scoring::Launches::run_split(const TowerCall& call, char* workspace, Stream stream) const {
   SplitParams params = split_;
   params.call = call;
   params.counters = reinterpret_cast<int32_t*>(workspace + counters_);
@@ -137,10 +169,20 @@ void Scoring::run_split(const TowerCall& call, char* workspace, Stream stream) c
                    [&]<Precision kPrecision>() { TowerLaunch<kPrecision>::split(params, stream); });
 }
 
-void Scoring::run_towers(const TowerCall& call, char* workspace, Stream stream) const {
+void Scoring::Launches::run_towers(const TowerCall& call, char* workspace, Stream stream) const {
   const TowerParams params{call, tower_.shape, workspace + tiles_};
   in_gpu_precision(call.plan.precision,
                    [&]<Precision kPrecision>() { TowerLaunch<kPrecision>::tower(params, tower_, stream); });
+}
+
+Scoring::Scoring(const Model& model, const Candidates& candidates, const FusionWeights& weights)
+    : launches_(std::make_unique<const Launches>(model, candidates, weights)) {}
+Scoring::~Scoring() = default;
+
+int64_t Scoring::workspace_bytes() const { return launches_->workspace_bytes(); }
+const char* Scoring::kernel() const { return launches_->kernel(); }
+void Scoring::run(const Outputs& outputs, void* workspace, Stream stream) const {
+  launches_->run(outputs, workspace, stream);
 }
 
 int64_t project_items_workspace_bytes(const Plan& plan, int64_t count, int64_t item_columns) {

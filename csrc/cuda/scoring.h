@@ -2,8 +2,10 @@
 // Features::all, which are the host's.
 #pragma once
 
-#include "cuda/dispatch.h"
-#include "cuda/tower_split.h"
+#include <memory>
+
+#include "core/candidates.h"
+#include "cuda/stream.h"
 
 namespace resflow::cuda {
 
@@ -13,34 +15,21 @@ struct Outputs {
   float* score;   // [count]
 };
 
-// One call, as the current device will run it: at most two kernels, the users' projections and the towers.
+// One call, as the current device will run it: at most two kernels, the users' projections and the towers (and before
+// them, in the feature form, one that brings the tables' addresses to the device).
 class Scoring {
  public:
   Scoring(const Model& model, const Candidates& candidates, const FusionWeights& weights);
+  ~Scoring();
 
-  int64_t workspace_bytes() const { return parts_.bytes(); }
+  int64_t workspace_bytes() const;
   // The kernel that scores.
   const char* kernel() const;
   void run(const Outputs& outputs, void* workspace, Stream stream) const;
 
  private:
-  void choose_split(const FirstLayer& first, const Device& device);
-  void choose_towers(int64_t columns, const Device& device);
-  void project_users(TowerCall& call, char* workspace, Stream stream) const;
-  void run_split(const TowerCall& call, char* workspace, Stream stream) const;
-  void run_towers(const TowerCall& call, char* workspace, Stream stream) const;
-
-  int64_t start_bytes() const;
-
-  TowerCall call_{};
-  bool has_user_ = false;
-  bool splits_ = false;
-  SplitParams split_{};
-  ProjectChoice project_{};
-  TowerChoice tower_{};
-
-  WorkspaceParts parts_;
-  int64_t features_ = 0, user_features_ = 0, starts_ = 0, projected_ = 0, counters_ = 0, hidden_ = 0, tiles_ = 0;
+  class Launches;
+  std::unique_ptr<const Launches> launches_;
 };
 
 // Items [count, item_columns], the last columns of input rows, times all first layers: out [count][tasks *

@@ -92,6 +92,7 @@ class TowerTile {
     }
     WeightOrder order(params_, weights_);
     ring_.begin(order);
+    fetch_ahead(tile + block_count());
     sync_block();
     for (int32_t task = 0; task < plan_.tasks; ++task) {
       for (int32_t layer = 0; layer < plan_.layers; ++layer) run_layer(task, layer, order);
@@ -106,6 +107,24 @@ class TowerTile {
   }
 
  private:
+  // Asks for the rows of the block's next tile, so that they leave memory while this one is multiplied. What features
+  // are looked up is not worth the look.
+  RESFLOW_DEVICE void fetch_ahead(int64_t tile) const {
+    constexpr int kSectorBytes = 32, kThreadsPerRow = kTowerThreads / kRows;
+    const Candidates& candidates = params_.call.candidates;
+    const int64_t at = tile * kRows + thread_index() / kThreadsPerRow;
+    if (at >= candidates.count || candidates.x.pooled()) return;
+    const Rows& rows = candidates.ids ? candidates.table.rows : candidates.x.rows;
+    const int64_t row = candidates.ids ? load_constant(candidates.ids + at) : at;
+    if (candidates.ids && (row < 0 || row >= candidates.table.items)) return;
+    const int64_t columns = candidates.ids ? plan_.tasks * plan_.first_padded() : params_.shape.first.columns;
+    const char* const from = row_at(rows, row);
+    for (int64_t byte = thread_index() % kThreadsPerRow * kSectorBytes; byte < columns * bytes_of(rows.element);
+         byte += kThreadsPerRow * kSectorBytes) {
+      prefetch_sector(from + byte);
+    }
+  }
+
   RESFLOW_DEVICE void run_layer(int32_t task, int32_t at, WeightOrder& order) {
     const LayerLayout& layer = plan_.layer[at];
     const float* const weights = weights_ + task * plan_.task_floats;
@@ -119,9 +138,7 @@ class TowerTile {
       PanelSums<kRows> sums{};
       const float* const biases = weights + layer.bias + column;
       if (at == 0) {
-        begin_sums<kRows>(
-            sums, width,
-            FirstSums{rows_, biases, params_.call.candidates.table.rows.element, task * layer.padded + column});
+        FirstSums{params_.call, rows_, biases, task * layer.padded + column}.template begin<kRows>(sums, width);
       } else {
         begin_sums<kRows>(sums, width, [&](int, int64_t own) { return load_pair(biases + own); });
       }

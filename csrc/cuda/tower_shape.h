@@ -17,7 +17,8 @@ constexpr int kRingStages = 4;    // three chunks of 8 KiB under way while one i
 constexpr int kRingStride = 72;  // floats a row of a stage: 8 beyond the panel's, so that 4 rows lie in different banks
 constexpr int kTowerThreads = 128;
 
-constexpr int64_t kStageBytes = kChunkWords * kRingStride * 4;
+constexpr int64_t kRingStageBytes = kChunkWords * kRingStride * 4;
+constexpr int64_t kRingBytes = kRingStages * kRingStageBytes;
 
 RESFLOW_BOTH constexpr int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 RESFLOW_BOTH constexpr int64_t panels_of(const LayerLayout& layer) {
@@ -91,7 +92,7 @@ constexpr TowerShape tower_shape(const Plan& plan, int32_t rows, int64_t first_i
     at += round_up(bytes, 128);
     return from;
   };
-  shape.ring = take(kRingStages * kStageBytes);
+  shape.ring = take(kRingBytes);
   shape.row_info = take(sizeof(RowInfo) * rows);
   shape.logits = take(4 * rows * plan.tasks);
   shape.shared_fixed = at;

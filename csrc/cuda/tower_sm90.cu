@@ -10,18 +10,39 @@ namespace {
 
 using Launch = void (*)(const TowerSm90Params&, int64_t, int64_t, Stream);
 
-template <Precision kPrecision>
+template <Precision kPrecision, int kGroups>
 constexpr Launch kByActivation[] = {
-#define RESFLOW_ACTIVATION(name) launch<TowerSm90Kernel<kPrecision, Activation::name>>,
+#define RESFLOW_ACTIVATION(name) launch<TowerSm90Kernel<kPrecision, Activation::name, kGroups>>,
 #include "contract/enums.def"
 };
 
+Launch launch_of(const Plan& plan, int32_t groups) {
+  const auto activation = static_cast<int>(plan.layer[0].activation);
+  if (plan.precision == Precision::bfloat16) {
+    return groups == 1 ? kByActivation<Precision::bfloat16, 1>[activation]
+                       : kByActivation<Precision::bfloat16, kMostGroups>[activation];
+  }
+  return groups == 1 ? kByActivation<Precision::float16, 1>[activation]
+                     : kByActivation<Precision::float16, kMostGroups>[activation];
+}
+
 int64_t item_columns(const TowerCall& call) { return call.plan.in_features - call.candidates.user_columns; }
 
-TowerSchedule schedule_of(const TowerCall& call, const Device& device) {
-  return tower_schedule(call.plan.tasks, call.plan.in_features, item_columns(call), call.candidates.count,
+TowerSchedule schedule_of(const TowerCall& call, const Device& device, int32_t groups) {
+  return tower_schedule(call.plan.tasks, call.plan.in_features, item_columns(call), call.candidates.count, groups,
                         device.shared_bytes);
 }
+
+int64_t most_blocks(const Device& device) { return device.multiprocessors / kTowerCluster * kTowerCluster; }
+
+// Small tiles while all of them run at once: a tile's time is what the call takes.
+TowerSchedule chosen_schedule(const TowerCall& call, const Device& device) {
+  const TowerSchedule small = schedule_of(call, device, 1);
+  return small.tiles <= most_blocks(device) ? small : schedule_of(call, device, kMostGroups);
+}
+
+// A single row's stride may be anything.
+int64_t row_stride(const Rows& x, int64_t columns, int64_t count) { return count == 1 ? columns : x.stride; }
 
 // Residuals of hidden outputs stay in registers from one task to the next, and no longer.
 bool is_chain(const Plan& plan) {
@@ -43,8 +64,11 @@ bool covers_plan(const Plan& plan) {
 
 // Rows as the copy engine reads them.
 bool covers_rows(const Rows& x, Precision precision, int64_t columns, int64_t count) {
-  if (!x.data || x.element != precision || columns < 1 || x.stride < columns || count > INT32_MAX) return false;
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride * bytes_of(x.element) % 16 == 0;
+  constexpr int64_t kMostStride = int64_t{1} << 39;
+  const int64_t stride = row_stride(x, columns, count);
+  if (!x.data || x.element != precision || columns < 1 || count > kMostRows) return false;
+  if (stride < columns || stride >= kMostStride || stride * bytes_of(x.element) % 16 != 0) return false;
+  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
 }
 
 }  // namespace
@@ -52,24 +76,21 @@ bool covers_rows(const Rows& x, Precision precision, int64_t columns, int64_t co
 bool covered_by_tower_sm90(const TowerCall& call, const Device& device) {
   const Candidates& candidates = call.candidates;
   if (device.capability != 90 || candidates.x.pooled() || candidates.ids) return false;
-  if (candidates.requests > INT32_MAX) return false;
+  if (candidates.requests > kMostRows) return false;
   return covers_plan(call.plan) &&
          covers_rows(candidates.x.rows, call.plan.precision, item_columns(call), candidates.count) &&
-         schedule_of(call, device).stages > 0;
+         schedule_of(call, device, kMostGroups).stages > 0;
 }
 
 void launch_tower_sm90(const TowerCall& call, const Device& device, Stream stream) {
   if (call.candidates.count == 0) return;
   const Rows& x = call.candidates.x.rows;
-  const int64_t element_bytes = bytes_of(x.element);
-  const TensorMap map =
-      make_tensor_map(x.data, item_columns(call), call.candidates.count, x.stride * element_bytes,
-                      static_cast<int>(element_bytes), static_cast<int>(kChunkInputs), static_cast<int>(kTowerRows));
-  const TowerSm90Params params{map, call, schedule_of(call, device)};
-  const Launch* const launches = call.plan.precision == Precision::bfloat16 ? kByActivation<Precision::bfloat16>
-                                                                            : kByActivation<Precision::float16>;
-  launches[static_cast<int>(call.plan.layer[0].activation)](
-      params, std::min(params.schedule.tiles, device.multiprocessors), params.schedule.bytes(), stream);
+  const int64_t columns = item_columns(call), count = call.candidates.count, element_bytes = bytes_of(x.element);
+  const TowerSchedule schedule = chosen_schedule(call, device);
+  const TensorMap map = make_tensor_map(x.data, columns, count, row_stride(x, columns, count) * element_bytes,
+                                        static_cast<int>(element_bytes), kChunkInputs, schedule.rows());
+  const Launch run = launch_of(call.plan, schedule.groups);
+  run({map, call, schedule}, std::min<int64_t>(schedule.tiles, most_blocks(device)), schedule.bytes(), stream);
 }
 
 }  // namespace resflow::cuda

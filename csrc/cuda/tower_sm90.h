@@ -2,155 +2,40 @@
 // tower_sm90_schedule.h; which calls are covered: tower_sm90_launch.h.
 //
 // A block has two warpgroups that compute, 64 rows each, and one that loads. The two wait for memory and for the loader
-// alone, never for each other, so that the epilogue of one hides under the products of the other. All that a task
-// hands on (outputs of both layers for the residuals, the operand of the second layer, logits) stays in registers.
+// alone, never for each other, so that the epilogue of one hides under the products of the other. Where all tiles of
+// half the rows run at once, blocks have one that computes; a row's bits are the same. All that a task hands on
+// (outputs of both layers for the residuals, the operand of the second layer, logits) stays in registers.
 #pragma once
 
-#include "cuda/call.h"
 #include "cuda/head.h"
 #include "cuda/numbers.h"
 #include "cuda/requests.h"
-#include "cuda/tower_sm90_schedule.h"
+#include "cuda/tower_sm90_loader.h"
 
 namespace resflow::cuda {
-
-struct TowerSm90Params {
-  TensorMap x;  // boxes of 128 rows and 64 columns, swizzled by 128 bytes
-  TowerCall call;
-  TowerSchedule schedule;
-};
-
-constexpr int kGroupThreads = 128;
-constexpr int kGroups = 2;  // that compute
-constexpr int kLoader = kGroups * kGroupThreads;
-constexpr int kGroupWarps = kGroups * kGroupThreads / 32;
-constexpr int kGroupRows = kTowerRows / kGroups;
-static_assert(kGroupRows == 64);
 
 // Logits that children will read: one in each of the four threads that share a row.
 constexpr int32_t kLogitSlots = 4;
 
-// A block's shared memory. Nothing but its address is kept in registers.
-struct TowerMemory {
-  const TowerSchedule& schedule;
-  char* shared;
-
-  RESFLOW_DEVICE char* x(int chunk) const { return shared + chunk * static_cast<int>(kStageBytes); }
-  RESFLOW_DEVICE char* stage(int stage) const { return x(schedule.chunks + stage); }
-  RESFLOW_DEVICE float* vectors() const { return reinterpret_cast<float*>(stage(schedule.stages)); }
-
-  RESFLOW_DEVICE uint64_t* stage_full(int stage) const { return barriers() + stage; }
-  RESFLOW_DEVICE uint64_t* stage_empty(int stage) const { return stage_full(schedule.stages + stage); }
-  RESFLOW_DEVICE uint64_t* x_full(int chunk) const { return stage_empty(schedule.stages + chunk); }
-  RESFLOW_DEVICE uint64_t* x_empty(int chunk) const { return x_full(schedule.chunks + chunk); }
-  RESFLOW_DEVICE uint64_t* vectors_full() const { return x_empty(schedule.chunks); }
-  RESFLOW_DEVICE uint64_t* vectors_empty() const { return vectors_full() + 1; }
-
-  // By one thread. What is full is announced by a thread that loads, what is empty by each warp that computes.
-  RESFLOW_DEVICE void begin() const {
-    for (int i = 0; i < schedule.stages; ++i) begin(stage_full(i), stage_empty(i));
-    for (int i = 0; i < schedule.chunks; ++i) begin(x_full(i), x_empty(i));
-    begin(vectors_full(), vectors_empty());
-    barrier_init_done();
-  }
-
- private:
-  RESFLOW_DEVICE uint64_t* barriers() const { return reinterpret_cast<uint64_t*>(vectors() + kVectorFloats); }
-  static RESFLOW_DEVICE void begin(uint64_t* full, uint64_t* empty) {
-    barrier_init(full, 1);
-    barrier_init(empty, kGroupWarps);
-  }
-};
-
-// What the loading warpgroup does.
-template <bool kSlopes>
-struct TowerLoader {
-  const TowerSm90Params& params;
-  const TowerMemory& memory;
-
-  // By one thread.
-  RESFLOW_DEVICE void load_weights() const {
-    const TowerSchedule& schedule = params.schedule;
-    uint32_t parity = 0;
-    for_each_ring_step(schedule, block_index(), block_count(), [&](const RingStep& step) {
-      const int stage = step.place.stage;
-      barrier_wait(memory.stage_empty(stage), step.place.parity ^ 1);
-      barrier_expect(memory.stage_full(stage), kStageBytes);
-      copy_bulk(memory.stage(stage), panels_of(step), kStageBytes, memory.stage_full(stage));
-      if (step.chunk == schedule.vectors_after()) {
-        load_vectors(step.task, parity);
-        parity ^= 1;
-      }
-    });
-  }
-
-  // By another.
-  RESFLOW_DEVICE void load_x() const {
-    const TowerSchedule& schedule = params.schedule;
-    prefetch_map(&params.x);
-    uint32_t parity = 0;
-    for (int64_t tile = block_index(); tile < schedule.tiles; tile += block_count()) {
-      for (int chunk = 0; chunk < schedule.chunks; ++chunk) {
-        uint64_t* const full = memory.x_full(chunk);
-        barrier_wait(memory.x_empty(chunk), parity ^ 1);
-        barrier_expect(full, kStageBytes);
-        copy_box(memory.x(chunk), &params.x, schedule.first_column + chunk * static_cast<int32_t>(kChunkInputs),
-                 static_cast<int32_t>(tile * kTowerRows), full);
-      }
-      parity ^= 1;
-    }
-  }
-
- private:
-  RESFLOW_DEVICE const char* panels_of(const RingStep& step) const {
-    const Plan& plan = params.call.plan;
-    const char* const task =
-        static_cast<const char*>(params.call.packed) + plan.tensor_start + step.task * plan.tensor_bytes;
-    if (step.chunk == params.schedule.chunks) return task + plan.layer[1].tensor_panels;
-    return task + plan.layer[0].tensor_panels + (params.schedule.first_chunk + step.chunk) * kStageBytes;
-  }
-
-  // Slopes, scales and shifts of a layer lie side by side in the packed weights. Those that the plan lacks keep what
-  // they were set to at the start.
-  RESFLOW_DEVICE void load_vectors(int32_t task, uint32_t parity) const {
-    const Plan& plan = params.call.plan;
-    const auto* const packed = static_cast<const char*>(params.call.packed) + kHeaderBytes;
-    const auto* const weights = reinterpret_cast<const float*>(packed) + task * plan.task_floats;
-    barrier_wait(memory.vectors_empty(), parity ^ 1);
-    const int kinds = (kSlopes ? 1 : 0) + (plan.affine ? 2 : 0);
-    const int64_t floats = kinds * (tower_width(0) + tower_width(1)) + tower_width(1) + kHeadFloats;
-    barrier_expect(memory.vectors_full(), static_cast<uint32_t>(floats * sizeof(float)));
-    for (int layer = 0; layer < 2 && kinds > 0; ++layer) {
-      const float* const from = weights + (kSlopes ? plan.layer[layer].slope : plan.layer[layer].scale);
-      load_floats(kSlopes ? slope_at(layer) : scale_at(layer), from, kinds * tower_width(layer));
-    }
-    load_floats(kBiasAt, weights + plan.layer[1].bias, tower_width(1));
-    load_floats(kHeadAt, weights + plan.head_weight, kHeadFloats);
-  }
-  RESFLOW_DEVICE void load_floats(int64_t to, const float* from, int64_t count) const {
-    copy_bulk(memory.vectors() + to, from, static_cast<uint32_t>(count * sizeof(float)), memory.vectors_full());
-  }
-};
-
-// A row of a warpgroup's tile, held by each of the four threads that share it. Few registers: covered calls have less
-// than 2^31 candidates and requests.
+// A row of a tile.
 struct TowerRow {
-  int32_t candidate;  // -1 past the last
-  int32_t request;    // 0 where there are none, -1 for a candidate of no request
-  float logit;        // z of the task whose logit slot this thread keeps
+  int32_t candidate;
+  int32_t request;  // 0 where there are none, -1 for a candidate of no request, past the last, and where weights are
+                    // another plan's
   RunningScore score;
 
-  RESFLOW_DEVICE void begin(const Candidates& candidates, int64_t at) {
-    *this = TowerRow{-1, 0, 0.0f, {}};
-    if (at >= candidates.count) return;
-    candidate = static_cast<int32_t>(at);
-    if (candidates.offsets) request = static_cast<int32_t>(request_of(candidates.offsets, candidates.requests, at));
+  RESFLOW_DEVICE void begin(const TowerCall& call) {
+    const Candidates& candidates = call.candidates;
+    score = {};
+    request = exists(candidates) && packed_for(call.plan, call.packed) ? 0 : -1;
+    if (request < 0 || !candidates.offsets) return;
+    request = static_cast<int32_t>(request_of(candidates.offsets, candidates.requests, candidate));
   }
 
-  RESFLOW_DEVICE bool scored() const { return candidate >= 0 && request >= 0; }
+  RESFLOW_DEVICE bool exists(const Candidates& candidates) const { return candidate < candidates.count; }
 
   RESFLOW_DEVICE float weight(const TowerCall& call, int32_t i) const {
-    if (!scored()) return 0.0f;
+    if (request < 0) return 0.0f;
     const int64_t row = call.fusion.per == WeightsPer::candidate ? candidate
                         : call.fusion.per == WeightsPer::request ? request
                                                                  : 0;
@@ -159,7 +44,7 @@ struct TowerRow {
 };
 
 // One of the warpgroups that compute. A thread holds of its 64 rows (WarpgroupProduct) two, 8 apart, and of each group
-// of 8 columns two side by side.
+// of 8 columns two side by side; four threads share the two rows. From the logits on, two of them have a row each.
 template <Precision kPrecision, Activation kActivation>
 class TowerGroup {
   using Operand = Numbers<kPrecision>;
@@ -170,20 +55,26 @@ class TowerGroup {
       : params_(params), call_(params.call), plan_(params.call.plan), schedule_(params.schedule), memory_(memory) {}
 
   RESFLOW_DEVICE void run() {
-    for (int64_t tile = block_index(); tile < schedule_.tiles; tile += block_count()) {
-      const int64_t first = tile * kTowerRows + thread_index() / 32 * 16 + lane() / 4;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) rows_[i].begin(call_.candidates, first + 8 * i);
+    row_.candidate = own_block() * schedule_.rows() + thread_index() / 32 * 16 + lane() / 4 + 8 * own_row();
+    for (int32_t tile = own_block(); tile < schedule_.tiles; tile += blocks()) {
+      row_.begin(call_);
       for (int32_t task = 0; task < plan_.tasks; ++task) run_task(task);
-      write_scores();
+      write_score();
+      row_.candidate += blocks() * schedule_.rows();
       x_parity_ ^= 1;
     }
   }
 
  private:
+  // Activations that take many registers leave none for that.
+  static constexpr bool kBeginsEarly = kActivation != Activation::gelu && kActivation != Activation::tanh;
   static constexpr int kSums1 = tower_width(0) / 2, kSums2 = tower_width(1) / 2;
 
   static RESFLOW_DEVICE int lane() { return thread_index() % 32; }
+  static RESFLOW_DEVICE int own_row() { return lane() % 4 / 2; }
+  // The i-th of the four threads that share rows, and the first of those that have row i.
+  static RESFLOW_DEVICE int sharer(int i) { return lane() / 4 * 4 + i; }
+  static RESFLOW_DEVICE int owner(int i) { return sharer(2 * i); }
   static RESFLOW_DEVICE int column(int group) { return 8 * group + 2 * (lane() % 4); }
   static RESFLOW_DEVICE Pair pair_at(const float* from) { return *reinterpret_cast<const Pair*>(from); }
   RESFLOW_DEVICE const float* weights_of(int32_t task) const {
@@ -193,14 +84,16 @@ class TowerGroup {
 
   RESFLOW_DEVICE void run_task(int32_t task) {
     if (!plan_.feature_residual || plan_.parents[task] < 0) forget_outputs();
-    float sums1[kSums1], sums2[kSums2];
-    begin_first(sums1, task);
-    multiply_first(sums1, task);
+    if (task == 0 || !kBeginsEarly) begin_first(task);
+    multiply_first(task);
     barrier_wait(memory_.vectors_full(), vectors_parity_);
-    touch_all(sums1);
-    finish<0>(sums1, outputs1_);
+    touch_all(sums1_);
+    finish<0>(sums1_, outputs1_);
+    float sums2[kSums2];
     begin_sums(sums2, [&](int column) { return pair_at(memory_.vectors() + kBiasAt + column); });
     multiply_second(sums2);
+    // What the next task begins with is on its way while this one ends.
+    if (kBeginsEarly && task + 1 < plan_.tasks) begin_first(task + 1);
     finish<1>(sums2, outputs2_);
     join(task);
     release(memory_.vectors_empty());
@@ -225,20 +118,21 @@ class TowerGroup {
     }
   }
 
-  RESFLOW_DEVICE void begin_first(float (&sums)[kSums1], int32_t task) const {
+  RESFLOW_DEVICE void begin_first(int32_t task) {
     if (!call_.starts) {
       const float* const biases = weights_of(task) + plan_.layer[0].bias;
-      return begin_sums(sums, [&](int at) { return load_constant(reinterpret_cast<const Pair*>(biases + at)); });
+      return begin_sums(sums1_, [&](int at) { return load_constant(reinterpret_cast<const Pair*>(biases + at)); });
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float* const start = call_.starts + (int64_t{rows_[i].request} * plan_.tasks + task) * tower_width(0);
+      const int32_t request = shuffle_from(row_.request, owner(i));
+      const float* const start = call_.starts + (int64_t{request} * plan_.tasks + task) * tower_width(0);
 #pragma unroll
       for (int j = 0; j < kSums1 / 4; ++j) {
         Pair own{};
-        if (rows_[i].scored()) own = load_constant(reinterpret_cast<const Pair*>(start + column(j)));
-        sums[4 * j + 2 * i] = own.low;
-        sums[4 * j + 2 * i + 1] = own.high;
+        if (request >= 0) own = load_constant(reinterpret_cast<const Pair*>(start + column(j)));
+        sums1_[4 * j + 2 * i] = own.low;
+        sums1_[4 * j + 2 * i + 1] = own.high;
       }
     }
   }
@@ -249,21 +143,26 @@ class TowerGroup {
     if (lane() == 0) barrier_arrive(barrier);
   }
 
+  static RESFLOW_DEVICE void release_in_cluster(uint64_t* barrier) {
+    sync_warp();
+    if (lane() < kTowerCluster) barrier_arrive_at(barrier, lane());
+  }
+
   template <int kSums>
   static RESFLOW_DEVICE void touch_all(float (&sums)[kSums]) {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) touch(sums[i]);
   }
 
-  RESFLOW_DEVICE void multiply_first(float (&sums)[kSums1], int32_t task) {
+  RESFLOW_DEVICE void multiply_first(int32_t task) {
     const int own_rows = thread_index() / kGroupThreads * static_cast<int>(kGroupRows * kChunkRowBytes);
     const bool last_task = task + 1 == plan_.tasks;
     const auto release_chunk = [&](int chunk, int stage) {
-      release(memory_.stage_empty(stage));
+      release_in_cluster(memory_.stage_empty(stage));
       if (last_task) release(memory_.x_empty(chunk));
     };
     int former_stage = 0;
-    touch_all(sums);
+    touch_all(sums1_);
     for (int chunk = 0; chunk < schedule_.chunks; ++chunk) {
       if (task == 0) barrier_wait(memory_.x_full(chunk), x_parity_);
       barrier_wait(memory_.stage_full(place_.stage), place_.parity);
@@ -272,7 +171,7 @@ class TowerGroup {
       products_begin();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        WarpgroupProduct<Product, 128>::multiply(sums, describe_matrix(a + kStepBytes * step),
+        WarpgroupProduct<Product, 128>::multiply(sums1_, describe_matrix(a + kStepBytes * step),
                                                  describe_matrix(b + kStepBytes * step));
       }
       products_commit();
@@ -309,7 +208,7 @@ class TowerGroup {
     }
     products_commit();
     products_wait<0>();
-    release(memory_.stage_empty(place_.stage));
+    release_in_cluster(memory_.stage_empty(place_.stage));
     touch_all(sums);
     place_.advance(schedule_.stages);
   }
@@ -332,25 +231,26 @@ class TowerGroup {
     }
   }
 
-  // The task's own logits r, from them z and p, and their share of the score.
+  // The task's own logit r, from it z and p, and their share of the score.
   RESFLOW_DEVICE void join(int32_t task) {
-    const int32_t slot = plan_.logit_slot[task], parent = plan_.parents[task];
-    const int parent_lane = lane() / kLogitSlots * kLogitSlots + (parent < 0 ? 0 : plan_.logit_slot[parent]);
+    const float sums[2] = {head_sum(0), head_sum(1)};
+    const int32_t parent = plan_.parents[task];
+    const int keeper = sharer(parent < 0 ? 0 : plan_.logit_slot[parent]);
+    const float parents[2] = {shuffle_from(logits_[0], keeper), shuffle_from(logits_[1], keeper)};
+    // A candidate of no request has no score.
+    const float no_score = row_.request < 0 ? kNan : 0.0f;
+    const float own = (own_row() == 0 ? sums[0] : sums[1]) + memory_.vectors()[kHeadAt + tower_width(1)] + no_score;
+    const float logit = join_logit(plan_, task, own, own_row() == 0 ? parents[0] : parents[1]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      TowerRow& row = rows_[i];
-      // A candidate of no request has no score.
-      const float no_score = row.request < 0 ? float_of_word(0x7fc00000u) : 0.0f;
-      const float own = head_sum(i) + memory_.vectors()[kHeadAt + tower_width(1)] + no_score;
-      const float logit = join_logit(plan_, task, own, shuffle_from(row.logit, parent_lane));
-      if (lane() % kLogitSlots == slot) row.logit = logit;
-      const float prob = sigmoid(logit);
-      row.score.add(call_.fusion.fusion, task, logit, prob, [&](int32_t at) { return row.weight(call_, at); });
-      if (row.candidate < 0) continue;
-      const int64_t at = int64_t{row.candidate} * plan_.tasks + task;
-      if (lane() % 4 == 0 && call_.logits) store_global(call_.logits + at, logit);
-      if (lane() % 4 == 1 && call_.probs) store_global(call_.probs + at, prob);
+      const float kept = shuffle_from(logit, owner(i));
+      if (lane() % kLogitSlots == plan_.logit_slot[task]) logits_[i] = kept;
     }
+    const float prob = sigmoid(logit);
+    row_.score.add(call_.fusion.fusion, task, logit, prob, [&](int32_t at) { return row_.weight(call_, at); });
+    float* const out = lane() % 2 == 0 ? call_.logits : call_.probs;
+    if (!row_.exists(call_.candidates) || !out) return;
+    store_global(out + int64_t{row_.candidate} * plan_.tasks + task, lane() % 2 == 0 ? logit : prob);
   }
 
   // o^2 . w of row i, to all four threads that share it, always in the same order.
@@ -366,15 +266,10 @@ class TowerGroup {
     return sum + shuffle_xor(sum, 2);
   }
 
-  RESFLOW_DEVICE void write_scores() {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const TowerRow& row = rows_[i];
-      if (row.candidate < 0 || lane() % 4 != 0) continue;
-      const float score =
-          row.score.end(call_.fusion.fusion, plan_.tasks, [&](int32_t at) { return row.weight(call_, at); });
-      store_global(call_.score + row.candidate, score);
-    }
+  RESFLOW_DEVICE void write_score() const {
+    if (!row_.exists(call_.candidates) || lane() % 2 != 0) return;
+    const auto weight = [&](int32_t at) { return row_.weight(call_, at); };
+    store_global(call_.score + row_.candidate, row_.score.end(call_.fusion.fusion, plan_.tasks, weight));
   }
 
   static constexpr int kStepBytes = 32;  // 16 values of depth
@@ -385,7 +280,9 @@ class TowerGroup {
   const Plan& plan_;
   const TowerSchedule& schedule_;
   const TowerMemory& memory_;
-  TowerRow rows_[2];
+  TowerRow row_;
+  float logits_[2] = {};  // z of both rows and the task whose slot this thread keeps
+  float sums1_[kSums1];
   float outputs1_[kSums1];  // of the task before
   float outputs2_[kSums2];
   RingPlace place_;
@@ -394,11 +291,13 @@ class TowerGroup {
 };
 
 // An activation for both layers.
-template <Precision kPrecision, Activation kActivation>
+template <Precision kPrecision, Activation kActivation, int kGroups>
 struct TowerSm90Kernel {
   using Params = TowerSm90Params;
-  static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
+  static constexpr int kLoader = kGroups * kGroupThreads;
+  static constexpr int kThreads = kLoader + kGroupThreads;
   static constexpr int kMinBlocks = 1;
+  static constexpr int kCluster = kTowerCluster;
   static constexpr const char* kName = "tower_sm90";
 
   static RESFLOW_DEVICE void run(const Params& params, char* shared) {
@@ -410,17 +309,19 @@ struct TowerSm90Kernel {
           (i >= scale_at(0) && i < shift_at(0)) || (i >= scale_at(1) && i < shift_at(1)) ? 1.0f : 0.0f;
     }
     fence_async();
-    sync_block();
-    // 2 x 240 + 24 registers a thread are what 128 threads each leave of the multiprocessor's 65,536.
+    sync_cluster();
+    // Three warpgroups have 168 registers a thread, which add up to 2 x 240 + 24; two have all that they need.
     if (thread_index() >= kLoader) {
-      give_registers<24>();
+      if constexpr (kGroups > 1) give_registers<24>();
       const TowerLoader<kActivation == Activation::prelu> loader{params, memory};
       if (thread_index() == kLoader) loader.load_weights();
       if (thread_index() == kLoader + 32) loader.load_x();
+      sync_warp();
     } else {
-      take_registers<240>();
+      if constexpr (kGroups > 1) take_registers<240>();
       TowerGroup<kPrecision, kActivation>(params, memory).run();
     }
+    sync_cluster();
   }
 };
 

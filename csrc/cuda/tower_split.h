@@ -45,7 +45,7 @@ struct SplitParams {
   }
 
   // Of shared memory: the ring, then RowInfo [rows], logits [rows][tasks], the operand.
-  constexpr int64_t logits_at() const { return kRingStages * kStageBytes + kSplitRows * sizeof(RowInfo); }
+  constexpr int64_t logits_at() const { return kRingBytes + kSplitRows * sizeof(RowInfo); }
   constexpr int64_t operand_at() const { return round_up(logits_at() + 4 * kSplitRows * call.plan.tasks, 16); }
   constexpr int64_t shared_bytes() const { return operand_at() + 4 * kSplitRows * operand_stride; }
 };
@@ -84,7 +84,7 @@ class SplitBlock {
       : params_(params),
         plan_(params.call.plan),
         weights_(reinterpret_cast<const float*>(static_cast<const char*>(params.call.packed) + kHeaderBytes)),
-        rows_(reinterpret_cast<RowInfo*>(shared + kRingStages * kStageBytes)),
+        rows_(reinterpret_cast<RowInfo*>(shared + kRingBytes)),
         logits_(reinterpret_cast<float*>(shared + params.logits_at())),
         operand_(reinterpret_cast<uint32_t*>(shared + params.operand_at())),
         ring_(shared) {}
@@ -124,9 +124,7 @@ class SplitBlock {
     PanelSums<kSplitRows> sums{};
     const float* const biases = weights + layer.bias + column;
     if (job.layer == 0 && !projects) {
-      begin_sums<kSplitRows>(
-          sums, width,
-          FirstSums{rows_, biases, params_.call.candidates.table.rows.element, job.task * layer.padded + column});
+      FirstSums{params_.call, rows_, biases, job.task * layer.padded + column}.begin<kSplitRows>(sums, width);
     } else {
       begin_sums<kSplitRows>(sums, width, [&](int, int64_t at) { return load_pair(biases + at); });
     }

@@ -1,8 +1,11 @@
 #include "cuda/twin.h"
 
+#include "cuda/launch.h"
+
 #include <algorithm>
 
 #include "core/check.h"
+#include "cuda/launch.h"
 #include "cuda/rows.h"
 #include "cuda/topk.h"
 #include "cuda/twin_kernel.h"
@@ -10,8 +13,7 @@
 namespace resflow::cuda {
 namespace {
 
-// The scores of a pass over items, for so many requests at once.
-constexpr int64_t kPassBytes = 64 << 20;
+// Requests whose scores a pass over items keeps at once.
 constexpr int64_t kRequestsAPass = 64;
 
 int64_t aligned(int64_t bytes) { return (bytes + 15) / 16 * 16; }
@@ -35,7 +37,7 @@ TwinUsers users_in(Workspace& workspace, const TwinCall& call) {
   users.requests = call.requests;
   users.chunks = std::max<int64_t>((call.model.width * bytes_of(element) + kChunkBytes - 1) / kChunkBytes, 1);
   users.pieces = element == Precision::bfloat16 ? 2 * kChunkPieces : kChunkPieces;
-  users.words = workspace.take<Words>(call.requests * call.model.tasks * users.chunks * users.pieces);
+  users.words = workspace.take<Words4>(call.requests * call.model.tasks * users.chunks * users.pieces);
   users.scales = workspace.take<float>(element == Precision::int8 ? call.requests * call.model.tasks : 0);
   return users;
 }
@@ -68,7 +70,9 @@ template <Precision kElement, int kRequests>
 void score_in(const TwinParams& params, Stream stream) {
   using Kernel = ScoreItems<kElement, kRequests>;
   const int64_t tiles = (params.items + Kernel::kItems - 1) / Kernel::kItems;
-  const int64_t blocks = params.ids ? slots(params.lists.count, params.lists.requests, Kernel::kItemShift)
+  // A block for every window even without requests, when all are NaN.
+  const int64_t requests = std::max<int64_t>(params.lists.requests, 1);
+  const int64_t blocks = params.ids ? slots(params.lists.count, requests, Kernel::kItemShift)
                                     : tiles * ((params.requests + kRequests - 1) / kRequests);
   launch<Kernel>(params, blocks, Kernel::shared_bytes(params.model.tasks), stream);
 }
@@ -93,9 +97,9 @@ void score(const TwinParams& params, Stream stream) {
   }
 }
 
-void score_lists(const TwinCall& call, TwinParams params, float* to, Stream stream) {
+void score_lists(const TwinCall& call, TwinParams params, float* to, int32_t* wrong, Stream stream) {
   params.ids = call.ids;
-  params.lists = {call.offsets, call.requests, call.count, 0};
+  params.lists = checked_requests(call.offsets, call.requests, call.count, wrong, stream);
   params.score = to;
   score(params, stream);
 }
@@ -157,9 +161,9 @@ struct Passes {
   int64_t* positions[2];
   char* topk;
 
-  Passes(const TwinCall& call, int64_t k, Workspace& workspace) {
+  Passes(const TwinCall& call, int64_t k, int64_t pass_bytes, Workspace& workspace) {
     requests = std::min(call.requests, kRequestsAPass);
-    const int64_t room = kPassBytes / static_cast<int64_t>(sizeof(float)) / std::max<int64_t>(requests, 1);
+    const int64_t room = pass_bytes / static_cast<int64_t>(sizeof(float)) / std::max<int64_t>(requests, 1);
     items = call.count <= room ? call.count : std::min(std::max(room - k, k), call.count);
     count = items > 0 ? (call.count + items - 1) / items : 1;
     const int64_t row = items + (count > 1 ? k : 0), carried = count > 1 ? requests * k : 0;
@@ -202,11 +206,12 @@ void topk_of_group(const TwinCall& call, const TwinParams& params, const Passes&
 int64_t twin_score_workspace_bytes(const TwinCall& call) {
   Workspace workspace{nullptr};
   users_in(workspace, call);
+  workspace.take<int32_t>(1);
   return workspace.bytes;
 }
 
 void twin_score(const TwinCall& call, float* logits, float* probs, float* score, void* memory, Stream stream) {
-  if (call.count == 0 || call.requests == 0) return;
+  if (call.count == 0 || (!call.ids && call.requests == 0)) return;
   Workspace workspace{static_cast<char*>(memory)};
   const TwinUsers users = users_in(workspace, call);
   prepare(call, users, stream);
@@ -214,25 +219,27 @@ void twin_score(const TwinCall& call, float* logits, float* probs, float* score,
   params.logits = logits;
   params.probs = probs;
   if (call.ids) {
-    score_lists(call, params, score, stream);
+    score_lists(call, params, score, workspace.take<int32_t>(1), stream);
   } else {
     score_stream(params, 0, call.requests, 0, call.count, score, call.count, stream);
   }
 }
 
-int64_t twin_topk_workspace_bytes(const TwinCall& call, int64_t k) {
+int64_t twin_topk_workspace_bytes(const TwinCall& call, int64_t k, int64_t pass_bytes) {
   Workspace workspace{nullptr};
   users_in(workspace, call);
   if (call.ids) {
     workspace.take<float>(call.count);
+    workspace.take<int32_t>(1);
     workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k));
   } else {
-    Passes(call, k, workspace);
+    Passes(call, k, pass_bytes, workspace);
   }
   return workspace.bytes;
 }
 
-void twin_topk(const TwinCall& call, int64_t k, float* scores, int64_t* positions, void* memory, Stream stream) {
+void twin_topk(const TwinCall& call, int64_t k, float* scores, int64_t* positions, void* memory, Stream stream,
+               int64_t pass_bytes) {
   if (call.requests == 0) return;
   Workspace workspace{static_cast<char*>(memory)};
   const TwinUsers users = users_in(workspace, call);
@@ -240,12 +247,13 @@ void twin_topk(const TwinCall& call, int64_t k, float* scores, int64_t* position
   const TwinParams params = params_of(call, users);
   if (call.ids) {
     float* const all = workspace.take<float>(call.count);
-    if (call.count > 0) score_lists(call, params, all, stream);
+    auto* const wrong = workspace.take<int32_t>(1);
+    if (call.count > 0) score_lists(call, params, all, wrong, stream);
     topk(all, call.offsets, call.requests, call.count, k, scores, positions,
          workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k)), stream);
     return;
   }
-  const Passes passes(call, k, workspace);
+  const Passes passes(call, k, pass_bytes, workspace);
   for (int64_t first = 0; first < call.requests; first += passes.requests) {
     topk_of_group(call, params, passes, first, std::min(passes.requests, call.requests - first), k, scores + first * k,
                   positions + first * k, stream);

@@ -19,13 +19,13 @@ constexpr int kChunkBytes = kChunkPieces * kPieceBytes;
 
 // Users' vectors [request][task][chunks][pieces of a chunk], in int8 with scales [request][task].
 struct TwinUsers {
-  Words* words;
+  Words4* words;
   float* scales;
   int64_t requests;
   int64_t chunks;
   int pieces;  // of the user's for a chunk of an item's
 
-  RESFLOW_BOTH Words* of(int64_t request, int64_t tasks, int64_t task, int64_t chunk) const {
+  RESFLOW_BOTH Words4* of(int64_t request, int64_t tasks, int64_t task, int64_t chunk) const {
     return words + ((request * tasks + task) * chunks + chunk) * pieces;
   }
 };
@@ -48,15 +48,16 @@ struct PrepareUsers {
     const int64_t part = block_index() * kWarps + thread_index() / 32;
     if (part >= params.to.requests * tasks) return;
     const int64_t request = part / tasks, task = part % tasks, first = task * width;
+    const char* const user = row_at(params.user, request);
     const int lane = thread_index() % 32;
     auto* const words = reinterpret_cast<uint32_t*>(params.to.of(request, tasks, task, 0));
     const int64_t count = params.to.chunks * params.to.pieces * 4;
-    const auto value = [&](int64_t i) { return i < width ? row_value(params.user, request, first + i) : 0.0f; };
+    const auto value = [&](int64_t i) { return i < width ? value_of(user, params.user.element, first + i) : 0.0f; };
     if (params.element != Precision::int8) {
       for (int64_t at = lane; at < count; at += 32) store_global(words + at, word_of_float(value(at)));
       return;
     }
-    const float scale = scale_of_row(params.user, request, first, width, lane);
+    const float scale = scale_of_row(user, params.user.element, first, width, lane);
     if (lane == 0) store_global(params.to.scales + part, scale);
     const float steps = scale > 0.0f ? 1.0f / scale : 0.0f;
     for (int64_t at = lane; at < count; at += 32) {
@@ -112,7 +113,7 @@ struct ScoreItems {
   static constexpr int kStageWords = kItems * kPitch + kRequests * kUserPieces;
 
   static constexpr int64_t shared_bytes(int64_t tasks) {
-    return kStages * kStageWords * sizeof(Words) + tasks * kRequests * kItems * sizeof(float);
+    return kStages * kStageWords * sizeof(Words4) + tasks * kRequests * kItems * sizeof(float);
   }
 
   // What a block scores.
@@ -136,9 +137,10 @@ struct ScoreItems {
   };
 
   static RESFLOW_DEVICE void run(const Params& params, char* memory) {
+    if (params.ids && !params.lists.valid()) return write_nan(params);
     Tile tile;
     if (!find_tile(params, &tile)) return;
-    Words* const stages = reinterpret_cast<Words*>(memory);
+    Words4* const stages = reinterpret_cast<Words4*>(memory);
     float* const logits = reinterpret_cast<float*>(stages + kStages * kStageWords) + thread_index();
     const char* rows[kChunkPieces];
 #pragma unroll
@@ -186,12 +188,12 @@ struct ScoreItems {
     return true;
   }
 
-  // Of a row of the tile; -1 past its end and for an id that is no item.
+  // Of a row of the tile; negative past its end and for an id that is no item.
   static RESFLOW_DEVICE int64_t item_of(const Params& params, const Tile& tile, int row) {
     if (row >= tile.rows) return -1;
     if (!params.ids) return tile.first + row;
     const int64_t item = load_constant(params.ids + tile.first + row);
-    return item >= 0 && item < params.table.items ? item : -1;
+    return item < params.table.items ? item : -1;
   }
 
   static RESFLOW_DEVICE const char* row_of(const Params& params, int64_t item) {
@@ -208,7 +210,7 @@ struct ScoreItems {
   static RESFLOW_DEVICE int row_to_copy(int i) { return thread_index() / kChunkPieces + i * (kThreads / kChunkPieces); }
 
   static RESFLOW_DEVICE void copy_chunk(const Params& params, const Tile& tile, const char* const (&rows)[kChunkPieces],
-                                        const Chunk& chunk, Words* stage) {
+                                        const Chunk& chunk, Words4* stage) {
     const int piece = thread_index() % kChunkPieces;
     const auto bytes = static_cast<int>(valid_bytes(params, chunk.at)) - piece * kPieceBytes;
     const int64_t offset =
@@ -216,7 +218,7 @@ struct ScoreItems {
     if (bytes > 0) {
 #pragma unroll
       for (int i = 0; i < kChunkPieces; ++i) {
-        Words* const to = stage + row_to_copy(i) * kPitch + piece;
+        Words4* const to = stage + row_to_copy(i) * kPitch + piece;
         const char* const from = rows[i] ? rows[i] + offset : nullptr;
         if (params.unit == kPieceBytes) {
           copy_async_16(to, from ? from : static_cast<const char*>(params.table.rows.data), from ? kPieceBytes : 0);
@@ -229,8 +231,8 @@ struct ScoreItems {
   }
 
   // The first `bytes` of a piece, zeros after them: what follows may be another task or item, whose NaN must stay out.
-  static RESFLOW_DEVICE Words read_piece(const char* from, int bytes, int unit) {
-    Words words{};
+  static RESFLOW_DEVICE Words4 read_piece(const char* from, int bytes, int unit) {
+    Words4 words{};
     if (!from) return words;
     if (unit == 4) {
       read_units<uint32_t>(from, bytes, words);
@@ -243,20 +245,20 @@ struct ScoreItems {
   }
 
   template <class Unit>
-  static RESFLOW_DEVICE void read_units(const char* from, int bytes, Words& words) {
+  static RESFLOW_DEVICE void read_units(const char* from, int bytes, Words4& words) {
     constexpr int kSize = sizeof(Unit);
 #pragma unroll
     for (int at = 0; at < kPieceBytes; at += kSize) {
       if (at >= bytes) return;
       const uint32_t value = load_constant(reinterpret_cast<const Unit*>(from + at));
-      words.at[at / 4] |= value << at % 4 * 8;
+      words.words[at / 4] |= value << at % 4 * 8;
     }
   }
 
-  static RESFLOW_DEVICE void copy_users(const Params& params, const Tile& tile, const Chunk& chunk, Words* to) {
+  static RESFLOW_DEVICE void copy_users(const Params& params, const Tile& tile, const Chunk& chunk, Words4* to) {
     for (int at = thread_index(); at < kRequests * kUserPieces; at += kThreads) {
       const int request = at / kUserPieces;
-      const Words* from = params.users.words;
+      const Words4* from = params.users.words;
       if (request < tile.requests) {
         from = params.users.of(tile.request + request, params.model.tasks, chunk.task, chunk.at) + at % kUserPieces;
       }
@@ -264,13 +266,13 @@ struct ScoreItems {
     }
   }
 
-  static RESFLOW_DEVICE void add_chunk(const Words* stage, int64_t bytes, Sum (&sums)[kRequests]) {
-    const Words* const row = stage + thread_index() * kPitch;
-    const Words* const users = stage + kItems * kPitch;
+  static RESFLOW_DEVICE void add_chunk(const Words4* stage, int64_t bytes, Sum (&sums)[kRequests]) {
+    const Words4* const row = stage + thread_index() * kPitch;
+    const Words4* const users = stage + kItems * kPitch;
 #pragma unroll
     for (int piece = 0; piece < kChunkPieces; ++piece) {
       if (piece * kPieceBytes >= bytes) return;
-      const Words words = row[piece];
+      const Words4 words = row[piece];
 #pragma unroll
       for (int r = 0; r < kRequests; ++r) {
         Product::add(sums[r], words, users + r * kUserPieces + piece * Product::kUserPieces);
@@ -294,12 +296,23 @@ struct ScoreItems {
       if constexpr (kElement == Precision::int8) {
         logit *= load_constant(params.users.scales + (tile.request + r) * tasks + task) * item_scale;
       }
-      if (item < 0) logit = float_of_word(0x7fc00000);
+      if (item < 0) logit = kNan;
       if (parent >= 0) {
         logit = residual_logit(logit, logits[(parent * kRequests + r) * kItems], params.model.non_increasing);
       }
       logits[(task * kRequests + r) * kItems] = logit;
     }
+  }
+
+  // There are as many blocks as windows, at least.
+  static RESFLOW_DEVICE void write_nan(const Params& params) {
+    const int64_t candidate = block_index() * kItems + thread_index();
+    if (candidate >= params.lists.count) return;
+    for (int32_t k = 0; k < params.model.tasks; ++k) {
+      if (params.logits) store_global(params.logits + candidate * params.model.tasks + k, kNan);
+      if (params.probs) store_global(params.probs + candidate * params.model.tasks + k, kNan);
+    }
+    store_global(params.score + candidate, kNan);
   }
 
   static RESFLOW_DEVICE void write(const Params& params, const Tile& tile, const float* logits) {

@@ -4,14 +4,9 @@
 
 #include <cmath>
 
-#include "core/plan.h"
-#include "cuda/device/target.h"
+#include "cuda/numbers.h"
 
 namespace resflow::cuda {
-
-struct alignas(16) Words {
-  uint32_t at[4];
-};
 
 // A user's words for a piece of an item: a float for every value, or in int8 as many bytes.
 template <Precision kElement>
@@ -19,10 +14,10 @@ struct TwinProduct {
   using Sum = float;
   static constexpr int kUserPieces = 1;
 
-  static RESFLOW_DEVICE void add(float& sum, const Words& item, const Words* user) {
-    const Words words = *user;
+  static RESFLOW_DEVICE void add(float& sum, const Words4& item, const Words4* user) {
+    const Words4 of = *user;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum = fmaf(float_of_word(item.at[i]), float_of_word(words.at[i]), sum);
+    for (int i = 0; i < 4; ++i) sum = fmaf(float_of_word(item.words[i]), float_of_word(of.words[i]), sum);
   }
 };
 
@@ -31,12 +26,12 @@ struct TwinProduct<Precision::bfloat16> {
   using Sum = float;
   static constexpr int kUserPieces = 2;
 
-  static RESFLOW_DEVICE void add(float& sum, const Words& item, const Words* user) {
+  static RESFLOW_DEVICE void add(float& sum, const Words4& item, const Words4* user) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const Words& words = user[i / 2];
-      sum = fmaf(float_of_word(item.at[i] << 16), float_of_word(words.at[i % 2 * 2]), sum);
-      sum = fmaf(float_of_word(item.at[i] & 0xffff0000u), float_of_word(words.at[i % 2 * 2 + 1]), sum);
+      const Words4& of = user[i / 2];
+      sum = fmaf(float_of_word(item.words[i] << 16), float_of_word(of.words[i % 2 * 2]), sum);
+      sum = fmaf(float_of_word(item.words[i] & 0xffff0000u), float_of_word(of.words[i % 2 * 2 + 1]), sum);
     }
   }
 };
@@ -56,10 +51,10 @@ struct TwinProduct<Precision::int8> {
   using Sum = int32_t;
   static constexpr int kUserPieces = 1;
 
-  static RESFLOW_DEVICE void add(int32_t& sum, const Words& item, const Words* user) {
-    const Words words = *user;
+  static RESFLOW_DEVICE void add(int32_t& sum, const Words4& item, const Words4* user) {
+    const Words4 of = *user;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum = dot_bytes(item.at[i], words.at[i], sum);
+    for (int i = 0; i < 4; ++i) sum = dot_bytes(item.words[i], of.words[i], sum);
   }
 };
 

@@ -41,7 +41,7 @@ class WeightRing {
     copy_async_wait<kRingStages - 2>();
     sync_block();
     load(next(), (stage_ + kRingStages - 1) % kRingStages);
-    const float* const own = shared_ + stage_ * (kStageBytes / 4);
+    const float* const own = shared_ + stage_ * (kRingStageBytes / 4);
     stage_ = (stage_ + 1) % kRingStages;
     return reinterpret_cast<const uint32_t*>(own);
   }
@@ -50,7 +50,7 @@ class WeightRing {
   RESFLOW_DEVICE void load(const Chunk& chunk, int stage) {
     constexpr int kPieces = kPanelWidth / 4, kRowsAtOnce = kTowerThreads / kPieces;
     const int piece = 4 * (thread_index() % kPieces);
-    float* const to = shared_ + stage * (kStageBytes / 4) + piece;
+    float* const to = shared_ + stage * (kRingStageBytes / 4) + piece;
     const int rows = static_cast<int>(round_up(chunk.words, kProductWords));
     if (piece < chunk.width) {
       for (int row = thread_index() / kPieces; row < rows; row += kRowsAtOnce) {

@@ -20,6 +20,14 @@ namespace {
 using Scores = std::tuple<Tensor, Tensor, Tensor>;
 using Best = std::tuple<Tensor, Tensor>;
 
+// What is left to check of packed weights that lie on the device.
+void check_packed_there(DeviceCall& call, const Plan& plan, const Tensor& packed) {
+  if (reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 != 0) {
+    complain(call.op(), "packed", expected::aligned, "another address", "16");
+  }
+  if (checks_values()) check_packed(call.op(), plan, call.on_host(packed));
+}
+
 // What every scoring op takes after its inputs, and its steps.
 class ScoringOp {
  public:
@@ -39,11 +47,8 @@ class ScoringOp {
 
   // After the other checks. Tensors the form does not have are null.
   void check_values(int64_t candidates, const Tensor* offsets, const Tensor* ids = nullptr, int64_t items = 0) {
-    if (reinterpret_cast<uintptr_t>(request.packed.data) % 16 != 0) {
-      complain(call.op(), "packed", expected::aligned, "another address", "16");
-    }
+    check_packed_there(call, request.plan, packed_);
     if (!checks_values()) return;
-    check_packed(call.op(), request.plan, call.on_host(packed_));
     if (ids) check_ids(call.op(), call.on_host(*ids), items);
     if (offsets) check_offset_values(call.op(), call.on_host(*offsets), candidates);
   }
@@ -87,6 +92,7 @@ class ScoringOp {
 Tensor pack_towers(std::vector<Tensor> weights, std::vector<int64_t> encoded) {
   constexpr const char* kOp = "pack_towers";
   const Plan plan = decode_plan(kOp, encoded.data(), static_cast<int64_t>(encoded.size()));
+  if (weights.empty()) check_weights(kOp, plan, nullptr, 0);  // which says what is missing
   DeviceCall call(kOp, weights[0]);
   const std::vector<TensorView> views = call.views("weights", weights);
   check_weights(kOp, plan, views.data(), static_cast<int64_t>(views.size()));
@@ -141,7 +147,7 @@ std::tuple<Tensor, Tensor> catalog_rows(Tensor item, Tensor packed, std::vector<
   DeviceCall call(kOp, item);
   const TensorView items = call.view("item", item), packed_view = call.view("packed", packed);
   check_catalog_rows(kOp, plan, items, packed_view, element);
-  if (checks_values()) check_packed(kOp, plan, call.on_host(packed));
+  check_packed_there(call, plan, packed);
   const int64_t count = items.sizes[0], columns = items.sizes[1], width = plan.tasks * plan.first_padded();
   const auto precision = static_cast<Precision>(element);
   constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Char};

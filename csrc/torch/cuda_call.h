@@ -10,8 +10,12 @@
 #include <cstring>
 #include <vector>
 
-#include "cuda/launch.h"
+#include "cuda/stream.h"
 #include "torch/tensor.h"
+
+#if defined(RESFLOW_EMULATED)
+#include "cuda/emulator/memory.h"
+#endif
 
 namespace resflow::torch_ops {
 

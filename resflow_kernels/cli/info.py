@@ -88,7 +88,7 @@ def _triton() -> dict[str, Any]:
 
     installed = backends.installed()
     version = None
-    if find_spec("triton"):
+    if backends.has_triton():
         from importlib.metadata import version as version_of
 
         version = version_of("triton")

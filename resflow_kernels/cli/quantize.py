@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .._columns import binary_labels
 from ..bundle import Bundle, load, save
-from ..contract import PRECISIONS
+from ..contract import GPU_PRECISIONS, PRECISIONS
 from ..quantize import PrecisionErrors, measure_errors
 from ..quantize import quantize as quantized
 from ..runtime import Scorer
@@ -24,7 +24,9 @@ from ._requests import grouped_requests, read_table
 def quantize(
     model: Annotated[Path, typer.Argument(help="A model bundle.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write.", show_default=False)],
-    precision: Annotated[str, typer.Option(help=f"One of {', '.join(PRECISIONS)}.")] = "int8",
+    precision: Annotated[
+        str, typer.Option(help=f"One of {', '.join(PRECISIONS)}; for GPUs alone {', '.join(GPU_PRECISIONS)}.")
+    ] = "int8",
     check: Annotated[
         Path | None,
         typer.Option(

@@ -1,7 +1,7 @@
 """The tower network in one launch, hidden outputs in registers: a program takes BLOCK_M candidates through all tasks.
 
-For forests where each task's parent is the one before or none, of few and narrow layers. x comes from memory once: tasks
-after the first find a tile's rows in the caches; weights stream from the L2 cache. Nothing depends on how many
+For forests where each task's parent is the one before or none, of few and narrow layers. x comes from memory once:
+tasks after the first find a tile's rows in the caches; weights stream from the L2 cache. Nothing depends on how many
 candidates there are, so one has the same bits in every batch.
 """
 
@@ -69,16 +69,29 @@ def chain_kernel(
     former = tl.zeros([BLOCK_M], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     above = tl.zeros([BLOCK_M], tl.float32)
-    for task in range(TASKS):
+    # Not pipelined itself: a stage of this loop would hold a whole matrix.
+    for task in tl.range(0, TASKS, num_stages=1):
         block = task_block(packed, task, TASK_FLOATS)
         matrices = task_matrices(packed, task, TASK_FLOATS, PANELS, PRECISION)
         has_parent = (wide(ROOTS) >> task) & 1 == 0
         outputs = ()
+        hidden = 0.0
         for place in tl.static_range(len(LAYERS)):
             columns = tl.arange(0, at(BLOCK_N, place))
             if place == 0:
                 sums = first_sums(
-                    block, task, columns, scored, request, item, scale, starts, table, table_stride, at(LAYERS, 0), TASKS
+                    block,
+                    task,
+                    columns,
+                    scored,
+                    request,
+                    item,
+                    scale,
+                    starts,
+                    table,
+                    table_stride,
+                    at(LAYERS, 0),
+                    TASKS,
                 )
                 if INPUT_COUNT > 0:
                     sums = add_rows(
@@ -88,7 +101,14 @@ def chain_kernel(
             else:
                 sums = later_sums(block, columns, scored, at(LAYERS, place))
                 own = matrix_tile(
-                    matrices, 0, 0, at(LAYERS, place), at(BLOCK_N, place - 1), at(BLOCK_N, place), PRECISION, INTERPRETED
+                    matrices,
+                    0,
+                    0,
+                    at(LAYERS, place),
+                    at(BLOCK_N, place - 1),
+                    at(BLOCK_N, place),
+                    PRECISION,
+                    INTERPRETED,
                 )
                 sums = multiply(sums, operand(hidden, PRECISION, INTERPRETED), own, PRECISION, INTERPRETED)
             hidden = finish_layer(sums, block, columns, at(LAYERS, place), at(BLOCK_N, place), AFFINE)

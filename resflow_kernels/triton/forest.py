@@ -124,7 +124,7 @@ def forest_kernel(
         tile = tl.zeros([BLOCK_M, TASK_COLUMNS], tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         above = tl.zeros([BLOCK_M], tl.float32)
-        for task in range(TASKS):
+        for task in tl.range(0, TASKS, num_stages=1):
             block = task_block(packed, task, TASK_FLOATS)
             matrices = task_matrices(packed, task, TASK_FLOATS, PANELS, PRECISION)
             parent = task_value(task, PARENTS)

@@ -22,7 +22,14 @@ def dense_scores(
 
 
 def dense_topk(
-    x: Tensor, offsets: Tensor, packed: Tensor, plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int, k: int
+    x: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int,
+    weights_per: int,
+    k: int,
 ) -> tuple[Tensor, Tensor]:
     checks.positive("dense_topk", "k", k)
     if torch.compiler.is_compiling():

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..contract import FUSIONS, WEIGHTS_PER
 from ..fusion import weight_count
+from ..packed_layout import MAGIC, Layout, layout_of
 from ..plan import Plan
 from .chain import chain_kernel
 from .configs import Config, is_chain
 from .forest import forest_kernel
-from ..packed_layout import MAGIC, Layout, layout_of
 from .project import project_kernel
 
 # Programs of the forest kernel at a time, for each of which the workspace has a part: enough for two on each of the
@@ -37,7 +37,7 @@ class Sources(NamedTuple):
 
     x: Tensor | None  # rows of inputs ``first_input`` on, to the last
     first_input: int
-    count: int
+    candidates: int
     starts: Tensor | None = None  # users' projections
     offsets: Tensor | None = None
     ids: Tensor | None = None
@@ -62,8 +62,9 @@ def score_launch(
     interpreted: bool,
 ) -> Launch:
     """Candidates to ``outputs``: logits, probabilities and score."""
-    x, table, count = sources.x, sources.table, sources.count
+    x, table, count = sources.x, sources.table, sources.candidates
     logits, probs, score = outputs
+    requests = 0 if sources.offsets is None else sources.offsets.shape[0] - 1
     tiles = -(-count // config.block_m)
     arguments = {
         "x": x,
@@ -71,7 +72,7 @@ def score_launch(
         "count": count,
         "starts": sources.starts,
         "offsets": sources.offsets,
-        "requests": 0 if sources.offsets is None else sources.offsets.shape[0] - 1,
+        "requests": requests,
         "ids": sources.ids,
         "table": table,
         "table_stride": 0 if table is None else table.stride(0),

@@ -37,10 +37,9 @@ def project_kernel(
     live = rows < count
     columns = first_column + tl.arange(0, BLOCK_N)
     block = task_block(packed, task, TASK_FLOATS)
+    sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if WITH_BIAS:
         sums = later_sums(block, columns, live, LAYER)
-    else:
-        sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if INPUT_COUNT > 0:
         sums = add_rows(
             sums, x, x_stride, rows, live, task_matrices(packed, task, TASK_FLOATS, PANELS, PRECISION), first_column,

@@ -52,7 +52,18 @@ def candidates_of(first, count, offsets, requests, ids, items, scales, BLOCK_M: 
 
 @triton.jit
 def first_sums(
-    block, task, columns, scored, request, item, scale, starts, table, table_stride, LAYER: tl.constexpr, TASKS: tl.constexpr
+    block,
+    task,
+    columns,
+    scored,
+    request,
+    item,
+    scale,
+    starts,
+    table,
+    table_stride,
+    LAYER: tl.constexpr,
+    TASKS: tl.constexpr,
 ):
     """What sums of the first layer begin with: the user's projection or the biases, and the catalogue's row."""
     inside = scored[:, None] & (columns < LAYER[PADDED])[None, :]
@@ -103,8 +114,6 @@ def add_rows(
             values = tl.load(x_rows + at, mask=live[:, None], other=0.0)
         else:
             values = tl.load(x_rows + at, mask=live[:, None] & (at >= 0) & (at < INPUT_COUNT), other=0.0)
-        weights = matrix_tile(
-            matrices, first, first_column, LAYER, BLOCK_K, BLOCK_N, PRECISION, INTERPRETED
-        )
+        weights = matrix_tile(matrices, first, first_column, LAYER, BLOCK_K, BLOCK_N, PRECISION, INTERPRETED)
         sums = multiply(sums, operand(values, PRECISION, INTERPRETED), weights, PRECISION, INTERPRETED)
     return sums

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +58,7 @@ def dense_scores(
         checks.offsets(op, offsets, None)
         requests = offsets.shape[0] - 1
     checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, x.shape[0], requests, torch.float32)
-    _check_model(op, packed, plan, x=x, fusion_weights=fusion_weights, offsets=offsets)
+    check_model(op, packed, plan, x=x, fusion_weights=fusion_weights, offsets=offsets)
     _check_values(op, offsets, x.shape[0])
     # Nothing but a request's weights asks which one a row belongs to.
     sources = Sources(x, 0, x.shape[0], offsets=offsets if WEIGHTS_PER[weights_per] == "request" else None)
@@ -85,7 +84,7 @@ def request_scores(
     checks.columns_sum(op, user, item, plan)
     checks.offsets(op, offsets, requests)
     checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, count, requests, torch.float32)
-    _check_model(op, packed, plan, user=user, item=item, offsets=offsets, fusion_weights=fusion_weights)
+    check_model(op, packed, plan, user=user, item=item, offsets=offsets, fusion_weights=fusion_weights)
     _check_values(op, offsets, count)
     starts = _project(user, 0, packed, plan, True, run)
     sources = Sources(item, user.shape[1], count, starts, offsets)
@@ -114,7 +113,7 @@ def catalog_scores(
     checks.offsets(op, offsets, requests)
     checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, count, requests, torch.float32)
     inputs = {"user": user, "ids": ids, "offsets": offsets, "table": table, "scales": scales}
-    _check_model(op, packed, plan, **inputs, fusion_weights=fusion_weights)
+    check_model(op, packed, plan, **inputs, fusion_weights=fusion_weights)
     _check_values(op, offsets, count, ids, table.shape[0])
     starts = _project(user, 0, packed, plan, True, run)
     sources = Sources(None, plan.in_features, count, starts, offsets, ids, table, scales)
@@ -126,7 +125,7 @@ def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: int) -> tupl
     op = "catalog_rows"
     checks.side(op, "item", item, plan, *_ROWS)
     checks.element(op, element)
-    _check_model(op, packed, plan, item=item)
+    check_model(op, packed, plan, item=item)
     dtype, count = checks.ELEMENT_DTYPES[element], item.shape[0]
     table = item.new_empty((count, plan.table_width), dtype=dtype)
     scales = item.new_empty((count if dtype == torch.int8 else 0,), dtype=torch.float32)
@@ -163,8 +162,8 @@ def topk(score: Tensor, offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _score(
     sources: Sources, packed: Tensor, plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int, run: Run
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = empty_scores(packed, sources.count, plan.tasks)
-    if _exist(sources.count):
+    outputs = empty_scores(packed, sources.candidates, plan.tasks)
+    if _exist(sources.candidates):
         config = config_of(plan, "scores", packed.device)
         run(score_launch(sources, packed, plan, fusion_weights, fusion, weights_per, config, outputs, INTERPRETED))
     return outputs
@@ -183,7 +182,8 @@ def _exist(count: int) -> bool:
     return not isinstance(count, int) or count > 0
 
 
-def _check_model(op: str, packed: Tensor, plan: Plan, **others: Tensor | None) -> None:
+def check_model(op: str, packed: Tensor, plan: Plan, **others: Tensor | None) -> None:
+    """A precision the kernels have, weights of the plan's size, and all tensors on their device."""
     checks.precision(op, plan, packed, "cuda")
     checks.packed(op, packed, plan)
     for argument, tensor in others.items():
@@ -191,9 +191,7 @@ def _check_model(op: str, packed: Tensor, plan: Plan, **others: Tensor | None) -
             checks.device(op, argument, tensor, packed.device)
 
 
-def _check_values(
-    op: str, offsets: Tensor | None, count: int, ids: Tensor | None = None, items: int = 0
-) -> None:
+def _check_values(op: str, offsets: Tensor | None, count: int, ids: Tensor | None = None, items: int = 0) -> None:
     if os.environ.get("RESFLOW_CHECK_IDS") != "1" or torch.compiler.is_compiling():
         return
     if ids is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import cast
 
-import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
@@ -42,9 +41,7 @@ def dense_scores(
     offsets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded = _plan(tuple(plan))
-    return scoring.dense_scores(
-        x, packed, decoded, fusion_weights, fusion, weights_per, offsets=offsets, run=record
-    )
+    return scoring.dense_scores(x, packed, decoded, fusion_weights, fusion, weights_per, offsets=offsets, run=record)
 
 
 @triton_op("resflow_triton::request_scores", mutates_args={})
@@ -59,9 +56,7 @@ def request_scores(
     weights_per: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded = _plan(tuple(plan))
-    return scoring.request_scores(
-        user, item, offsets, packed, decoded, fusion_weights, fusion, weights_per, run=record
-    )
+    return scoring.request_scores(user, item, offsets, packed, decoded, fusion_weights, fusion, weights_per, run=record)
 
 
 @triton_op("resflow_triton::catalog_scores", mutates_args={})

@@ -68,7 +68,10 @@ def test_bad_input_is_named_and_nothing_is_written(files: Any, tmp_path: Path) -
         tmp_path / "twos",
     )
     for arguments, text in (
-        ((files.model, "--precision", "int4"), "precision must be one of float32, bfloat16, int8, got 'int4'"),
+        (
+            (files.model, "--precision", "int4"),
+            "precision must be one of float32, bfloat16, int8, float16, tensorfloat32, got 'int4'",
+        ),
         ((files.bare, "--check", files.candidates), "must be a model with features to check on a table"),
         ((files.model, "--check", tmp_path / "none"), "must be a Parquet file, got no file"),
         ((files.model, "--check", tmp_path / "twos"), "column 'ctr' must be 0 or 1, got 2.0"),

@@ -32,8 +32,8 @@ const std::vector<Shape> kShapes = {{608, 608, 2}, {608, 288, 2}, {576, 576, 3},
 // What Hopper gives a block.
 constexpr int64_t kSharedBytes = 232448;
 
-TowerSchedule schedule_of(const Shape& shape, int64_t candidates) {
-  return cuda::tower_schedule(shape.tasks, shape.inputs, shape.columns, candidates, kSharedBytes);
+TowerSchedule schedule_of(const Shape& shape, int64_t candidates, int32_t groups = cuda::kMostGroups) {
+  return cuda::tower_schedule(shape.tasks, shape.inputs, shape.columns, candidates, groups, kSharedBytes);
 }
 
 }  // namespace
@@ -95,12 +95,12 @@ TEST(packed_weights_are_repeated_in_tensor_panels) {
 
 TEST(the_blocks_of_a_grid_load_every_chunk_of_every_tile_once) {
   for (const Shape& shape : kShapes) {
-    for (const int64_t blocks : {1, 3, 132}) {
+    for (const int32_t blocks : {1, 3, 132}) {
       const TowerSchedule schedule = schedule_of(shape, 1000);
       CHECK(schedule.tiles == 8 && schedule.stages >= cuda::kLeastStages && schedule.bytes() <= kSharedBytes);
-      std::set<std::tuple<int64_t, int32_t, int32_t>> loaded;
+      std::set<std::tuple<int32_t, int32_t, int32_t>> loaded;
       int64_t loads = 0;
-      for (int64_t block = 0; block < blocks; ++block) {
+      for (int32_t block = 0; block < blocks; ++block) {
         int64_t step_of_block = 0;
         cuda::for_each_ring_step(schedule, block, blocks, [&](const RingStep& step) {
           CHECK(step.tile % blocks == block);
@@ -132,8 +132,9 @@ TEST(chunks_of_x_cover_its_columns_and_meet_their_weights) {
 TEST(inputs_that_do_not_fit_have_no_schedule) {
   CHECK(schedule_of({769, 769, 2}, 128).stages == 0);
   CHECK(schedule_of({768, 768, 2}, 128).stages == cuda::kLeastStages);
+  CHECK(schedule_of({768, 768, 2}, 128, 1).stages == cuda::kMostStages);
   CHECK(schedule_of({2000, 700, 2}, 128).stages >= cuda::kLeastStages);
-  CHECK(cuda::tower_schedule(2, 576, 576, 128, 100 * 1024).stages == 0);
+  CHECK(cuda::tower_schedule(2, 576, 576, 128, 2, 100 * 1024).stages == 0);
 }
 
 namespace {
@@ -170,7 +171,7 @@ struct Role {
   }
 };
 
-using Tag = std::tuple<int64_t, int32_t, int32_t>;  // tile, task, chunk
+using Tag = std::tuple<int32_t, int32_t, int32_t>;  // tile, task, chunk
 
 // A buffer that one role fills and the computing groups empty.
 struct Buffer {
@@ -187,7 +188,7 @@ struct Block {
   Role weights, inputs, groups[2];
   int64_t vector_stalls = 0;
 
-  explicit Block(const TowerSchedule& of, int64_t blocks) : schedule(of), ring(of.stages), x(of.chunks) {
+  explicit Block(const TowerSchedule& of, int32_t blocks) : schedule(of), ring(of.stages), x(of.chunks) {
     uint32_t parity = 0;
     cuda::for_each_ring_step(schedule, 0, blocks, [&](const RingStep& step) {
       fill(weights, ring[step.place.stage], step.place.parity, {step.tile, step.task, step.chunk});
@@ -197,7 +198,7 @@ struct Block {
       parity ^= 1;
     });
     parity = 0;
-    for (int64_t tile = 0; tile < schedule.tiles; tile += blocks, parity ^= 1) {
+    for (int32_t tile = 0; tile < schedule.tiles; tile += blocks, parity ^= 1) {
       for (int32_t chunk = 0; chunk < schedule.chunks; ++chunk) fill(inputs, x[chunk], parity, {tile, 0, chunk});
     }
     for (Role& group : groups) compute(group, blocks);
@@ -219,10 +220,10 @@ struct Block {
   }
 
   // The order of TowerGroup: a chunk is released once the next one's products have begun.
-  void compute(Role& role, int64_t blocks) {
+  void compute(Role& role, int32_t blocks) {
     RingPlace place;
     uint32_t x_parity = 0, vectors_parity = 0;
-    for (int64_t tile = 0; tile < schedule.tiles; tile += blocks, x_parity ^= 1) {
+    for (int32_t tile = 0; tile < schedule.tiles; tile += blocks, x_parity ^= 1) {
       for (int32_t task = 0; task < schedule.tasks; ++task, vectors_parity ^= 1) {
         RingPlace former;
         const auto release_chunk = [&](int32_t chunk) {
@@ -266,7 +267,7 @@ struct Block {
 TEST(in_any_order_of_a_blocks_roles_each_reads_what_was_loaded_for_it) {
   std::mt19937 generator(11);
   for (const Shape& shape : kShapes) {
-    const TowerSchedule schedule = schedule_of(shape, 7 * cuda::kTowerRows);
+    const TowerSchedule schedule = schedule_of(shape, 7 * 128);
     for (int turn = 0; turn < 5; ++turn) {
       Block block(schedule, 2);
       CHECK(block.run(generator));

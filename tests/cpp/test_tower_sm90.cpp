@@ -136,9 +136,9 @@ struct Scene {
     return call;
   }
 
-  // Blocks take several tiles each: of the emulated GPU two multiprocessors are used.
-  void launch(const cuda::TowerCall& call, Scores& out) const {
-    const cuda::Device device{2, 232448, 90};
+  // On a GPU of two multiprocessors, where blocks take several tiles each: of 64 rows if two of them are all, else 128.
+  void launch(const cuda::TowerCall& call, Scores& out, int64_t multiprocessors = 2) const {
+    const cuda::Device device{multiprocessors, 232448, 90};
     cuda::Buffers buffers;
     const auto allow = [&](const auto& values, bool writable, int64_t less = 0) {
       buffers.allow(values.data(), static_cast<int64_t>((values.size() - less) * sizeof(values[0])), writable);
@@ -155,10 +155,10 @@ struct Scene {
     cuda::launch_tower_sm90(call, device, nullptr);
   }
 
-  Scores emulated(uint64_t seed = 1) const {
+  Scores emulated(uint64_t seed = 1, int64_t multiprocessors = 2) const {
     Scores out(x.rows, plan.tasks);
     cuda::set_schedule_seed(seed);
-    launch(call(out), out);
+    launch(call(out), out, multiprocessors);
     return out;
   }
 
@@ -275,12 +275,24 @@ TEST(a_score_does_not_depend_on_the_batch_or_the_schedule) {
   const Case of = towers(200, chain_of(3));
   const Scene many(of, 300), one(of, 1), some(of, 129);
   const Scores all = many.emulated(1), again = many.emulated(2), first = one.emulated(3), part = some.emulated(4);
+  const Scores small_tiles = many.emulated(5, 132);
   const auto same = [](const std::vector<float>& a, const std::vector<float>& b, int64_t count) {
     return std::memcmp(a.data(), b.data(), count * sizeof(float)) == 0;
   };
   CHECK(same(all.logits, again.logits, 900) && same(all.probs, again.probs, 900) && same(all.score, again.score, 300));
+  CHECK(same(all.logits, small_tiles.logits, 900) && same(all.score, small_tiles.score, 300));
   CHECK(same(all.logits, first.logits, 3) && same(all.probs, first.probs, 3) && same(all.score, first.score, 1));
   CHECK(same(all.logits, part.logits, 387) && same(all.probs, part.probs, 387) && same(all.score, part.score, 129));
+}
+
+TEST(a_single_row_of_any_stride) {
+  const Scene scene(towers(40, chain_of(2)), 1);
+  const Scores whole = scene.emulated();
+  Scores out(1, 2);
+  cuda::TowerCall call = scene.call(out);
+  call.candidates.x.rows.stride = 3;
+  scene.launch(call, out);
+  CHECK(out.logits == whole.logits && out.score == whole.score);
 }
 
 TEST(nan_and_infinity_reach_their_own_candidate_alone) {

@@ -33,11 +33,44 @@ def test_scores_are_exact(device: Device, plan: Plan, batch: int, fusion: int, p
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_workloads_are_exact(device: Device, name: str, precision: str) -> None:
-    """Few rows and many: another kernel each; a GPU gets more of them than an emulator."""
+    """Few rows and many, and rows of the precision's own dtype: another kernel each. A GPU gets more of them."""
     plan = replace(WORKLOADS[name].plan, precision=precision)
     for batch in (1, 33) if device.emulated else (1, 16, 257, 3000, 40_000):
         case = make_towers(device, plan, batch, seed=batch)
         assert_exact(case.run(), case.exact(), case.fusion_weights, precision)
+        if precision in ("bfloat16", "float16"):
+            x = case.x.to(getattr(torch, precision))
+            assert_exact(case.run(x), case.exact(x), case.fusion_weights, precision)
+
+
+@given(
+    tasks=st.integers(1, 4),
+    width=st.sampled_from([8, 40, 64, 72, 200]),
+    activation=st.sampled_from(ACTIVATIONS),
+    switches=st.tuples(*[st.booleans()] * 3),
+    batch=st.sampled_from([1, 60, 127, 128, 129, 200]),
+    fusion=fusions,
+    precision=st.sampled_from(["bfloat16", "float16"]),
+    seed=seeds,
+)
+@settings(max_examples=12)
+def test_towers_of_128_and_64(
+    device: Device,
+    tasks: int,
+    width: int,
+    activation: str,
+    switches: tuple[bool, bool, bool],
+    batch: int,
+    fusion: int,
+    precision: str,
+    seed: int,
+) -> None:
+    """The paper's widths, rows of the precision: what the kernel for Hopper is for."""
+    feature_residual, logit_residual, affine = switches
+    plan = Plan(width, (128, 64), chain(tasks), activation, feature_residual, logit_residual, affine=affine)
+    case = make_towers(device, replace(plan, precision=precision), batch, fusion, seed=seed)
+    x = case.x.to(getattr(torch, precision))
+    assert_exact(case.run(x), case.exact(x), case.fusion_weights, precision)
 
 
 @pytest.mark.parametrize("rows", [torch.bfloat16, torch.float16])

@@ -37,7 +37,7 @@ def test_scores_are_those_of_pooled_rows(
     got = device.feature_scores(case.ids, case.tables, *settings)
     assert same_bits(got, device.dense_scores(case.pooled(), *settings))
     doubles = [weight.double() for weight in case.weights]
-    exact = reference.dense_scores(case.pooled(), doubles, case.plan, weights.double(), fusion, per)
+    exact = reference.dense_scores(case.pooled().double(), doubles, case.plan, weights.double(), fusion, per)
     assert_exact(got, exact, weights, case.plan.precision)
 
 

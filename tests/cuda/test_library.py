@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resflow_kernels import _library
+from resflow_kernels import _library, ops
 from resflow_kernels.contract import OP_SCHEMAS
 
 # What a torch without CUDA lacks of what the library calls.
@@ -115,3 +115,36 @@ def test_a_build_without_cuda_says_why(tmp_path: Path, facts: dict[str, object] 
         (tmp_path / "resflow_kernels" / "_build.json").write_text(json.dumps(facts), encoding="utf-8")
     result = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + STATUS)
     assert result.stdout.strip() == f"built without CUDA: {reason}", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "reason"),
+    [
+        ([(7, 5), (7, 0)], "the GPU kernels need compute capability 8.0, there is 7.5, 7.0"),
+        ([(7, 5), (8, 6)], None),
+        ([(12, 0)], None),
+    ],
+)
+def test_gpus_that_are_too_old_are_named(
+    monkeypatch: pytest.MonkeyPatch, capabilities: list[tuple[int, int]], reason: str | None
+) -> None:
+    monkeypatch.setattr(_library, "_cuda_status", (True, "loaded"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda at: capabilities[at])
+    _library._too_old.cache_clear()
+    try:
+        assert ops.why_unavailable("cuda") == reason
+        assert ops.available("cuda", "float16") == (reason is None) and not ops.available("cuda", "int8")
+    finally:
+        _library._too_old.cache_clear()
+
+
+def test_compilers_can_trace_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models ask it in every call."""
+    monkeypatch.setattr(_library, "_cuda_status", (True, "loaded"))
+
+    def scored(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if ops.available("cuda") else x
+
+    compiled = torch.compile(scored, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))

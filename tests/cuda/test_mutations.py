@@ -79,29 +79,75 @@ MUTATIONS = {
     ),
 }
 
+# The same of the Hopper kernel.
+HOPPER_MUTATIONS = {
+    "a stage is handed back while products read it": (
+        "tower_sm90.h",
+        "products_wait<1>();",
+        "products_wait<2>();",
+    ),
+    "a stage is handed back to the own block alone": (
+        "tower_sm90.h",
+        "if (lane() < kTowerCluster) barrier_arrive_at(barrier, lane());",
+        "if (lane() < kTowerCluster) barrier_arrive(barrier);",
+    ),
+    "a block returns before its cluster": (
+        "tower_sm90.h",
+        "      TowerGroup<kPrecision, kActivation>(params, memory).run();\n    }\n    sync_cluster();\n",
+        "      TowerGroup<kPrecision, kActivation>(params, memory).run();\n    }\n",
+    ),
+    "both blocks of a cluster load the same half": (
+        "tower_sm90_loader.h",
+        "const int own = cluster_rank() * kShare;",
+        "const int own = 0;",
+    ),
+    "x is loaded before the last task is done with it": (
+        "tower_sm90.h",
+        "if (last_task) release(memory_.x_empty(chunk));",
+        "if (task == 0) release(memory_.x_empty(chunk));",
+    ),
+    "the parity of a round never changes": (
+        "tower_sm90_schedule.h",
+        "    parity ^= 1;\n",
+        "",
+    ),
+    "the second layer's operand has its pairs of rows the other way": (
+        "tower_sm90.h",
+        "const int at = 8 * step + 2 * i;",
+        "const int at = 8 * step + 2 * (i ^ 1);",
+    ),
+    "the operand of the second group is the first one's": (
+        "tower_sm90.h",
+        "memory_.x(chunk) + own_rows",
+        "memory_.x(chunk)",
+    ),
+}
+DRIVERS = {"mutation_driver": MUTATIONS, "mutation_driver_sm90": HOPPER_MUTATIONS}
 
-def build_and_run(folder: Path, include: Path) -> subprocess.CompletedProcess[str]:
+
+def build_and_run(driver: str, folder: Path, include: Path) -> subprocess.CompletedProcess[str]:
     binary = folder / "driver"
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-DRESFLOW_EMULATED", "-pthread"]
     includes = [f"-I{include}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'resflow_kernels'}"]
-    source = Path(__file__).parent / "mutation_driver.cpp"
+    source = Path(__file__).parent / f"{driver}.cpp"
     command = [str(COMPILER), *flags, *includes, str(source), *map(str, LIBRARIES), "-o", str(binary)]
     subprocess.run(command, check=True)
     return subprocess.run([str(binary)], capture_output=True, text=True, timeout=60)
 
 
-def test_the_kernels_as_they_are_pass(tmp_path: Path) -> None:
-    done = build_and_run(tmp_path, ROOT / "csrc")
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_the_kernels_as_they_are_pass(driver: str, tmp_path: Path) -> None:
+    done = build_and_run(driver, tmp_path, ROOT / "csrc")
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_a_planted_bug_is_caught(name: str, tmp_path: Path) -> None:
-    file, right, wrong = MUTATIONS[name]
+@pytest.mark.parametrize(("driver", "name"), [(driver, name) for driver, all_ in DRIVERS.items() for name in all_])
+def test_a_planted_bug_is_caught(driver: str, name: str, tmp_path: Path) -> None:
+    file, right, wrong = DRIVERS[driver][name]
     shutil.copytree(ROOT / "csrc" / "cuda", tmp_path / "cuda", ignore=shutil.ignore_patterns("*.cu", "*.cpp"))
     path = tmp_path / "cuda" / file
     text = path.read_text()
     assert text.count(right) == 1, f"{file} no longer has what this plants a bug into"
     path.write_text(text.replace(right, wrong))
-    done = build_and_run(tmp_path, tmp_path)
+    done = build_and_run(driver, tmp_path, tmp_path)
     assert done.returncode == 1, f"not caught: {name}"

@@ -4,14 +4,14 @@ imported."""
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 
 import pytest
 import torch
 
+from resflow_kernels import backends
 from resflow_kernels.testing.device import Device
 
-if find_spec("triton") is not None and torch.cuda.device_count() == 0:
+if backends.has_triton() and torch.cuda.device_count() == 0:
     os.environ["TRITON_INTERPRET"] = "1"
 
 

@@ -26,7 +26,7 @@ def held(table: Tensor, scales: Tensor, plan: Plan) -> Tensor:
     return values.reshape(len(table), plan.tasks, -1)[..., : plan.hidden[0]]
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
     plan=gpu_plans(),
     batch=gpu_batches,

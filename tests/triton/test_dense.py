@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cuda_cases import make_towers
@@ -15,6 +17,7 @@ from test_ops import CALL, CANDIDATE, same_bits
 from resflow_kernels import ops, reference
 from resflow_kernels.checks import precisions_of
 from resflow_kernels.contract import ACTIVATIONS
+from resflow_kernels.convert import from_keras
 from resflow_kernels.plan import Plan, chain
 from resflow_kernels.testing import WORKLOADS, assert_exact
 from resflow_kernels.testing.device import Device
@@ -23,7 +26,7 @@ PRECISIONS = precisions_of("cuda")
 TREE = Plan(20, (130, 5), (-1, 0, 0, 1), "tanh", non_increasing=True)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(plan=gpu_plans(), batch=gpu_batches, fusion=fusions, per=st.sampled_from([CALL, CANDIDATE]), seed=seeds)
 @example(plan=Plan(1, (1,), (-1,)), batch=1, fusion=0, per=CALL, seed=0)
 @example(plan=Plan(33, (64, 16), chain(16), "gelu", precision="bfloat16"), batch=49, fusion=2, per=CANDIDATE, seed=1)
@@ -102,3 +105,13 @@ def test_the_kernels_agree(device: Device, monkeypatch: pytest.MonkeyPatch) -> N
         with monkeypatch.context() as patch:
             patch.setattr(configs, "CHAIN_LAYERS", 0)
             assert_exact(case.run(), type(own)(*(part.double() for part in own)), case.fusion_weights, precision)
+
+
+@pytest.mark.parametrize("file", ["ecomm_chain_2tasks.npz", "progressive_logits_9tasks.npz"])
+def test_the_authors_outputs_are_reproduced(device: Device, file: str) -> None:
+    with np.load(Path(__file__).parent.parent / "data" / file) as golden:
+        weights = {name: golden[name] for name in golden.files if name.startswith("w.")}
+        x, logits = torch.from_numpy(golden["x"]), torch.from_numpy(golden["logits"]).double()
+    model = from_keras(weights).packed()
+    got = device.dense_scores(x, model.packed_weights, model.plan, *model._fusion(None, "call"))
+    assert ((got.logits.double() - logits).abs() <= 1e-5 * (1 + logits.abs())).all()

@@ -19,7 +19,7 @@ from resflow_kernels.testing import WORKLOADS, assert_exact
 from resflow_kernels.testing.device import Device
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     plan=gpu_plans(), batch=gpu_batches, requests=st.integers(1, 9), fusion=fusions, per=st.integers(0, 2), seed=seeds
 )

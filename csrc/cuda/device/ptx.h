@@ -84,6 +84,9 @@ RESFLOW_DEVICE void store_global(T* to, T value) {
   *to = value;
 }
 
+// Asks for the 32 bytes around an address to come to the L2 cache.
+RESFLOW_DEVICE void prefetch_sector(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
 // Integers only: sums of floats must not depend on the order of blocks. Returns what was there.
 RESFLOW_DEVICE int32_t atomic_add(int32_t* to, int32_t value) { return atomicAdd(to, value); }
 

@@ -36,6 +36,13 @@ RESFLOW_DEVICE void barrier_expect(uint64_t* barrier, uint32_t bytes) {
   RESFLOW_HOPPER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
                      "r"(bytes) : "memory");
 }
+// The barrier at the same place of another block of the cluster, or of this one.
+RESFLOW_DEVICE void barrier_arrive_at(uint64_t* barrier, int rank) {
+  RESFLOW_HOPPER_ASM(
+      "{\n .reg .b32 there;\n mapa.shared::cluster.u32 there, %0, %1;\n "
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n }" ::"r"(shared_address(barrier)),
+      "r"(rank) : "memory");
+}
 // Returns once the phase of this parity has ended (a new barrier is in phase 0; parity 1 is then past).
 RESFLOW_DEVICE void barrier_wait(uint64_t* barrier, uint32_t parity) {
   RESFLOW_HOPPER_ASM(
@@ -64,9 +71,34 @@ RESFLOW_DEVICE void copy_bulk(void* shared, const void* from, uint32_t bytes, ui
                      "l"(from), "r"(bytes), "r"(shared_address(barrier)) : "memory");
 }
 
+// The same into those blocks of the cluster that have a bit in `blocks`, at the same place, and there on the barrier at
+// the same place.
+RESFLOW_DEVICE void copy_bulk_to_cluster(void* shared, const void* from, uint32_t bytes, uint64_t* barrier,
+                                         int blocks) {
+  RESFLOW_HOPPER_ASM(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
+      "%4;" ::"r"(shared_address(shared)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "h"(static_cast<uint16_t>(blocks)) : "memory");
+}
+
 // What this thread stored to shared memory by ordinary stores is seen by the copy engine and the tensor cores after
 // the next barrier.
 RESFLOW_DEVICE void fence_async() { RESFLOW_HOPPER_ASM("fence.proxy.async.shared::cta;" :: : "memory"); }
+
+// Clusters ---------------------------------------------------------------------------------------------------------
+//
+// A kernel with a `static constexpr int kCluster` runs in clusters of so many blocks that follow each other.
+
+// The block's place in its cluster.
+RESFLOW_DEVICE int cluster_rank() {
+  int rank = 0;
+  RESFLOW_HOPPER_ASM("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// All threads of the cluster. A block may not return while others copy to it or arrive at its barriers.
+RESFLOW_DEVICE void sync_cluster() {
+  RESFLOW_HOPPER_ASM("barrier.cluster.arrive.release;\n barrier.cluster.wait.acquire;" :: : "memory");
+}
 
 // Registers --------------------------------------------------------------------------------------------------------
 

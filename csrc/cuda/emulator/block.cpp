@@ -34,11 +34,12 @@ std::string text_of(const Site& site) {
 }
 
 Block::Block(const Grid& grid, SharedMemory& shared, Stacks& stacks, uint64_t seed)
-    : grid_(grid), shared_(shared), stacks_(stacks), random_(seed), threads_(static_cast<size_t>(grid.threads)) {}
+    : grid_(grid), shared_(shared), stacks_(stacks), random_(seed), threads_(static_cast<size_t>(all_threads())) {}
 
 void Block::run(int64_t index) {
   index_ = index;
   exited_ = 0;
+  exited_of_.fill(0);
   error_ = nullptr;
   ready_warps_ = 0;
   ready_.fill({});
@@ -47,8 +48,8 @@ void Block::run(int64_t index) {
   barriers_.fill({});
   warps_.clear();
   warpgroups_.clear();
-  for (int i = 0; i < grid_.threads; i += kWarp) warps_.push_back({i, kWarp, 0, 0, nullptr, {}, {}});
-  for (int i = 0; i + kWarpgroup <= grid_.threads; i += kWarpgroup) {
+  for (int i = 0; i < all_threads(); i += kWarp) warps_.push_back({i, kWarp, 0, 0, nullptr, {}, {}});
+  for (int i = 0; i + kWarpgroup <= all_threads(); i += kWarpgroup) {
     warpgroups_.push_back({i, kWarpgroup, 0, 0, nullptr, {}, {}});
   }
   // Some mistakes show when one warp is far ahead of another or copies are late, others when all are close: each block
@@ -57,7 +58,7 @@ void Block::run(int64_t index) {
   stay_in_warp_ = kStay[random_.below(3)];
   background_lag_ = kStay[random_.below(3)];
   shared_.poison();
-  for (int i = 0; i < grid_.threads; ++i) {
+  for (int i = 0; i < all_threads(); ++i) {
     Thread& thread = threads_[i];
     thread.index = i;
     thread.copies.clear();
@@ -83,9 +84,9 @@ void Block::enter() {
   Thread& thread = *self.running_;
   Fiber* next = &self.outside_;
   try {
-    self.grid_.run(self.grid_.params, self.shared_.begin());
+    self.grid_.run(self.grid_.params, self.shared(self.rank()));
     self.leave();
-    if (self.exited_ < self.grid_.threads) {
+    if (self.exited_ < self.all_threads()) {
       self.running_ = &self.choose();
       next = &self.running_->fiber;
     }
@@ -100,13 +101,14 @@ void Block::enter() {
 void Block::leave() {
   const int at = running_->index;
   ++exited_;
+  ++exited_of_[rank()];
   const auto leave_group = [&](Group& group) {
     ++group.exited;
     if (group.arrived) fail(std::string("returns while others of its group wait at ") + group.what, group.site);
   };
   leave_group(warps_[at / kWarp]);
   if (at / kWarpgroup < static_cast<int>(warpgroups_.size())) leave_group(warpgroups_[at / kWarpgroup]);
-  if (barriers_[0].arrived) fail("returns while others of its block wait at sync_block");
+  if (barriers_[rank() * kBarriers].arrived) fail("returns while others of its block wait at sync_block");
 }
 
 void Block::make_ready(int thread) {
@@ -205,9 +207,15 @@ void Block::sync_some(int barrier, int threads, const Site& site) {
   sync(barrier, threads, site);
 }
 
+void Block::sync_cluster(const Site& site) {
+  if (exited_) fail(std::to_string(exited_) + " of its cluster have returned when it comes to sync_cluster", site);
+  sync(kBarriers * kMostCluster, all_threads(), site);
+}
+
 void Block::sync(int at, int threads, const Site& site) {
-  NamedBarrier& barrier = barriers_[at];
-  const char* const name = kBarrierNames[at];
+  const bool of_cluster = at == kBarriers * kMostCluster;
+  NamedBarrier& barrier = barriers_[of_cluster ? at : rank() * kBarriers + at];
+  const char* const name = of_cluster ? "sync_cluster" : kBarrierNames[at];
   if (!barrier.arrived) barrier.expected = threads;
   if (barrier.expected != threads) {
     fail(std::string("comes to ") + name + " of " + std::to_string(threads) + " threads where others wait for " +
@@ -243,8 +251,8 @@ Group& Block::warpgroup(const Site& site) {
 }
 
 void Block::fail(const std::string& text) {
-  throw std::runtime_error(std::string(grid_.name) + ", block " + std::to_string(index_) + ", thread " +
-                           std::to_string(running_->index) + ": " + text);
+  throw std::runtime_error(std::string(grid_.name) + ", block " + std::to_string(index()) + ", thread " +
+                           std::to_string(thread_index()) + ": " + text);
 }
 
 void Block::fail(const std::string& text, const Site& site) { fail(text + " (" + text_of(site) + ")"); }
@@ -264,10 +272,10 @@ void Block::fail_stuck() {
 }
 
 void Block::require_shared(const void* address, int64_t bytes, int64_t alignment, const char* what, const Site& site) {
-  const auto offset = static_cast<const char*>(address) - shared_.begin();
-  if (!shared_.holds(address, bytes)) {
+  const auto offset = static_cast<const char*>(address) - shared(rank());
+  if (offset < 0 || offset + bytes > grid_.shared_bytes) {
     fail(std::string(what) + ": " + std::to_string(bytes) + " bytes at byte " + std::to_string(offset) +
-             " of the block's " + std::to_string(shared_.bytes()) + " bytes of shared memory",
+             " of the block's " + std::to_string(grid_.shared_bytes) + " bytes of shared memory",
          site);
   }
   if (offset % alignment) {

@@ -18,6 +18,7 @@ namespace resflow::cuda::emulator {
 
 using Site = std::source_location;  // of an operation in the kernel's source
 
+constexpr int kBarriers = 16, kMostCluster = 2;
 constexpr int kWarp = 32, kWarpgroup = 128, kMostThreads = 1024, kMostWarps = kMostThreads / kWarp;
 
 // A kernel and what it is launched with.
@@ -28,7 +29,10 @@ struct Grid {
   const void* params;
   int64_t params_bytes;
   void (*run)(const void* params, char* shared);
+  int cluster = 1;     // blocks of a cluster
   int capability = 0;  // of the device
+
+  int64_t shared_stride() const { return (shared_bytes + 1023) / 1024 * 1024; }
 };
 
 struct AsyncCopy {
@@ -75,15 +79,23 @@ class Background {
   virtual bool step(Random& random) = 0;
 };
 
+// A block, or the blocks of a cluster, whose threads run side by side: those of its first block, then of the next.
 class Block {
  public:
   Block(const Grid& grid, SharedMemory& shared, Stacks& stacks, uint64_t seed);
 
+  // Block `index`, the first of its cluster.
   void run(int64_t index);
 
   const Grid& grid() const { return grid_; }
-  int64_t index() const { return index_; }
-  const SharedMemory& shared() const { return shared_; }
+  // Of the running thread: its block's place in the cluster, its block, its place in the block.
+  int rank() const { return running_->index / grid_.threads; }
+  int64_t index() const { return index_ + rank(); }
+  int thread_index() const { return running_->index % grid_.threads; }
+  // Shared memory of a block of the cluster, and an address in it as the running thread's block knows it.
+  char* shared(int rank) const { return shared_.begin() + rank * grid_.shared_stride(); }
+  uint32_t shared_address(const void* pointer) const { return shared_.address_of(pointer) - shared_offset(); }
+  char* shared_pointer(uint32_t address) const { return shared_.pointer_to(address + shared_offset()); }
   Thread& thread() { return *running_; }
   Group& warp() { return warps_[running_->index / kWarp]; }
   Group& warpgroup(const Site& site);
@@ -96,8 +108,11 @@ class Block {
   void meet(Group& group, const char* what, const Site& site, void* argument, void (*complete)(void* const* arguments));
   void sync_block(const Site& site);
   void sync_some(int barrier, int threads, const Site& site);
+  void sync_cluster(const Site& site);
   // Returns once ready(argument), which others change.
   void wait_until(bool (*ready)(const void* argument), const void* argument, const char* what, const Site& site);
+  // Whether all threads of a block of the cluster have: its shared memory is gone.
+  bool has_returned(int rank) const { return exited_of_[rank] == grid_.threads; }
   // Lets others run, one time in `n`.
   void maybe_yield(uint32_t n);
 
@@ -120,6 +135,8 @@ class Block {
     std::array<uint8_t, kWarp> lanes;
   };
 
+  uint32_t shared_offset() const { return static_cast<uint32_t>(rank() * grid_.shared_stride()); }
+  int all_threads() const { return grid_.threads * grid_.cluster; }
   static void enter();
   void leave();
   void sync(int barrier, int threads, const Site& site);
@@ -139,7 +156,7 @@ class Block {
   std::exception_ptr error_;
   std::vector<Thread> threads_;
   std::vector<Group> warps_, warpgroups_;
-  std::array<NamedBarrier, 16> barriers_;
+  std::array<NamedBarrier, kBarriers * kMostCluster + 1> barriers_;  // of each block, and of the cluster
   std::vector<Waiter> waiters_;
   std::array<ReadyLanes, kMostWarps> ready_;
   uint32_t ready_warps_ = 0;
@@ -150,6 +167,7 @@ class Block {
   int warp_ = 0;
   Thread* running_ = nullptr;
   int exited_ = 0;
+  std::array<int, kMostCluster> exited_of_{};
 };
 
 // The block whose thread is running; what called this must be a kernel.

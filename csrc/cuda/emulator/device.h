@@ -20,7 +20,7 @@ using emulator::Site;
 
 // Threads and blocks ---------------------------------------------------------------------------------------------
 
-inline int thread_index() { return emulator::block().thread().index; }
+inline int thread_index() { return emulator::block().thread_index(); }
 inline int64_t block_index() { return emulator::block().index(); }
 inline int64_t block_count() { return emulator::block().grid().blocks; }
 
@@ -95,6 +95,10 @@ void store_global(T* to, T value, Site site = Site::current()) {
   std::memcpy(to, &value, sizeof(T));
 }
 
+inline void prefetch_sector(const void* from, Site site = Site::current()) {
+  emulator::require_access(static_cast<const char*>(from), false, "prefetch_sector", site);
+}
+
 inline int32_t atomic_add(int32_t* to, int32_t value, Site site = Site::current()) {
   emulator::require_access(to, true, "atomic_add", site);
   emulator::block().maybe_yield(4);
@@ -124,7 +128,7 @@ inline void wait_for_count(const int32_t* counter, int32_t count, Site site = Si
 
 inline uint32_t shared_address(const void* shared, Site site = Site::current()) {
   emulator::block().require_shared(shared, 0, 1, "shared_address", site);
-  return emulator::block().shared().address_of(shared);
+  return emulator::block().shared_address(shared);
 }
 
 inline void copy_async_16(void* shared, const void* from, int bytes = 16, Site site = Site::current()) {

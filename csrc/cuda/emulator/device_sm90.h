@@ -14,13 +14,16 @@ inline void barrier_init(uint64_t* barrier, int arrivals, Site site = Site::curr
   emulator::hopper("barrier_init", site).init(barrier, arrivals, site);
 }
 inline void barrier_init_done(Site site = Site::current()) {
-  emulator::hopper("barrier_init_done", site).announce(thread_index());
+  emulator::hopper("barrier_init_done", site).announce(emulator::block().thread().index);
 }
 inline void barrier_arrive(uint64_t* barrier, Site site = Site::current()) {
-  emulator::hopper("barrier_arrive", site).arrive(barrier, 0, "barrier_arrive", site);
+  emulator::arrive(barrier, 0, "barrier_arrive", site);
 }
 inline void barrier_expect(uint64_t* barrier, uint32_t bytes, Site site = Site::current()) {
-  emulator::hopper("barrier_expect", site).arrive(barrier, bytes, "barrier_expect", site);
+  emulator::arrive(barrier, bytes, "barrier_expect", site);
+}
+inline void barrier_arrive_at(uint64_t* barrier, int rank, Site site = Site::current()) {
+  emulator::arrive_at(barrier, rank, site);
 }
 inline void barrier_wait(uint64_t* barrier, uint32_t parity, Site site = Site::current()) {
   emulator::barrier_wait(barrier, parity, site);
@@ -39,8 +42,17 @@ inline void prefetch_map(const TensorMap* map, Site site = Site::current()) {
 inline void copy_bulk(void* shared, const void* from, uint32_t bytes, uint64_t* barrier, Site site = Site::current()) {
   emulator::copy_bulk(shared, from, bytes, barrier, site);
 }
+inline void copy_bulk_to_cluster(void* shared, const void* from, uint32_t bytes, uint64_t* barrier, int blocks,
+                                 Site site = Site::current()) {
+  emulator::copy_bulk_to_cluster(shared, from, bytes, barrier, blocks, site);
+}
 // Not checked: a kernel that lacks it runs here.
 inline void fence_async(Site site = Site::current()) { emulator::hopper("fence_async", site); }
+
+// Clusters ---------------------------------------------------------------------------------------------------------
+
+inline int cluster_rank() { return emulator::block().rank(); }
+inline void sync_cluster(Site site = Site::current()) { emulator::block().sync_cluster(site); }
 
 // Registers --------------------------------------------------------------------------------------------------------
 

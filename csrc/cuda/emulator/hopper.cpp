@@ -76,8 +76,21 @@ void Hopper::end_phase_if_done(ByteBarrier& barrier) {
   barrier.missing = barrier.arrivals;
 }
 
+uint64_t* Hopper::barrier_of(int rank, uint64_t* at, const char* what, const Site& site) {
+  Block& self = block();
+  self.require_shared(at, 8, 8, what, site);
+  if (rank < 0 || rank >= self.grid().cluster) {
+    self.fail(std::string(what) + ": block " + std::to_string(rank) + " of a cluster of " +
+                  std::to_string(self.grid().cluster),
+              site);
+  }
+  if (self.has_returned(rank)) {
+    self.fail(std::string(what) + ": block " + std::to_string(rank) + " of the cluster has returned", site);
+  }
+  return at + (self.shared(rank) - self.shared(self.rank())) / static_cast<int64_t>(sizeof(uint64_t));
+}
+
 ByteBarrier& Hopper::barrier(uint64_t* at, const char* what, const Site& site) {
-  block().require_shared(at, 8, 8, what, site);
   const auto found = barriers_.find(at);
   if (found == barriers_.end()) block().fail(std::string(what) + ": the barrier is not initialised", site);
   if (*at != kBarrierMark) block().fail(std::string(what) + ": the barrier was written over", site);
@@ -102,8 +115,7 @@ void Hopper::announce(int owner) {
   for (auto& [at, barrier] : barriers_) barrier.announced |= barrier.owner == owner;
 }
 
-void Hopper::arrive(uint64_t* at, uint32_t bytes, const char* what, const Site& site) {
-  ByteBarrier& on = barrier(at, what, site);
+void Hopper::arrive(ByteBarrier& on, uint32_t bytes, const char* what, const Site& site) {
   if (bytes > kMostBytes) block().fail(std::string(what) + ": " + std::to_string(bytes) + " bytes", site);
   if (!on.missing) {
     block().fail(std::string(what) + ": all " + std::to_string(on.arrivals) + " have arrived in this phase already",
@@ -124,7 +136,20 @@ void Hopper::copy(const EngineCopy& copy, const char* what, const Site& site) {
   block().maybe_yield(4);
 }
 
+void arrive(uint64_t* at, uint32_t bytes, const char* what, const Site& site) {
+  Hopper& of = hopper(what, site);
+  block().require_shared(at, 8, 8, what, site);
+  of.arrive(of.barrier(at, what, site), bytes, what, site);
+}
+
+void arrive_at(uint64_t* at, int rank, const Site& site) {
+  Hopper& of = hopper("barrier_arrive_at", site);
+  uint64_t* const there = of.barrier_of(rank, at, "barrier_arrive_at", site);
+  of.arrive(of.barrier(there, "barrier_arrive_at", site), 0, "barrier_arrive_at", site);
+}
+
 void barrier_wait(uint64_t* at, uint32_t parity, const Site& site) {
+  block().require_shared(at, 8, 8, "barrier_wait", site);
   struct Wait {
     const ByteBarrier* barrier;
     uint32_t parity;
@@ -169,6 +194,21 @@ void copy_bulk(void* shared, const void* from, uint32_t bytes, uint64_t* barrier
   block().require_shared(shared, bytes, 16, what, site);
   block().require_global(from, bytes, 16, false, what, site);
   engine.copy({shared, nullptr, from, 0, 0, bytes, barrier}, what, site);
+}
+
+void copy_bulk_to_cluster(void* shared, const void* from, uint32_t bytes, uint64_t* barrier, int blocks,
+                          const Site& site) {
+  const char* const what = "copy_bulk_to_cluster";
+  Hopper& engine = hopper(what, site);
+  Block& self = block();
+  if (bytes == 0 || bytes % 16) self.fail("copy_bulk_to_cluster of " + std::to_string(bytes) + " bytes", site);
+  self.require_shared(shared, bytes, 16, what, site);
+  self.require_global(from, bytes, 16, false, what, site);
+  for (int rank = 0; rank < self.grid().cluster; ++rank) {
+    if (!(blocks >> rank & 1)) continue;
+    char* const to = static_cast<char*>(shared) + (self.shared(rank) - self.shared(self.rank()));
+    engine.copy({to, nullptr, from, 0, 0, bytes, engine.barrier_of(rank, barrier, what, site)}, what, site);
+  }
 }
 
 }  // namespace resflow::cuda::emulator

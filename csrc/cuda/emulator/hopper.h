@@ -60,9 +60,11 @@ class Hopper : public Background {
 
   // The barrier there; `what` for the error if there is none.
   ByteBarrier& barrier(uint64_t* at, const char* what, const Site& site);
+  // The barrier at the same place of another block of the cluster.
+  uint64_t* barrier_of(int rank, uint64_t* at, const char* what, const Site& site);
   void init(uint64_t* at, int arrivals, const Site& site);
   void announce(int owner);
-  void arrive(uint64_t* at, uint32_t bytes, const char* what, const Site& site);
+  void arrive(ByteBarrier& on, uint32_t bytes, const char* what, const Site& site);
   void copy(const EngineCopy& copy, const char* what, const Site& site);
   WarpProducts& products(int warp) { return products_[warp]; }
 
@@ -77,10 +79,14 @@ class Hopper : public Background {
 // Of the running block; `what` needs it.
 Hopper& hopper(const char* what, const Site& site);
 
+void arrive(uint64_t* barrier, uint32_t bytes, const char* what, const Site& site);
+void arrive_at(uint64_t* barrier, int rank, const Site& site);
 void barrier_wait(uint64_t* barrier, uint32_t parity, const Site& site);
 void require_map(const TensorMap* map, const char* what, const Site& site);
 void copy_box(void* shared, const TensorMap* map, int32_t column, int32_t row, uint64_t* barrier, const Site& site);
 void copy_bulk(void* shared, const void* from, uint32_t bytes, uint64_t* barrier, const Site& site);
+void copy_bulk_to_cluster(void* shared, const void* from, uint32_t bytes, uint64_t* barrier, int blocks,
+                          const Site& site);
 
 void products_begin(const Site& site);
 void products_commit(const Site& site);

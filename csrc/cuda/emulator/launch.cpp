@@ -44,6 +44,10 @@ void check_grid(const Grid& grid) {
   if (grid.shared_bytes < 0 || grid.shared_bytes > device.shared_bytes) {
     complain("shared_bytes", 0, device.shared_bytes, grid.shared_bytes);
   }
+  if (grid.blocks % grid.cluster) {
+    throw std::runtime_error(std::string(grid.name) + ": blocks must be whole clusters of " +
+                             std::to_string(grid.cluster) + ", got " + std::to_string(grid.blocks));
+  }
 }
 
 }  // namespace
@@ -53,16 +57,16 @@ void run_grid(Grid grid) {
   grid.capability = device.capability;
   if (grid.blocks == 0) return;
   thread_local Stacks stacks;
-  stacks.reserve(grid.threads);
+  stacks.reserve(grid.threads * grid.cluster);
   Random random(schedule_seed.fetch_add(1));
-  SharedMemory shared(grid.shared_bytes);
+  SharedMemory shared(grid.cluster > 1 ? grid.cluster * grid.shared_stride() : grid.shared_bytes);
   Block block(grid, shared, stacks, random.next());
-  std::vector<int64_t> order(static_cast<size_t>(grid.blocks));
+  std::vector<int64_t> order(static_cast<size_t>(grid.blocks / grid.cluster));
   std::iota(order.begin(), order.end(), 0);
-  for (auto left = static_cast<uint32_t>(grid.blocks); left > 1; --left) {
+  for (auto left = static_cast<uint32_t>(order.size()); left > 1; --left) {
     std::swap(order[left - 1], order[random.below(left)]);
   }
-  for (const int64_t index : order) block.run(index);
+  for (const int64_t index : order) block.run(index * grid.cluster);
 }
 
 }  // namespace emulator

@@ -6,10 +6,9 @@
 
 #include "cuda/emulator/device.h"
 #include "cuda/emulator/device_sm90.h"
+#include "cuda/stream.h"
 
 namespace resflow::cuda {
-
-using Stream = void*;
 
 struct Device {
   int64_t multiprocessors;
@@ -38,8 +37,16 @@ void launch(const typename Kernel::Params& params, int64_t blocks, int64_t share
   static_assert(Kernel::kThreads % emulator::kWarp == 0 && Kernel::kThreads <= emulator::kMostThreads);
   static_assert(Kernel::kMinBlocks > 0);
   const Params copy = params;
-  emulator::run_grid({Kernel::kName, Kernel::kThreads, blocks, shared_bytes, &copy, sizeof(copy),
-                      [](const void* of, char* shared) { Kernel::run(*static_cast<const Params*>(of), shared); }});
+  emulator::Grid grid{
+      Kernel::kName, Kernel::kThreads, blocks, shared_bytes, &copy, sizeof(copy), [](const void* of, char* shared) {
+        Kernel::run(*static_cast<const Params*>(of), shared);
+      }};
+  if constexpr (requires { Kernel::kCluster; }) {
+    static_assert(Kernel::kCluster <= emulator::kMostCluster &&
+                  Kernel::kCluster * Kernel::kThreads <= emulator::kMostThreads);
+    grid.cluster = Kernel::kCluster;
+  }
+  emulator::run_grid(grid);
 }
 
 void set_zero(void* memory, int64_t bytes, Stream stream);

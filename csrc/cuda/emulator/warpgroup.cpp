@@ -26,18 +26,18 @@ const char* described(uint64_t descriptor, int rows, const WarpgroupOperands& op
                   ", which is not aligned to 1024 bytes but for steps of 32 within its rows of 128",
               operands.site);
   }
-  const char* const first = self.shared().pointer_to(address);
+  const char* const first = self.shared_pointer(address);
   self.require_shared(first - address % kGroupBytes, int64_t(rows) / 8 * kGroupBytes, 16, operands.what, operands.site);
   return first;
 }
 
 // Two 16-bit values at `word` of 8 of a row: which 16 bytes they are in is exchanged by address bits 7 to 9.
 uint32_t described_word(const char* matrix, int row, int word) {
-  const SharedMemory& shared = block().shared();
+  const Block& self = block();
   const uint32_t at =
-      shared.address_of(matrix) + static_cast<uint32_t>(row / 8 * kGroupBytes + row % 8 * 128 + word * 4);
+      self.shared_address(matrix) + static_cast<uint32_t>(row / 8 * kGroupBytes + row % 8 * 128 + word * 4);
   uint32_t result;
-  std::memcpy(&result, shared.pointer_to(at ^ (at >> 7 & 7) << 4), sizeof(result));
+  std::memcpy(&result, self.shared_pointer(at ^ (at >> 7 & 7) << 4), sizeof(result));
   return result;
 }
 

@@ -1,0 +1,87 @@
+"""``make gpu``: build, checks, tests, sanitizer, benchmarks and report, one after another within nine minutes.
+
+Uses what Python has: torch (a CUDA build), NumPy, CMake and nvcc. Nothing is downloaded or installed; what is missing
+is said in the report.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from bench.gpu.budget import Outcome, Step, run
+
+ROOT = Path(__file__).parent.parent.parent
+SECONDS = 520  # of a call's ten minutes, leaving some for what starts and ends it
+
+
+def steps(have: Callable[[str], bool], contest: Path) -> list[Step]:
+    """What is done, in this order; ``have`` says whether a program or Python package is there."""
+    python, build = sys.executable, str(ROOT / "build" / "gpu")
+    settings = [f"-DPython_EXECUTABLE={python}", f"-DRESFLOW_OUTPUT={ROOT / 'resflow_kernels'}", "-DRESFLOW_CUDA=ON"]
+    configure = ["cmake", "-S", str(ROOT), "-B", build, *(["-G", "Ninja"] if have("ninja") else []), *settings]
+    no_cmake = None if have("cmake") else "cmake is not there"
+    no_tests = next((f"{name} is not installed" for name in ("pytest", "hypothesis") if not have(name)), None)
+    no_sanitizer = None if have("compute-sanitizer") else "compute-sanitizer is not there"
+    # A line a test, so that the log of a run that is stopped says what passed.
+    tests = [python, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "tests/cuda", "-k", "not emulated"]
+    if have("xdist"):
+        tests += ["-n", "4", "--dist", "worksteal"]
+    checks = [python, "-m", "bench.gpu.checks"]
+    sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
+    # Blocks of their own, so that an access past one shows.
+    watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    refused = "Device not supported"  # under some virtual machines
+    races = [*sanitizer, "racecheck", *checks, "--small", "--only", "dense"]
+    return [
+        Step("configure", configure, 40, no_cmake, needed=True),
+        Step("build", ["cmake", "--build", build, "--parallel", "--target", "extensions"], 150, needed=True),
+        Step("checks", checks, 60),
+        Step("tests", tests, 70, no_tests, {"OMP_NUM_THREADS": "4"} if have("xdist") else None),
+        Step("memcheck", [*sanitizer, "memcheck", *checks, "--small"], 45, no_sanitizer, watched, refusal=refused),
+        Step("racecheck", races, 30, no_sanitizer, watched, refusal=refused),
+        Step("benchmarks", [python, "-m", "bench.gpu.contest", str(contest), "--seconds", "{seconds}"], 300),
+    ]
+
+
+PACKAGES = ("pytest", "hypothesis", "xdist")  # the rest are programs
+
+
+def have(name: str) -> bool:
+    """Whether there is a program, or for the tests a package, of this name."""
+    return find_spec(name) is not None if name in PACKAGES else shutil.which(name) is not None
+
+
+def copy_results(report: Path, logs: Path, folder: Path) -> None:
+    """The report's files, and the logs of its steps, to where they outlive this checkout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted({*report.parent.glob(f"{report.stem}.*"), *logs.glob("*.*")}):
+        shutil.copy(file, folder)
+
+
+def main() -> int:
+    from bench.gpu.report import read, write
+
+    work = ROOT / "build" / "gpu-logs"
+    work.mkdir(parents=True, exist_ok=True)
+    contest = work / "contest.jsonl"
+    contest.unlink(missing_ok=True)
+    outcomes: list[Outcome] = run(steps(have, contest), SECONDS, work)
+    for outcome in outcomes:
+        print(f"{outcome.result:8s} {outcome.name} ({outcome.seconds:.0f} s) {outcome.about}")
+    machine, rows = read(contest)
+    # Of a machine without a GPU, or a build that failed, nothing is kept among the results.
+    report = write(outcomes, machine, rows, ROOT / "bench" / "results" if machine else work)
+    print(f"logs: {work}\nreport: {report}")
+    if folder := os.environ.get("OUT"):
+        copy_results(report, work, Path(folder))
+        print(f"copied to {folder}")
+    return 1 if any(outcome.bad for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
