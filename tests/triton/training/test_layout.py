@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import plans
 
+from resflow_kernels import backends
 from resflow_kernels.contract import STATISTICS
 from resflow_kernels.plan import Plan, chain
 
-pytest.importorskip("triton")
+if not backends.has_triton():
+    pytest.skip("triton is not installed", allow_module_level=True)
 
 from resflow_kernels.triton.training.layout import ALIGNMENT, layout_of
 
