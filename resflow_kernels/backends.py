@@ -19,9 +19,9 @@ from . import _library, checks
 from .plan import Plan
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
-FORMS = ("dense", "request", "catalogue", "feature", "twin")
-TRITON_FORMS = ("dense", "request", "catalogue")
-REFERENCE_FORMS = TRITON_FORMS
+FORMS = ("dense", "request", "catalogue", "feature", "twin", "training")
+TRITON_FORMS = ("dense", "request", "catalogue", "training")
+REFERENCE_FORMS = ("dense", "request", "catalogue")
 
 _library.load()
 
@@ -76,6 +76,8 @@ def _obstacle(backend: str, device: str, plan: Plan | None, form: str, installed
         if form not in TRITON_FORMS:
             return f"it has the forms {', '.join(TRITON_FORMS)}, not {form}"
         missing = installed.triton_interpreter if device == "cpu" else installed.triton
+    elif backend == "cuda" and form == "training":
+        return "its kernels score; those of training on GPUs are triton's"
     elif backend != device:
         return f"it serves {backend} tensors, these are {device}'s"
     else:
@@ -98,19 +100,31 @@ def has_triton() -> bool:
 def installed() -> Installed:
     """What this process can run."""
     (loaded, why), (cuda, why_no_cuda) = _library.status(), _library.cuda_status()
-    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
     no_triton = None if has_triton() else "triton is not installed"
     if no_triton is None and not loaded:
         no_triton = f"its weights are packed by the compiled ops: {why}"
-    no_gpu = None if torch.cuda.device_count() > 0 else "there is no GPU"
-    not_interpreting = None if interpreting else "on CPU tensors it runs under TRITON_INTERPRET=1 alone"
-    on_gpus = "TRITON_INTERPRET=1 interprets kernels, on CPU tensors" if interpreting else no_gpu
+    not_interpreting = None if _interpreting() else "on CPU tensors it runs under TRITON_INTERPRET=1 alone"
     return Installed(
         cpu=None if loaded else why,
         cuda=_library.too_old() if cuda else why_no_cuda,
-        triton=no_triton or on_gpus,
+        triton=no_triton or why_no_triton_on_gpus(),
         triton_interpreter=no_triton or not_interpreting,
     )
+
+
+def why_no_triton_on_gpus() -> str | None:
+    """Why Triton's kernels do not run on GPU tensors; ``None`` if they do."""
+    if os.environ.get("RESFLOW_NO_LIBRARY") == "1":
+        return "RESFLOW_NO_LIBRARY=1 asks for the reference"
+    if not has_triton():
+        return "triton is not installed"
+    if _interpreting():
+        return "TRITON_INTERPRET=1 interprets kernels, on CPU tensors"
+    return None if torch.cuda.device_count() > 0 else "there is no GPU"
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 _named = os.environ.get("RESFLOW_BACKEND", "auto")
@@ -151,6 +165,21 @@ def decide_quickly(device: str, plan: Plan, form: str, asked: str | None) -> str
                 direct_cuda = True
             return device
     return decide(device, plan, form, asked).backend
+
+
+def why_untrainable(device: str) -> str | None:
+    """Why no backend trains on this type of device, or not the one that ``RESFLOW_BACKEND`` names.
+
+    Asked at import: with ``auto`` it leaves :func:`installed` alone, so that Triton's interpreter can still be set.
+    """
+    if _named == "auto":
+        reason = why_no_triton_on_gpus() if device == "cuda" else None
+        return reason and f"the training ops of {device} tensors are Triton's: {reason}"
+    try:
+        decide(device, Plan(1, (1,), (-1,)), "training")
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def function_of(name: str, form: str, device: str, plan: Plan, asked: str | None) -> Callable[..., Any] | None:

@@ -146,7 +146,7 @@ def packed(op: str, tensor: Tensor, plan: Plan) -> None:
 
 
 def device(op: str, argument: str, tensor: Tensor, expected: torch.device) -> None:
-    """On the device of the weights."""
+    """On the device of another of the call's tensors."""
     _require(tensor.device == expected, op, argument, "device", tensor.device, expected)
 
 

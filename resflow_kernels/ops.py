@@ -89,6 +89,8 @@ __all__ = [
 
 _compiled, _ = _library.load()
 _ops = torch.ops.resflow
+# By what was asked for at import: a compiler's graphs cannot ask.
+_untrainable = {device: backends.why_untrainable(device) for device in ("cpu", "meta", "cuda")}
 
 
 def library_status() -> tuple[bool, str]:
@@ -128,10 +130,8 @@ def why_imprecise(device: str, precision: str) -> str | None:
 
 def why_untrainable(device: str) -> str | None:
     """Why the training ops do not serve this device type; ``None`` if they do."""
-    reason = why_unavailable(device)
-    return (
-        f"the training ops are the CPU's, not for {device} tensors" if reason is None and device == "cuda" else reason
-    )
+    reason = _untrainable.get(device)
+    return reason if reason is not None or device == "cuda" else why_unavailable(device)
 
 
 def pack_towers(weights: Sequence[Tensor], plan: Plan) -> Tensor:

@@ -70,8 +70,19 @@ def test_a_backend_that_serves(asked: str) -> None:
 
 def test_forms_triton_has_not() -> None:
     for form in ("feature", "twin"):
-        with pytest.raises(ValueError, match=f"it has the forms dense, request, catalogue, not {form}"):
+        with pytest.raises(ValueError, match=f"it has the forms dense, request, catalogue, training, not {form}"):
             choose("cuda", PLAN, form, "triton", ALL)
+
+
+def test_training_on_gpus_is_tritons() -> None:
+    assert choose("cuda", PLAN, "training", "auto", ALL).backend == "triton"
+    assert choose("cpu", PLAN, "training", "auto", ALL).backend == "cpu"
+    for asked, reason in (
+        ("cuda", "those of training on GPUs are triton's"),
+        ("reference", "no op of the training form"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            choose("cuda", PLAN, "training", asked, ALL)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -60,6 +60,8 @@ def _type_of(name: str, value: Any) -> str:
         return "constexpr"
     if isinstance(value, Tensor):
         return _POINTERS[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
     return "i64" if name.endswith("stride") else "i32"
 
 

@@ -98,6 +98,35 @@ def activate(value, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def derivative(value, slope, ACTIVATION: tl.constexpr):
+    """d activate(value) / d value; where there is a kink, or the value is NaN, that of the negative side."""
+    if ACTIVATION == "relu":
+        return tl.where(value > 0, 1.0, 0.0)
+    elif ACTIVATION == "prelu":
+        return tl.where(value > 0, 1.0, slope)
+    elif ACTIVATION == "silu":
+        share = sigmoid(value)
+        return share + value * share * (1.0 - share)
+    elif ACTIVATION == "gelu":
+        density = 0.398942280 * tl.exp(-0.5 * value * value)
+        return value * density + 0.5 * (1.0 + tl.erf(value * 0.707106781))
+    elif ACTIVATION == "gelu_tanh":
+        square = value * value
+        share = tanh(value * (square * (0.044715 * 0.797884561) + 0.797884561))
+        inner = 0.797884561 * (square * (3.0 * 0.044715) + 1.0)
+        return 0.5 * (value * (1.0 - share * share) * inner + 1.0 + share)
+    elif ACTIVATION == "tanh":
+        share = tanh(value)
+        return 1.0 - share * share
+    elif ACTIVATION == "sigmoid":
+        share = sigmoid(value)
+        return share * (1.0 - share)
+    else:
+        tl.static_assert(ACTIVATION == "identity", "an activation of contract/enums.def without its derivative")
+        return tl.full(value.shape, 1.0, tl.float32)
+
+
+@triton.jit
 def operand(values, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
     """Values as a plan's precision multiplies them.
 
