@@ -25,8 +25,8 @@ else()
   execute_process(COMMAND ${RESFLOW_NVCC} --version OUTPUT_VARIABLE nvcc_version ERROR_QUIET)
   string(REGEX MATCH "release ([0-9]+\\.[0-9]+)" nvcc_version "${nvcc_version}")
   set(nvcc_version ${CMAKE_MATCH_1})
-  if(NOT nvcc_version VERSION_GREATER_EQUAL 12.0) # C++20, and sm_90a
-    set(CUDA_LEFT_OUT "${RESFLOW_NVCC} is of CUDA ${nvcc_version}, not 12.0 or newer")
+  if(NOT nvcc_version VERSION_GREATER_EQUAL 12.5) # C++20, sm_90a, cudaGetDriverEntryPointByVersion
+    set(CUDA_LEFT_OUT "${RESFLOW_NVCC} is of CUDA ${nvcc_version}, not 12.5 or newer")
   endif()
 endif()
 if(CUDA_LEFT_OUT AND RESFLOW_CUDA STREQUAL "ON")
