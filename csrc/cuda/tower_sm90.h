@@ -155,7 +155,9 @@ class TowerGroup {
   }
 
   RESFLOW_DEVICE void multiply_first(int32_t task) {
-    const int own_rows = thread_index() / kGroupThreads * static_cast<int>(kGroupRows * kChunkRowBytes);
+    // The same in all of a warp, which the compiler is to know: descriptions then stay in its uniform registers.
+    const int own_rows =
+        shuffle_from(thread_index() / kGroupThreads, 0) * static_cast<int>(kGroupRows * kChunkRowBytes);
     const bool last_task = task + 1 == plan_.tasks;
     const auto release_chunk = [&](int chunk, int stage) {
       release_in_cluster(memory_.stage_empty(stage));
@@ -166,13 +168,12 @@ class TowerGroup {
     for (int chunk = 0; chunk < schedule_.chunks; ++chunk) {
       if (task == 0) barrier_wait(memory_.x_full(chunk), x_parity_);
       barrier_wait(memory_.stage_full(place_.stage), place_.parity);
-      const char* const a = memory_.x(chunk) + own_rows;
-      const char* const b = memory_.stage(place_.stage);
+      const uint64_t a = describe_matrix(memory_.x(chunk) + own_rows);
+      const uint64_t b = describe_matrix(memory_.stage(place_.stage));
       products_begin();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        WarpgroupProduct<Product, 128>::multiply(sums1_, describe_matrix(a + kStepBytes * step),
-                                                 describe_matrix(b + kStepBytes * step));
+        WarpgroupProduct<Product, 128>::multiply(sums1_, a + kStep * step, b + kStep * step);
       }
       products_commit();
       if (chunk > 0) {
@@ -198,13 +199,13 @@ class TowerGroup {
       }
     }
     barrier_wait(memory_.stage_full(place_.stage), place_.parity);
-    const char* const b = memory_.stage(place_.stage);
+    const uint64_t b = describe_matrix(memory_.stage(place_.stage));
     touch_all(sums);
     products_begin();
 #pragma unroll
     for (int step = 0; step < 2 * kSteps; ++step) {
-      const int64_t chunk = step / kSteps * tower_width(1) * kChunkRowBytes;
-      WarpgroupProduct<Product, 64>::multiply(sums, a[step], describe_matrix(b + chunk + kStepBytes * (step % kSteps)));
+      const uint64_t chunk = step / kSteps * (tower_width(1) * kChunkRowBytes / kDescribedBytes);
+      WarpgroupProduct<Product, 64>::multiply(sums, a[step], b + chunk + kStep * (step % kSteps));
     }
     products_commit();
     products_wait<0>();
@@ -272,7 +273,9 @@ class TowerGroup {
     store_global(call_.score + row_.candidate, row_.score.end(call_.fusion.fusion, plan_.tasks, weight));
   }
 
-  static constexpr int kStepBytes = 32;  // 16 values of depth
+  static constexpr int kStepBytes = 32;       // 16 values of depth
+  static constexpr int kDescribedBytes = 16;  // a description's lowest bits count these
+  static constexpr uint64_t kStep = kStepBytes / kDescribedBytes;
   static constexpr int kSteps = kChunkRowBytes / kStepBytes;
 
   const TowerSm90Params& params_;

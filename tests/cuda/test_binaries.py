@@ -153,6 +153,8 @@ def test_hopper_kernels_use_its_products_and_its_copy_engine(kernels: dict[tuple
         assert not kernel.instructions["HMMA"], name
         # Of one warpgroup that computes every thread has all the registers it can.
         assert bool(kernel.instructions["USETMAXREG"]) == ("ELi2E" in name), name
+        # Of the barriers of the whole cluster at the start and the end, and none for each chunk of weights.
+        assert kernel.instructions["ERRBAR"] == 2, name
 
 
 @pytest.mark.parametrize("source", SOURCES)

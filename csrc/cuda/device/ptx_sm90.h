@@ -36,11 +36,13 @@ RESFLOW_DEVICE void barrier_expect(uint64_t* barrier, uint32_t bytes) {
   RESFLOW_HOPPER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
                      "r"(bytes) : "memory");
 }
-// The barrier at the same place of another block of the cluster, or of this one.
+// The barrier at the same place of another block of the cluster, or of this one. For what products have read and the
+// copy engine will overwrite: ordinary stores are not released to the other block (.release.cluster is a fence of the
+// whole GPU, which waits for all of the warp's stores).
 RESFLOW_DEVICE void barrier_arrive_at(uint64_t* barrier, int rank) {
   RESFLOW_HOPPER_ASM(
       "{\n .reg .b32 there;\n mapa.shared::cluster.u32 there, %0, %1;\n "
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n }" ::"r"(shared_address(barrier)),
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n }" ::"r"(shared_address(barrier)),
       "r"(rank) : "memory");
 }
 // Returns once the phase of this parity has ended (a new barrier is in phase 0; parity 1 is then past).
