@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library, checks
+from . import _library, backends, checks
 from ._results import empty_scores, empty_topk
 from .contract import PRECISIONS
 from .plan import Plan
@@ -27,7 +27,9 @@ _library.load()
 _ops = torch.ops.resflow
 
 
-def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: str = "bfloat16") -> tuple[Tensor, Tensor]:
+def catalog_rows(
+    item: Tensor, packed: Tensor, plan: Plan, element: str = "bfloat16", *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
     """The items' side of the first layer of all tasks, computed once for the catalogue form.
 
     Args:
@@ -35,6 +37,7 @@ def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: str = "bfloa
         packed: from :func:`pack_towers`.
         plan: the plan it was packed for.
         element: what the rows are rounded to: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (a scale a row).
+        backend: as in :func:`resflow_kernels.ops.dense_scores`.
 
     Returns:
         table ``[M, plan.table_width]`` of that dtype, and scales: float32 ``[M]`` for int8, else ``[0]``.
@@ -45,6 +48,10 @@ def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: str = "bfloa
     checks.no_grad("catalog_rows", item=item)
     if element not in PRECISIONS:
         raise ValueError(f"catalog_rows: element must be one of {', '.join(PRECISIONS)}, got {element!r}")
+    if not (backend is None and (backends.direct_cpu if item.is_cpu else backends.direct_cuda)):
+        other = backends.function_of("catalog_rows", "catalogue", item.device.type, plan, backend)
+        if other is not None:
+            return other(item, packed, plan, element)
     return _ops.catalog_rows(item, packed, plan.encoded, PRECISIONS.index(element))
 
 
@@ -59,6 +66,8 @@ def catalog_scores(
     fusion_weights: Tensor,
     fusion: int = 0,
     weights_per: int = 0,
+    *,
+    backend: str | None = None,
 ) -> Scores:
     """Form 3: score items of a catalogue by id.
 
@@ -73,6 +82,7 @@ def catalog_scores(
         fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32 as ``weights_per`` says.
         fusion: place in ``contract.FUSIONS``.
         weights_per: place in ``contract.WEIGHTS_PER``.
+        backend: as in :func:`resflow_kernels.ops.dense_scores`.
 
     Returns:
         :class:`Scores` of the ``N`` candidates.
@@ -82,6 +92,10 @@ def catalog_scores(
     """
     checks.no_grad("catalog_scores", user=user, fusion_weights=fusion_weights)
     catalogue = (user, ids, offsets, table, scales)
+    if not (backend is None and (backends.direct_cpu if user.is_cpu else backends.direct_cuda)):
+        other = backends.function_of("catalog_scores", "catalogue", user.device.type, plan, backend)
+        if other is not None:
+            return Scores(*other(*catalogue, packed, plan, fusion_weights, fusion, weights_per))
     return Scores(*_ops.catalog_scores(*catalogue, packed, fusion_weights, plan.encoded, fusion, weights_per))
 
 
@@ -97,6 +111,8 @@ def catalog_topk(
     fusion: int = 0,
     weights_per: int = 0,
     k: int = 100,
+    *,
+    backend: str | None = None,
 ) -> TopK:
     """The ``k`` best candidates of each request of form 3; positions are places in the request, not ids.
 
@@ -110,6 +126,10 @@ def catalog_topk(
     """
     checks.no_grad("catalog_topk", user=user, fusion_weights=fusion_weights)
     catalogue = (user, ids, offsets, table, scales)
+    if not (backend is None and (backends.direct_cpu if user.is_cpu else backends.direct_cuda)):
+        other = backends.function_of("catalog_topk", "catalogue", user.device.type, plan, backend)
+        if other is not None:
+            return TopK(*other(*catalogue, packed, plan, fusion_weights, fusion, weights_per, k))
     return TopK(*_ops.catalog_topk(*catalogue, packed, fusion_weights, plan.encoded, fusion, weights_per, k))
 
 

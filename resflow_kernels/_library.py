@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,15 @@ def _load_cuda() -> tuple[bool, str]:
     if torch.cuda.device_count() == 0:
         return False, "there is no CUDA device"
     return _loaded(CUDA_LIBRARY)
+
+
+def implement(functions: Mapping[str, Callable[..., Any]], key: str) -> None:
+    """Registers Python functions as kernels of a dispatch key; what some library has registered stays."""
+    load()
+    assert _python_library is not None
+    for name, function in functions.items():
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"resflow::{name}", key):
+            _python_library.impl(name, function, key)
 
 
 def build_facts() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 ``train_forward`` and ``train_backward`` compute in float32 whatever the plan's precision. They know nothing of
 autograd: :func:`training_logits` joins them, in a function outside the ops, so that scoring pays nothing for it.
+On CPU tensors they are compiled, on a GPU's Triton's kernels, which are imported at the first call.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from . import checks
-from .contract import STATISTICS
+from . import _library, backends, checks
+from .contract import STATISTICS, TRAINING_OPS
 from .plan import Plan, padded
 
 _ops = torch.ops.resflow
@@ -30,6 +31,7 @@ def training_logits(
     statistics: str = "given",
     eps: float = 1e-5,
     recompute: bool | None = None,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of a batch, differentiable once in ``x`` and all weights.
 
@@ -44,6 +46,7 @@ def training_logits(
         eps: of those BatchNorms.
         recompute: compute the layers' sums again on the way back instead of keeping them; ``None``: where they are
             more than 1 GiB.
+        backend: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else ``"auto"``.
 
     The weights' gradients are slices of one tensor. ``torch.func`` transforms and forward mode are not served.
 
@@ -58,19 +61,44 @@ def training_logits(
     checks.name_of("train_forward", "statistics", statistics, STATISTICS)
     encoded = replace(plan, precision="float32").encoded if plan.precision != "float32" else plan.encoded
     if recompute is None:
-        recompute = _sums(plan, x.shape[0]) * 4 > KEPT_BYTES
+        recompute = sum_count(plan, x.shape[0]) * 4 > KEPT_BYTES
     keep = not recompute and torch.is_grad_enabled()
-    return _TrainingLogits.apply(x, encoded, STATISTICS.index(statistics), eps, keep, *weights)
+    interpreted = _is_interpreted(x, plan, backend)
+    return _TrainingLogits.apply(x, encoded, STATISTICS.index(statistics), eps, keep, interpreted, *weights)
+
+
+def _is_interpreted(x: Tensor, plan: Plan, backend: str | None) -> bool:
+    """Whether Triton's kernels compute on CPU tensors, which the ops leave to the compiled ones."""
+    if backend is None and (x.is_cuda or backends.direct_cpu):
+        return False
+    own = plan if plan.precision == "float32" else replace(plan, precision="float32")
+    return backends.decide(x.device.type, own, "training", backend).backend == "triton" and not x.is_cuda
+
+
+def _functions(interpreted: bool) -> Any:
+    """What has ``train_forward`` and ``train_backward``."""
+    if interpreted:
+        from .triton import training
+
+        return training
+    return _ops
 
 
 class _TrainingLogits(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, plan: tuple[int, ...], statistics: int, eps: float, keep: bool, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        plan: tuple[int, ...],
+        statistics: int,
+        eps: float,
+        keep: bool,
+        interpreted: bool,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        logits, *state = _ops.train_forward(x, list(weights), plan, statistics, eps, keep)
+        logits, *state = _functions(interpreted).train_forward(x, list(weights), plan, statistics, eps, keep)
         ctx.save_for_backward(x, *state, *weights)
-        ctx.settings = (plan, statistics, eps)
+        ctx.settings, ctx.interpreted = (plan, statistics, eps), interpreted
         _, _, mean, variance = state
         ctx.mark_non_differentiable(mean, variance)
         return logits, mean, variance
@@ -80,14 +108,14 @@ class _TrainingLogits(torch.autograd.Function):
         x, own, sums, mean, variance, *weights = ctx.saved_tensors
         x_needed = ctx.needs_input_grad[0]
         with torch.no_grad():
-            x_gradients, flat = _ops.train_backward(
+            x_gradients, flat = _functions(ctx.interpreted).train_backward(
                 logit_gradients.contiguous(), x, weights, own, sums, mean, variance, *ctx.settings, x_needed
             )
             parts = flat.split([weight.numel() for weight in weights])
             gradients = [x_gradients, *(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))]
         if torch.is_grad_enabled():  # create_graph
             gradients = list(_Once.apply(len(gradients), *gradients, logit_gradients, x, *weights))
-        return (gradients[0] if x_needed else None, None, None, None, None, *gradients[1:])
+        return (gradients[0] if x_needed else None, None, None, None, None, None, *gradients[1:])
 
 
 class _Once(torch.autograd.Function):
@@ -108,7 +136,7 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _sums(plan: Plan, rows: int) -> int:
+def sum_count(plan: Plan, rows: int) -> int:
     """Floats of all layers' sums."""
     return rows * plan.tasks * sum(padded(width) for width in plan.hidden)
 
@@ -117,7 +145,7 @@ def _channels(plan: Plan, statistics: int) -> int:
     return plan.tasks * sum(plan.hidden) if plan.affine and STATISTICS[statistics] != "given" else 0
 
 
-def _check(op: str, x: Tensor, weights: list[Tensor], plan: list[int], statistics: int) -> Plan:
+def _check(op: str, x: Tensor, weights: list[Tensor], plan: Sequence[int], statistics: int) -> Plan:
     decoded = Plan.decode(plan)
     checks.matrix(op, "x", x, decoded.in_features, torch.float32)
     checks.weights(op, weights, decoded, transposed=True)
@@ -125,17 +153,18 @@ def _check(op: str, x: Tensor, weights: list[Tensor], plan: list[int], statistic
     return decoded
 
 
-def _fake_train_forward(
-    x: Tensor, weights: list[Tensor], plan: list[int], statistics: int, eps: float, keep: bool
+def forward_outputs(
+    x: Tensor, weights: list[Tensor], plan: Sequence[int], statistics: int, eps: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs of ``train_forward``, not yet computed; its inputs are checked."""
     decoded = _check("train_forward", x, weights, plan, statistics)
     rows, channels = x.shape[0], _channels(decoded, statistics)
     logits = x.new_empty((rows, decoded.tasks))
-    sums = x.new_empty((_sums(decoded, rows) if keep else 0,))
+    sums = x.new_empty((sum_count(decoded, rows) if keep else 0,))
     return logits, torch.empty_like(logits), sums, x.new_empty((channels,)), x.new_empty((channels,))
 
 
-def _fake_train_backward(
+def backward_outputs(
     logit_gradients: Tensor,
     x: Tensor,
     weights: list[Tensor],
@@ -143,17 +172,18 @@ def _fake_train_backward(
     sums: Tensor,
     mean: Tensor,
     variance: Tensor,
-    plan: list[int],
+    plan: Sequence[int],
     statistics: int,
     eps: float,
     x_needed: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Outputs of ``train_backward``, not yet computed; its inputs are checked."""
     decoded = _check("train_backward", x, weights, plan, statistics)
     rows, channels = x.shape[0], _channels(decoded, statistics)
     checks.contiguous("train_backward", "logit_gradients", logit_gradients, (rows, decoded.tasks))
     checks.contiguous("train_backward", "own", own, (rows, decoded.tasks))
     if sums.shape[0] > 0:
-        checks.contiguous("train_backward", "sums", sums, (_sums(decoded, rows),))
+        checks.contiguous("train_backward", "sums", sums, (sum_count(decoded, rows),))
     checks.contiguous("train_backward", "mean", mean, (channels,))
     checks.contiguous("train_backward", "variance", variance, (channels,))
     x_gradients = x.new_empty((rows if x_needed else 0, decoded.in_features))
@@ -161,6 +191,19 @@ def _fake_train_backward(
 
 
 FAKES: dict[str, Callable[..., Any]] = {
-    "train_forward": _fake_train_forward,
-    "train_backward": _fake_train_backward,
+    "train_forward": forward_outputs,
+    "train_backward": backward_outputs,
 }
+
+
+def _on_gpus(name: str) -> Callable[..., Any]:
+    def kernel(*arguments: Any) -> Any:
+        from .triton import training
+
+        return getattr(training, name)(*arguments)
+
+    return kernel
+
+
+if backends.why_no_triton_on_gpus() is None:
+    _library.implement({name: _on_gpus(name) for name in TRAINING_OPS}, "CUDA")

@@ -128,9 +128,9 @@ def fusion(
     _require(weights.is_contiguous(), op, "fusion_weights", "contiguous", _strides(weights))
 
 
-def precision(op: str, plan: Plan, packed: Tensor) -> None:
-    """A precision in which the device of the weights multiplies."""
-    device = packed.device.type
+def precision(op: str, plan: Plan, packed: Tensor, device: str | None = None) -> None:
+    """A precision in which the device of the weights (or another type of device) multiplies."""
+    device = packed.device.type if device is None else device
     if device == "meta":  # of any
         return
     known = precisions_of(device)
@@ -138,9 +138,21 @@ def precision(op: str, plan: Plan, packed: Tensor) -> None:
     _require(plan.precision in known, op, "plan precision", "precision", plan.precision, ", ".join(known), place)
 
 
-def side(op: str, argument: str, tensor: Tensor, plan: Plan) -> None:
+def packed(op: str, tensor: Tensor, plan: Plan) -> None:
+    """Weights packed for the plan, by their size; the header is not read."""
+    dtype(op, "packed", tensor, torch.uint8)
+    fits = tensor.dim() == 1 and tensor.shape[0] == plan.packed_bytes and tensor.stride(0) == 1
+    _require(fits, op, "packed", "packed_size", tensor, plan.packed_bytes)
+
+
+def device(op: str, argument: str, tensor: Tensor, expected: torch.device) -> None:
+    """On the device of another of the call's tensors."""
+    _require(tensor.device == expected, op, argument, "device", tensor.device, expected)
+
+
+def side(op: str, argument: str, tensor: Tensor, plan: Plan, *floating: torch.dtype) -> None:
     """The user's or the item's part of the plan's input: at most as wide."""
-    matrix(op, argument, tensor, None)
+    matrix(op, argument, tensor, None, *floating)
     fits = tensor.shape[1] <= plan.in_features
     _require(fits, op, argument, "at_most_columns", tensor, plan.in_features)
 

@@ -225,7 +225,7 @@ class FeatureRanker(_FeatureScorer):
         return PackedFeatureRanker(tables, self.towers.packed(), self.user_features).eval()
 
     def _fused_weights(self) -> Tensor | None:
-        if isinstance(self.towers, Baseline) or not self.towers._use_fused(*self.feature_tables.tables):
+        if isinstance(self.towers, Baseline) or not self.towers._use_fused(*self.feature_tables.tables, form="feature"):
             return None
         return self.towers._packed_weights()
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import _training, checks, ops, reference
+from . import _training, backends, checks, ops, reference
 from .fusion import Additive, Fusion
 from .layers import TowerLayer, check_layer_settings, linear_bias, make_layer, norm_affine
 from .packed import PackedResFlow
@@ -49,6 +49,8 @@ class ResFlow(LayeredRanker):
             and the reference path are not rounded.
         recompute: in training, compute the layers' sums again on the way back instead of keeping them (``B * K`` times
             the padded widths, in floats); ``None``: where they are more than 1 GiB.
+        backend: whose kernels score: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else
+            ``"auto"``. An attribute, so it can be changed; one that cannot serve a call makes it raise.
         conditional: ESMM's head, ``p_k = p_parent(k) * sigmoid(r_k)``; excludes ``logit_residual``.
 
     Raises:
@@ -63,6 +65,7 @@ class ResFlow(LayeredRanker):
     """
 
     recompute: bool | None = None
+    backend: str | None = None
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class ResFlow(LayeredRanker):
         conditional: bool = False,
         precision: str = "float32",
         recompute: bool | None = None,
+        backend: str | None = None,
     ) -> None:
         check_layer_settings(activation, norm)
         parents = chain(len(tasks)) if parents is None else tuple(parents)
@@ -110,6 +114,7 @@ class ResFlow(LayeredRanker):
             plan, tasks, fusion, towers, heads, nn.BatchNorm1d(in_features, eps=norm_eps) if input_norm else None
         )
         self.recompute = recompute
+        self.backend = backend
 
     def _build(
         self,
@@ -162,7 +167,7 @@ class ResFlow(LayeredRanker):
         if not self._use_fused(x):
             return super().forward(x, weights, weights_per)
         fusion = self._fusion(weights, weights_per)
-        return ops.dense_scores(side_by_side(x), self._packed_weights(), self.plan, *fusion)
+        return ops.dense_scores(side_by_side(x), self._packed_weights(), self.plan, *fusion, backend=self.backend)
 
     def forward_requests(
         self, user: Tensor, item: Tensor, offsets: Tensor, weights: Tensor | None = None, weights_per: str = "call"
@@ -178,10 +183,11 @@ class ResFlow(LayeredRanker):
         Returns:
             :class:`Scores` of the ``N`` candidates, to the bit those of :meth:`forward` on the joined rows.
         """
-        if not self._use_fused(user, item):
+        if not self._use_fused(user, item, form="request"):
             return super().forward_requests(user, item, offsets, weights, weights_per)
         fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
-        return ops.request_scores(side_by_side(user), side_by_side(item), offsets, packed, self.plan, *fusion)
+        rows = (side_by_side(user), side_by_side(item), offsets)
+        return ops.request_scores(*rows, packed, self.plan, *fusion, backend=self.backend)
 
     def top_k(
         self, x: Tensor, k: int, offsets: Tensor | None = None, weights: Tensor | None = None, weights_per: str = "call"
@@ -202,7 +208,7 @@ class ResFlow(LayeredRanker):
             return super().top_k(x, k, offsets, weights, weights_per)
         offsets = one_request(x) if offsets is None else offsets
         fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
-        return ops.dense_topk(side_by_side(x), offsets, packed, self.plan, *fusion, k)
+        return ops.dense_topk(side_by_side(x), offsets, packed, self.plan, *fusion, k, backend=self.backend)
 
     def top_k_requests(
         self,
@@ -214,10 +220,11 @@ class ResFlow(LayeredRanker):
         weights_per: str = "call",
     ) -> TopK:
         """:meth:`top_k` of the request form; arguments as in :meth:`forward_requests`."""
-        if not self._use_fused(user, item):
+        if not self._use_fused(user, item, form="request"):
             return super().top_k_requests(user, item, offsets, k, weights, weights_per)
         fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
-        return ops.request_topk(side_by_side(user), side_by_side(item), offsets, packed, self.plan, *fusion, k)
+        rows = (side_by_side(user), side_by_side(item), offsets)
+        return ops.request_topk(*rows, packed, self.plan, *fusion, k, backend=self.backend)
 
     def packed(self, precision: str | None = None) -> PackedResFlow:
         """This model with its weights packed once and for all: the form for export and for serving.
@@ -229,7 +236,7 @@ class ResFlow(LayeredRanker):
         with torch.no_grad():
             packed = ops.pack_towers(self.canonical_weights(), plan)
         fusion = type(self.fusion)(tuple(self.fusion_weights.tolist()))
-        return PackedResFlow(plan, self.tasks, fusion, packed).eval()
+        return PackedResFlow(plan, self.tasks, fusion, packed, self.backend).eval()
 
     def canonical_weights(self) -> list[Tensor]:
         """Float32 weights as ``Plan.weight_shapes`` lists them, BatchNorms folded in in float64.
@@ -267,16 +274,27 @@ class ResFlow(LayeredRanker):
         heads = [squeezed(head) for head in self._head_layers()]
         return reference.tower_logits(x, self._tower_layers(), heads, self.plan)
 
-    def _use_fused(self, *inputs: Tensor) -> bool:
+    def _use_fused(self, *inputs: Tensor, form: str = "dense") -> bool:
         """Whether this call goes to the scoring ops; where it cannot though the user would expect it, say why once."""
         if self.training or self._needs_gradient(inputs):
             return False
-        precision = self.plan.precision
-        if ops.available(self._device()) and not ops.available(self._device(), precision):
-            _warn_once(f"ResFlow scores in float32: {ops.why_unavailable(self._device(), precision)}")
+        device, precision = self._device(), self.plan.precision
+        # The feature form has no choice of backends.
+        backend = device if form == "feature" else backends.decide_quickly(device, self.plan, form, self.backend)
+        named = None if form == "feature" else backends.named(self.backend)
+        if backend == "reference" and named:
             return False
-        reason = self._obstacle(ops.why_unavailable(self._device())) or _training.altered(self)
+        if backend == "triton":
+            unavailable, imprecise = None, ops.why_imprecise("cuda", precision)
+        else:
+            unavailable, imprecise = ops.why_unavailable(device), ops.why_imprecise(device, precision)
+        if unavailable is None and imprecise is not None:
+            _warn_once(f"ResFlow scores in float32: {imprecise}")
+            return False
+        reason = self._obstacle(unavailable) or _training.altered(self)
         if reason is not None:
+            if named:
+                raise ValueError(f"ResFlow: backend must be one that serves this model, got {named!r}: {reason}")
             _warn_once(f"ResFlow scores with the slow PyTorch reference: {reason}")
         return reason is None
 

@@ -21,6 +21,9 @@ But for training, inference only: a call whose input asks for a gradient raises 
 functions or the modules of :mod:`resflow_kernels.nn` where gradients are about. Under the CPU's autocast the ops
 take rows in float32, on a GPU as they are.
 
+Each takes ``backend``: whose kernels compute it (:mod:`resflow_kernels.backends`); those of ``_feature_ops`` and
+``_twin_ops`` do not, Triton has the dense, request and catalogue forms alone.
+
 On a GPU nothing is read back: where the CPU raises for what stands in a tensor (an id out of range, offsets that fall,
 weights packed for another plan), the candidates concerned score NaN, unless ``RESFLOW_CHECK_IDS=1``.
 """
@@ -32,7 +35,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import _catalog_ops, _feature_ops, _library, _training_ops, _twin_ops, checks, reference
+from . import _catalog_ops, _feature_ops, _library, _training_ops, _twin_ops, backends, checks, reference
 from ._catalog_ops import catalog_rows, catalog_scores, catalog_topk
 from ._feature_ops import (
     FeatureIds,
@@ -79,12 +82,15 @@ __all__ = [
     "twin_rows",
     "twin_scores",
     "twin_topk",
+    "why_imprecise",
     "why_unavailable",
     "why_untrainable",
 ]
 
 _compiled, _ = _library.load()
 _ops = torch.ops.resflow
+# By what was asked for at import: a compiler's graphs cannot ask.
+_untrainable = {device: backends.why_untrainable(device) for device in ("cpu", "meta", "cuda")}
 
 
 def library_status() -> tuple[bool, str]:
@@ -111,18 +117,21 @@ def why_unavailable(device: str, precision: str | None = None) -> str | None:
         return reason
     if device == "cuda" and _library.too_old() is not None:
         return _library.too_old()
+    return None if precision is None else why_imprecise(device, precision)
+
+
+def why_imprecise(device: str, precision: str) -> str | None:
+    """Why kernels of a type of device do not compute in this precision; ``None`` if they do."""
     known = checks.precisions_of(device)
-    if precision is not None and device != "meta" and precision not in known:
-        return f"on this device ({device}) the ops compute in {', '.join(known)}, not in {precision}"
-    return None
+    if device == "meta" or precision in known:
+        return None
+    return f"on this device ({device}) the ops compute in {', '.join(known)}, not in {precision}"
 
 
 def why_untrainable(device: str) -> str | None:
     """Why the training ops do not serve this device type; ``None`` if they do."""
-    reason = why_unavailable(device)
-    return (
-        f"the training ops are the CPU's, not for {device} tensors" if reason is None and device == "cuda" else reason
-    )
+    reason = _untrainable.get(device)
+    return reason if reason is not None or device == "cuda" else why_unavailable(device)
 
 
 def pack_towers(weights: Sequence[Tensor], plan: Plan) -> Tensor:
@@ -138,11 +147,20 @@ def pack_towers(weights: Sequence[Tensor], plan: Plan) -> Tensor:
     Raises:
         ValueError: a weight of the wrong shape or dtype; the message names it.
     """
+    if weights and weights[0].is_cuda and not _library.cuda_status()[0]:  # for Triton's kernels
+        return _ops.pack_towers([weight.cpu() for weight in weights], plan.encoded).to(weights[0].device)
     return _ops.pack_towers(list(weights), plan.encoded)
 
 
 def dense_scores(
-    x: Tensor, packed: Tensor, plan: Plan, fusion_weights: Tensor, fusion: int = 0, weights_per: int = 0
+    x: Tensor,
+    packed: Tensor,
+    plan: Plan,
+    fusion_weights: Tensor,
+    fusion: int = 0,
+    weights_per: int = 0,
+    *,
+    backend: str | None = None,
 ) -> Scores:
     """Form 1: score candidates.
 
@@ -153,6 +171,7 @@ def dense_scores(
         fusion_weights: ``[K]``, or ``[B, K]`` for ``weights_per=2`` (``K + 1`` for expected values), float32.
         fusion: place in ``contract.FUSIONS`` (``Fusion.code``).
         weights_per: place in ``contract.WEIGHTS_PER``: 0 one set for the call, 2 one a candidate.
+        backend: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else ``"auto"``.
 
     Returns:
         :class:`Scores` of logits ``[B, K]``, probs ``[B, K]`` and score ``[B]``.
@@ -161,6 +180,10 @@ def dense_scores(
         ValueError: bad input; the message names the argument, what was expected and what was got.
     """
     checks.no_grad("dense_scores", x=x, fusion_weights=fusion_weights)
+    if not (backend is None and (backends.direct_cpu if x.is_cpu else backends.direct_cuda)):
+        other = backends.function_of("dense_scores", "dense", x.device.type, plan, backend)
+        if other is not None:
+            return Scores(*other(x, packed, plan, fusion_weights, fusion, weights_per))
     return Scores(*_ops.dense_scores(x, packed, fusion_weights, plan.encoded, fusion, weights_per))
 
 
@@ -173,6 +196,8 @@ def dense_topk(
     fusion: int = 0,
     weights_per: int = 0,
     k: int = 100,
+    *,
+    backend: str | None = None,
 ) -> TopK:
     """The ``k`` best candidates of each request of ``x [B, D]``; ``offsets [R + 1]`` int64 cuts it into requests.
 
@@ -186,6 +211,10 @@ def dense_topk(
         ValueError: bad input; the message names it.
     """
     checks.no_grad("dense_topk", x=x, fusion_weights=fusion_weights)
+    if not (backend is None and (backends.direct_cpu if x.is_cpu else backends.direct_cuda)):
+        other = backends.function_of("dense_topk", "dense", x.device.type, plan, backend)
+        if other is not None:
+            return TopK(*other(x, offsets, packed, plan, fusion_weights, fusion, weights_per, k))
     return TopK(*_ops.dense_topk(x, offsets, packed, fusion_weights, plan.encoded, fusion, weights_per, k))
 
 
@@ -198,6 +227,8 @@ def request_scores(
     fusion_weights: Tensor,
     fusion: int = 0,
     weights_per: int = 0,
+    *,
+    backend: str | None = None,
 ) -> Scores:
     """Form 2: ``user [R, Du]``, ``item [N, Di]``, ``offsets [R + 1]``; ``weights_per=1`` is one set a request.
 
@@ -211,6 +242,10 @@ def request_scores(
         ValueError: bad input; the message names it.
     """
     checks.no_grad("request_scores", user=user, item=item, fusion_weights=fusion_weights)
+    if not (backend is None and (backends.direct_cpu if item.is_cpu else backends.direct_cuda)):
+        other = backends.function_of("request_scores", "request", item.device.type, plan, backend)
+        if other is not None:
+            return Scores(*other(user, item, offsets, packed, plan, fusion_weights, fusion, weights_per))
     return Scores(*_ops.request_scores(user, item, offsets, packed, fusion_weights, plan.encoded, fusion, weights_per))
 
 
@@ -224,6 +259,8 @@ def request_topk(
     fusion: int = 0,
     weights_per: int = 0,
     k: int = 100,
+    *,
+    backend: str | None = None,
 ) -> TopK:
     """The ``k`` best candidates of each request of form 2.
 
@@ -236,6 +273,10 @@ def request_topk(
         ValueError: bad input; the message names it.
     """
     checks.no_grad("request_topk", user=user, item=item, fusion_weights=fusion_weights)
+    if not (backend is None and (backends.direct_cpu if item.is_cpu else backends.direct_cuda)):
+        other = backends.function_of("request_topk", "request", item.device.type, plan, backend)
+        if other is not None:
+            return TopK(*other(user, item, offsets, packed, plan, fusion_weights, fusion, weights_per, k))
     best = _ops.request_topk(user, item, offsets, packed, fusion_weights, plan.encoded, fusion, weights_per, k)
     return TopK(*best)
 

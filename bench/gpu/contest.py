@@ -1,4 +1,4 @@
-"""Ours beside PyTorch eager and torch.compile on a GPU: ``python -m bench.gpu.contest OUT.jsonl --seconds 240``.
+"""Ours in C++ beside PyTorch eager, ours in Triton and torch.compile: ``python -m bench.gpu.contest OUT --seconds 240``.
 
 Every contestant is checked against the float64 reference, then timed by device events in turns with the others of its
 case, called one by one and replayed as a CUDA graph. Inputs rotate among sets that the L2 cache cannot hold together
@@ -34,6 +34,7 @@ from resflow_kernels.testing import PROBABILITY_TOLERANCE, WORKLOADS, random_wei
 Run = Callable[[], object]
 
 PLACE = "cuda"
+OURS = ("resflow", "triton")  # in C++, in Triton
 
 ROUNDS = 7
 BURST_SECONDS = 0.015
@@ -109,18 +110,18 @@ class Inputs:
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, device=PLACE, dtype=torch.float32).to(self.dtype)
 
-    def ours(self) -> Contestant:
+    def ours(self, name: str = "resflow", backend: str | None = None) -> Contestant:
         settings = (self.packed, self.plan, self.alpha)
 
         def score(own: Tensor) -> object:
             if self.case.form == "dense":
-                return ops.dense_scores(own, *settings)
+                return ops.dense_scores(own, *settings, backend=backend)
             if self.case.form == "request":
-                return ops.request_scores(self.user, own, self.offsets, *settings)
-            return ops.catalog_scores(self.user, own, self.offsets, *self.table, *settings)
+                return ops.request_scores(self.user, own, self.offsets, *settings, backend=backend)
+            return ops.catalog_scores(self.user, own, self.offsets, *self.table, *settings, backend=backend)
 
         runs = [partial(score, own) for own in self.sets]
-        return Contestant("resflow", runs, lambda output: output.probs, PROBABILITY_TOLERANCE[self.case.precision])
+        return Contestant(name, runs, lambda output: output.probs, PROBABILITY_TOLERANCE[self.case.precision])
 
     def peer(self, compiled: bool) -> Contestant:
         """PyTorch's: the first layers as one product, the user's part computed once where there is one."""
@@ -210,7 +211,7 @@ def hold(case: Case, contestants: Callable[[Inputs], list[Contestant]]) -> Itera
     for entry in contestants(inputs):
         try:
             probs = entry.probs(entry.runs[0]())[:CHECKED_ROWS].double().cpu()
-            error = float((probs - inputs.exact(entry.name == "resflow")).abs().max())
+            error = float((probs - inputs.exact(entry.name in OURS)).abs().max())
             if not error <= entry.tolerance:  # NaN among them
                 yield _row(case, entry.name, problem=f"probabilities off by {error:.1e}, over {entry.tolerance:.1e}")
                 continue
@@ -277,6 +278,7 @@ def main(arguments: list[str]) -> int:
         write({"machine": machine()})
         passes: tuple[tuple[str, Callable[[Inputs], list[Contestant]], list[Case]], ...] = (
             ("eager", lambda inputs: [inputs.ours(), inputs.peer(False)], cases()),
+            ("triton", lambda inputs: [inputs.ours(), inputs.ours("triton", "triton")], cases()),
             (
                 "compiled",
                 lambda inputs: [inputs.ours(), inputs.peer(True)],

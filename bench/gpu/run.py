@@ -28,7 +28,19 @@ def steps(have: Callable[[str], bool], contest: Path) -> list[Step]:
     no_tests = next((f"{name} is not installed" for name in ("pytest", "hypothesis") if not have(name)), None)
     no_sanitizer = None if have("compute-sanitizer") else "compute-sanitizer is not there"
     # A line a test, so that the log of a run that is stopped says what passed.
-    tests = [python, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "tests/cuda", "-k", "not emulated"]
+    tests = [
+        python,
+        "-m",
+        "pytest",
+        "-v",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        "tests/cuda",
+        "tests/triton_kernels",
+        "-k",
+        "not emulated",
+    ]
     if have("xdist"):
         tests += ["-n", "4", "--dist", "worksteal"]
     checks = [python, "-m", "bench.gpu.checks"]

@@ -76,8 +76,34 @@ def _torch() -> dict[str, Any]:
         "ops_status": text,
         "cuda": _cuda(gpus),
         "devices": devices,
-        "backends": {kind: "compiled" if ops.available(kind) else "reference" for kind in kinds},
+        "triton": _triton(),
+        "RESFLOW_BACKEND": os.environ.get("RESFLOW_BACKEND"),
+        "backends": {kind: _decision(kind) for kind in kinds},
     }
+
+
+def _triton() -> dict[str, Any]:
+    """Triton, whose kernels are compiled as they are needed."""
+    from .. import backends
+
+    installed = backends.installed()
+    version = None
+    if backends.has_triton():
+        from importlib.metadata import version as version_of
+
+        version = version_of("triton")
+    return {"version": version, "gpus": installed.triton, "interpreter": installed.triton_interpreter}
+
+
+def _decision(kind: str) -> dict[str, str]:
+    """Whose kernels score a float32 model's dense, request and catalogue forms on a type of device, and why."""
+    from .. import backends
+    from ..plan import Plan
+
+    try:
+        return backends.decide(kind, Plan(1), "dense")._asdict()
+    except ValueError as error:
+        return {"backend": "none", "reason": str(error)}
 
 
 def _gpu(properties: Any) -> dict[str, Any]:
@@ -123,15 +149,20 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("compiled library", f"not usable: {runtime['error']}"))
     if torch is None:
         return [*lines, ("torch", "not installed (Scorer does not need it)")]
-    backends = ", ".join(f"{kind}: {backend}" for kind, backend in torch["backends"].items())
+    backends = "; ".join(f"{kind}: {one['backend']} ({one['reason']})" for kind, one in torch["backends"].items())
     return [
         *lines,
         ("torch", torch["version"]),
         ("torch ops", ("" if torch["ops_loaded"] else "not loaded: ") + torch["ops_status"]),
         ("GPU kernels", _gpu_kernels(torch["cuda"])),
+        ("triton", _triton_text(torch["triton"])),
         ("devices", ", ".join(torch["devices"])),
         ("op backends", backends),
     ]
+
+
+def _triton_text(triton: dict[str, Any]) -> str:
+    return ("" if triton["version"] is None else f"{triton['version']}; ") + (triton["gpus"] or "serves GPUs")
 
 
 def _gpu_kernels(cuda: dict[str, Any]) -> str:

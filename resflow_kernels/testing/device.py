@@ -1,7 +1,8 @@
-"""The ops on a device that is not the CPU, called with CPU tensors: GPU kernels on a GPU, or emulated without one."""
+"""The ops on GPU kernels, called with CPU tensors: on a GPU, or emulated and interpreted where there is none."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from .. import _catalog_ops, _feature_ops, _twin_ops, ops
+from .. import _catalog_ops, _feature_ops, _twin_ops, backends, ops
 
 EMULATED_LIBRARY = Path(ops.__file__).parent / "_emulated.so"
 
@@ -23,14 +24,16 @@ class Device:
     What an op leaves unwritten of its results is NaN, or the largest integer.
 
     Args:
-        name: ``"cuda"``, or ``"emulated"``: the sources of the GPU kernels compiled for the CPU.
+        name: ``"cuda"``; ``"emulated"``: the sources of the GPU kernels compiled for the CPU; or ``"triton"``: Triton's
+            kernels on a GPU, or under its interpreter with ``TRITON_INTERPRET=1``.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.emulated = name == "emulated"
+        interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+        self.emulated = name == "emulated" or interpreted
         self.place = "cpu" if self.emulated else "cuda"
-        if self.emulated and not hasattr(torch.ops.resflow_emulated, "dense_scores"):
+        if name == "emulated" and not hasattr(torch.ops.resflow_emulated, "dense_scores"):
             torch.ops.load_library(str(EMULATED_LIBRARY))
 
     @staticmethod
@@ -38,6 +41,9 @@ class Device:
         """Why there is no such device here; ``None`` if there is."""
         if name == "cuda":
             return ops.why_unavailable("cuda")
+        if name == "triton":
+            installed = backends.installed()
+            return installed.triton and installed.triton_interpreter
         return None if EMULATED_LIBRARY.exists() else f"{EMULATED_LIBRARY.name} is not built"
 
     def tensor(self, tensor: Tensor) -> Tensor:
@@ -49,6 +55,8 @@ class Device:
 
         def call(*arguments: Any, **settings: Any) -> Any:
             moved = tree_map_only(Tensor, self.tensor, (arguments, settings))
+            if self.name == "triton" and name != "pack_towers":
+                moved[1]["backend"] = "triton"
             with self._kernels(), _unwritten_is_nan():
                 made = function(*moved[0], **moved[1])
                 return tree_map_only(Tensor, Tensor.cpu, made)
@@ -57,12 +65,12 @@ class Device:
 
     def raw(self, name: str) -> Callable[..., Any]:
         """An op itself, on tensors that lie where its kernels are."""
-        return getattr(torch.ops.resflow_emulated if self.emulated else torch.ops.resflow, name)
+        return getattr(torch.ops.resflow_emulated if self.name == "emulated" else torch.ops.resflow, name)
 
     @contextmanager
     def _kernels(self) -> Iterator[None]:
         with ExitStack() as stack:
-            if self.emulated:
+            if self.name == "emulated":
                 for module in (ops, _catalog_ops, _feature_ops, _twin_ops):
                     stack.enter_context(patch.object(module, "_ops", torch.ops.resflow_emulated))
             yield

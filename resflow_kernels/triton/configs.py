@@ -1,0 +1,161 @@
+"""Which kernel takes a plan, and how much a program takes at a time: shipped, tuned here before, or by rule.
+
+A configuration is chosen by the plan's shape and the device, and never by the number of candidates: two tilings add up
+in different orders, and a candidate must have the same bits in every batch.
+
+Tuned ones are kept in ``$RESFLOW_CACHE`` (``$XDG_CACHE_HOME/resflow`` or ``~/.cache/resflow``), one JSON file for each
+device, its capability and Triton's version; :func:`resflow_kernels.triton.tune` writes it. Needs neither a GPU nor
+Triton but for its version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import warnings
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..packed_layout import layout_of
+from ..plan import Plan
+
+DEFAULTS = Path(__file__).parent / "defaults.json"
+KINDS = ("scores", "project")
+
+# Of the chain kernel, whose outputs and one whole later matrix a program holds at a time.
+CHAIN_LAYERS = 3
+CHAIN_WIDTH = {"tensorfloat32": 128, "bfloat16": 256, "float16": 256}
+
+
+class Config(NamedTuple):
+    """Tile sizes of a kernel."""
+
+    block_m: int  # candidates
+    block_k: int  # inputs
+    block_n: int  # columns, in the forest and project kernels
+    warps: int
+    stages: int  # of loads ahead of products
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+def is_chain(plan: Plan) -> bool:
+    """Whether the chain kernel takes the plan."""
+    layout = layout_of(plan)
+    in_order = all(parent in (-1, task - 1) for task, parent in enumerate(plan.parents))
+    related = plan.feature_residual or layout.join != "own"
+    narrow = max(layer.padded for layer in layout.layers) <= CHAIN_WIDTH.get(plan.precision, 0)
+    return (in_order or not related) and narrow and plan.layers <= CHAIN_LAYERS
+
+
+def signature(plan: Plan, kind: str) -> str:
+    """What of a plan a configuration depends on."""
+    hidden = "x".join(str(width) for width in plan.hidden)
+    residual = "+residual" if plan.feature_residual else ""
+    return f"{kind} {plan.precision} {plan.in_features}-{hidden} {plan.tasks} tasks{residual}"
+
+
+def config_of(plan: Plan, kind: str, device: torch.device) -> Config:
+    """The configuration of a plan's kernel on a device."""
+    return _chosen(plan, kind, (device.index or 0) if device.type == "cuda" else None)
+
+
+def refresh() -> None:
+    """Forgets what was chosen, so that what was tuned meanwhile is found."""
+    _chosen.cache_clear()
+    cached.cache_clear()
+
+
+@lru_cache(maxsize=1024)
+def _chosen(plan: Plan, kind: str, device: int | None) -> Config:
+    key = signature(plan, kind)
+    tuned = {}
+    if device is not None and device < torch.cuda.device_count():  # else traced for a GPU that is not here
+        tuned = cached(cache_file(device_key(device)))
+    return tuned.get(key) or shipped().get(key) or by_rule(plan, kind)
+
+
+def by_rule(plan: Plan, kind: str) -> Config:
+    """For plans of other shapes than the shipped ones, whose largest tiles these are."""
+    four_bytes = plan.precision in ("float32", "tensorfloat32")
+    if kind == "project":
+        return Config(16, 32, 64, 4, 3) if four_bytes else Config(16, 64, 64, 4, 3)
+    widest = max(layer.padded for layer in layout_of(plan).layers)
+    if plan.precision == "float32":
+        return Config(16, 32, 64, 4, 3)
+    if plan.precision == "tensorfloat32":
+        return Config(64, 32, 64, 8, 3)
+    return Config(64 if widest <= 128 else 32, 64, 64, 8, 3)
+
+
+@cache
+def shipped() -> dict[str, Config]:
+    """Configurations of the workloads of ``resflow_kernels.testing``.
+
+    For each the largest tile that sm_80, sm_90 and sm_100 compile, in all forms, with at most 16 bytes of registers
+    spilled a thread: chosen by the compiler's figures, not by time.
+    """
+    return _parse(json.loads(DEFAULTS.read_text(encoding="utf-8")))
+
+
+def device_key(device: int) -> str:
+    """Device, capability and Triton's version, as a file's name."""
+    import triton
+
+    properties = torch.cuda.get_device_properties(device)
+    text = f"{properties.name} {properties.major}.{properties.minor} triton {triton.__version__}"
+    return re.sub(r"[^\w.]+", "-", text)
+
+
+def cache_file(key: str) -> Path:
+    """Where what was tuned on a device is kept."""
+    named = os.environ.get("RESFLOW_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(named) if named else Path(home) / "resflow") / f"triton-{key}.json"
+
+
+@cache
+def cached(file: Path) -> dict[str, Config]:
+    """What a cache file holds; a damaged one is as good as none, with a warning."""
+    if not file.exists():
+        return {}
+    try:
+        return _parse(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        warnings.warn(f"{file} is damaged and not used; tuning writes it anew: {error}", stacklevel=2)
+        return {}
+
+
+def store(file: Path, tuned: dict[str, Config]) -> None:
+    """Adds to a cache file; another process sees all of a file or the one before."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cached.cache_clear()
+        entries = {key: config._asdict() for key, config in (cached(file) | tuned).items()}
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            json.dump(entries, out, indent=1, sort_keys=True)
+        os.replace(name, file)
+    except BaseException:
+        os.unlink(name)
+        raise
+    refresh()
+
+
+def _parse(entries: Any) -> dict[str, Config]:
+    if not isinstance(entries, dict):
+        raise ValueError(f"an object of configurations was expected, got {type(entries).__name__}")
+    parsed = {key: Config(**values) for key, values in entries.items()}
+    for key, config in parsed.items():
+        if not all(isinstance(value, int) and 0 < value <= 1024 for value in config):
+            raise ValueError(f"{key}: numbers of 1 to 1024 were expected, got {config}")
+    return parsed

@@ -1,0 +1,168 @@
+"""Activations, the functions of logits, and roundings, on tiles of float32.
+
+The formulas are those of ``csrc/cuda/math.h``. NaN passes through all of them: bounds are comparisons that are false
+for NaN. Only ``tl`` is used, which every GPU that Triton compiles for has.
+"""
+
+import triton
+import triton.language as tl
+
+LARGEST = tl.constexpr(3.4028234663852886e38)
+
+
+@triton.constexpr_function
+def at(values, place):
+    """An element of a constant tuple, which a loop that is unrolled counts through, as a constant."""
+    return values[place]
+
+
+@triton.constexpr_function
+def divides(divisor, number):
+    return number % divisor == 0
+
+
+@triton.constexpr_function
+def round_up(number, unit):
+    return (number + unit - 1) // unit * unit
+
+
+@triton.jit
+def wide(value):
+    """An int64 of a number, a loop's counter among them (which the interpreter has as Python's int)."""
+    return tl.zeros([], tl.int64) + value
+
+
+@triton.jit
+def at_least(value, bound):
+    return tl.where(value < bound, bound, value)
+
+
+@triton.jit
+def at_most(value, bound):
+    return tl.where(value > bound, bound, value)
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def tanh(x):
+    """By e^-2|x|, which does not overflow; near 0, where that loses digits, by the series' first terms."""
+    size = tl.abs(x)
+    e = tl.exp(-2.0 * size)
+    large = (1.0 - e) / (1.0 + e)
+    square = x * x
+    small = size * (1.0 - square * (0.33333333 - square * (0.13333333 - square * 0.053968254)))
+    value = tl.where(size < 0.1, small, large)
+    return tl.where(x < 0, -value, value)
+
+
+@triton.jit
+def log_sigmoid(x):
+    """min(x, 0) - log(1 + e^-|x|)"""
+    return at_most(x, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def logit_of_product(a, b):
+    """-log(e^-a + e^-b + e^-(a+b)): the logit of sigmoid(a) * sigmoid(b)."""
+    both = a + b
+    lowest = at_most(at_most(a, b), both)
+    finite = lowest - tl.log(tl.exp(lowest - a) + tl.exp(lowest - b) + tl.exp(lowest - both))
+    # An infinite `lowest` is the answer itself (inf - inf would be NaN); adding 0 or NaN keeps b's NaN.
+    return tl.where(tl.abs(lowest) > LARGEST, lowest + at_most(tl.abs(b), 0.0), finite)
+
+
+@triton.jit
+def activate(value, slope, ACTIVATION: tl.constexpr):
+    """An activation of ``contract/enums.def``; ``slope`` is PReLU's."""
+    if ACTIVATION == "relu":
+        return at_least(value, 0.0)
+    elif ACTIVATION == "prelu":
+        return at_most(value, 0.0) * slope + at_least(value, 0.0)
+    elif ACTIVATION == "silu":
+        return value / (1.0 + tl.exp(-value))
+    elif ACTIVATION == "gelu":
+        return 0.5 * value * (1.0 + tl.erf(value * 0.707106781))
+    elif ACTIVATION == "gelu_tanh":
+        return 0.5 * value * (1.0 + tanh(value * (value * value * (0.044715 * 0.797884561) + 0.797884561)))
+    elif ACTIVATION == "tanh":
+        return tanh(value)
+    elif ACTIVATION == "sigmoid":
+        return sigmoid(value)
+    else:
+        tl.static_assert(ACTIVATION == "identity", "an activation of contract/enums.def without its formula")
+        return value
+
+
+@triton.jit
+def derivative(value, slope, ACTIVATION: tl.constexpr):
+    """d activate(value) / d value; where there is a kink, or the value is NaN, that of the negative side."""
+    if ACTIVATION == "relu":
+        return tl.where(value > 0, 1.0, 0.0)
+    elif ACTIVATION == "prelu":
+        return tl.where(value > 0, 1.0, slope)
+    elif ACTIVATION == "silu":
+        share = sigmoid(value)
+        return share + value * share * (1.0 - share)
+    elif ACTIVATION == "gelu":
+        density = 0.398942280 * tl.exp(-0.5 * value * value)
+        return value * density + 0.5 * (1.0 + tl.erf(value * 0.707106781))
+    elif ACTIVATION == "gelu_tanh":
+        square = value * value
+        share = tanh(value * (square * (0.044715 * 0.797884561) + 0.797884561))
+        inner = 0.797884561 * (square * (3.0 * 0.044715) + 1.0)
+        return 0.5 * (value * (1.0 - share * share) * inner + 1.0 + share)
+    elif ACTIVATION == "tanh":
+        share = tanh(value)
+        return 1.0 - share * share
+    elif ACTIVATION == "sigmoid":
+        share = sigmoid(value)
+        return share * (1.0 - share)
+    else:
+        tl.static_assert(ACTIVATION == "identity", "an activation of contract/enums.def without its derivative")
+        return tl.full(value.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def operand(values, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Values as a plan's precision multiplies them.
+
+    Triton's interpreter truncates where it should round to bfloat16, and its products of bfloat16 are wrong: there,
+    and there alone, operands of 16 bits are float32 values that 16 bits can hold.
+    """
+    if PRECISION == "bfloat16":
+        if INTERPRETED:
+            values = values.to(tl.float32)
+            bits = values.to(tl.int32, bitcast=True)
+            nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+            return tl.where(values == values, nearest, values)
+        else:
+            return values.to(tl.bfloat16)
+    elif PRECISION == "float16":
+        if INTERPRETED:
+            return values.to(tl.float16).to(tl.float32)
+        else:
+            return values.to(tl.float16)
+    elif PRECISION == "tensorfloat32":
+        # To the nearest, ties away from zero; a product would drop the low bits instead. Infinities and NaN stay.
+        values = values.to(tl.float32)
+        nearest = ((values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        return tl.where(tl.abs(values) <= LARGEST, nearest, values)
+    else:
+        return values.to(tl.float32)
+
+
+@triton.jit
+def multiply(sums, a, b, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
+    """``sums + a b`` of operands."""
+    if INTERPRETED:
+        # NumPy's products of float32 depend in their last bits on where in a tile a row stands.
+        wide_sums = tl.dot(a.to(tl.float64), b.to(tl.float64), sums.to(tl.float64), out_dtype=tl.float64)
+        return wide_sums.to(tl.float32)
+    elif PRECISION == "tensorfloat32":
+        return tl.dot(a, b, sums, input_precision="tf32")
+    else:
+        return tl.dot(a, b, sums, input_precision="ieee")

@@ -1,0 +1,130 @@
+"""Reading packed weights: matrices as tiles of operands, and a layer's vectors.
+
+What a layer is made of comes as the constants of :class:`~resflow_kernels.packed_layout.Layer`, by place.
+"""
+
+import triton
+import triton.language as tl
+
+from .functions import activate, at, divides, round_up, wide
+
+INPUTS = tl.constexpr(0)
+WIDTH = tl.constexpr(1)
+PADDED = tl.constexpr(2)
+MATRIX = tl.constexpr(3)
+TENSOR = tl.constexpr(4)
+BIAS = tl.constexpr(5)
+SLOPE = tl.constexpr(6)
+SCALE = tl.constexpr(7)
+SHIFT = tl.constexpr(8)
+ACTIVATION = tl.constexpr(10)
+KEPT = tl.constexpr(11)
+
+HEADER_BYTES = tl.constexpr(64)
+PANEL = tl.constexpr(64)  # columns of a panel of floats
+CHUNK = tl.constexpr(64)  # inputs of a tensor panel's chunk
+PIECE = tl.constexpr(8)  # values of a tensor panel's 16-byte piece
+
+
+@triton.jit
+def is_packed_for(packed, MAGIC: tl.constexpr, FINGERPRINT: tl.constexpr):
+    """Whether the header is the plan's; weights of another plan score NaN."""
+    words = packed.to(tl.pointer_type(tl.int64))
+    return (tl.load(words) == MAGIC) & (tl.load(words + 1) == FINGERPRINT)
+
+
+@triton.jit
+def task_block(packed, task, TASK_FLOATS: tl.constexpr):
+    """The floats of a task."""
+    return (packed + HEADER_BYTES).to(tl.pointer_type(tl.float32)) + wide(task) * TASK_FLOATS
+
+
+@triton.jit
+def task_matrices(packed, task, TASK_FLOATS: tl.constexpr, PANELS: tl.constexpr, PRECISION: tl.constexpr):
+    """Where a task's matrices begin; ``PANELS`` is the start of the tensor panels and the values of a task's."""
+    if PRECISION == "bfloat16":
+        return (packed + PANELS[0]).to(tl.pointer_type(tl.bfloat16)) + wide(task) * PANELS[1]
+    elif PRECISION == "float16":
+        return (packed + PANELS[0]).to(tl.pointer_type(tl.float16)) + wide(task) * PANELS[1]
+    else:
+        return task_block(packed, task, TASK_FLOATS)
+
+
+@triton.jit
+def matrix_tile(
+    matrices,
+    first_input,
+    first_column,
+    LAYER: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """An operand ``[BLOCK_K, BLOCK_N]`` of a layer's matrix, zeros past its ends.
+
+    ``first_input`` is a multiple of BLOCK_K, ``first_column`` of 64. What does not change from tile to tile stands
+    apart from what does, so that a loop over inputs moves one pointer.
+    """
+    if PRECISION == "bfloat16" or PRECISION == "float16":
+        tl.static_assert(divides(CHUNK, BLOCK_K) or divides(BLOCK_K, CHUNK), "chunks are cut evenly")
+        # A column's values lie side by side, 8 at a time: read as [BLOCK_N, BLOCK_K].
+        k, n = tl.arange(0, BLOCK_K)[None, :], tl.arange(0, BLOCK_N)[:, None]
+        if BLOCK_K < CHUNK:
+            k += (wide(first_input) % CHUNK).to(tl.int32)
+        piece = (k % CHUNK) // PIECE ^ n % PIECE
+        place = k // CHUNK * (LAYER[PADDED] * CHUNK) + n * CHUNK + piece * PIECE + k % PIECE
+        place = tl.max_contiguous(tl.multiple_of(place, (1, PIECE)), (1, PIECE))
+        start = wide(first_input) // CHUNK * (LAYER[PADDED] * CHUNK) + wide(first_column) * CHUNK
+        inside = columns_inside(n, first_column, LAYER, BLOCK_N)
+        if BLOCK_K > CHUNK:
+            inside = inside & (k < round_up(LAYER[INPUTS], CHUNK) - first_input)
+        tile = tl.trans(tl.load(matrices + LAYER[TENSOR] + start + place, mask=inside, other=0.0))
+        return tile.to(tl.float32) if INTERPRETED else tile
+    else:
+        # Panels of 64 columns, the last one narrower: 16 columns always lie side by side.
+        k, n = tl.arange(0, BLOCK_K)[:, None], tl.arange(0, BLOCK_N)[None, :]
+        panel = n // PANEL * PANEL
+        if divides(PANEL, LAYER[PADDED]):
+            place = panel * LAYER[INPUTS] + k * PANEL + n % PANEL
+            start = wide(first_column) * LAYER[INPUTS] + wide(first_input) * PANEL
+        else:
+            lanes = tl.minimum(LAYER[PADDED] - first_column - panel, PANEL)
+            place = panel * LAYER[INPUTS] + wide(k + first_input) * lanes + n % PANEL
+            start = wide(first_column) * LAYER[INPUTS]
+        place = tl.max_contiguous(tl.multiple_of(place, (1, 16)), (1, 16))
+        inside = columns_inside(n, first_column, LAYER, BLOCK_N)
+        if not divides(BLOCK_K, LAYER[INPUTS]):
+            inside = inside & (k < LAYER[INPUTS] - first_input)
+        return tl.load(matrices + LAYER[MATRIX] + start + place, mask=inside, other=0.0)
+
+
+@triton.jit
+def columns_inside(columns, first_column, LAYER: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Which of BLOCK_N columns from ``first_column`` on a layer has; a mask of constants where it has all."""
+    if divides(BLOCK_N, LAYER[PADDED]):
+        return columns < BLOCK_N
+    else:
+        return columns < LAYER[PADDED] - first_column
+
+
+@triton.jit
+def layer_vector(block, columns, PLACE: tl.constexpr, LAYER: tl.constexpr):
+    """A layer's vector (PLACE: of its bias, slope, ...) at some columns, zeros past its end."""
+    return tl.load(block + LAYER[PLACE] + columns, mask=columns < LAYER[PADDED], other=0.0)
+
+
+@triton.jit
+def finish_layer(sums, block, columns, LAYER: tl.constexpr, BLOCK_N: tl.constexpr, AFFINE: tl.constexpr):
+    """affine(act(sums)) at BLOCK_N columns; zeros past the layer's width, where an infinite input would make NaN."""
+    slope = 0.0
+    if LAYER[ACTIVATION] == "prelu":
+        slope = layer_vector(block, columns, SLOPE, LAYER)[None, :]
+    value = activate(sums, slope, at(LAYER, ACTIVATION))
+    if AFFINE:
+        scale = layer_vector(block, columns, SCALE, LAYER)[None, :]
+        value = value * scale + layer_vector(block, columns, SHIFT, LAYER)[None, :]
+    if divides(BLOCK_N, LAYER[WIDTH]):
+        return value
+    else:
+        return tl.where(columns[None, :] < LAYER[WIDTH], value, 0.0)
