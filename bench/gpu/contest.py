@@ -1,4 +1,4 @@
-"""Ours in C++ beside PyTorch eager, ours in Triton and torch.compile: ``python -m bench.gpu.contest OUT --seconds 240``.
+"""Ours in C++ beside PyTorch eager, in Triton, and torch.compile: ``python -m bench.gpu.contest OUT --seconds 240``.
 
 Every contestant is checked against the float64 reference, then timed by device events in turns with the others of its
 case, called one by one and replayed as a CUDA graph. Inputs rotate among sets that the L2 cache cannot hold together
