@@ -38,9 +38,8 @@ inline TensorMap encode_tensor_map(const void* base, int64_t columns, int64_t ro
 
 #else
 
-inline TensorMap encode_tensor_map(const void* base, int64_t columns, int64_t rows, int64_t row_stride_bytes,
-                                   int element_bytes, int box_columns, int box_rows) {
-  // The driver's function, asked for by name so that nothing links to libcuda: it came with CUDA 12.0.
+// The driver's function, asked for by name so that nothing links to libcuda: it came with CUDA 12.0.
+inline auto tensor_map_encoder() {
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
   require_success(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
@@ -48,6 +47,12 @@ inline TensorMap encode_tensor_map(const void* base, int64_t columns, int64_t ro
   if (found != cudaDriverEntryPointSuccess || !entry) {
     throw std::runtime_error("resflow: the NVIDIA driver has no cuTensorMapEncodeTiled; CUDA 12.0 or newer is needed");
   }
+  return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
+}
+
+inline TensorMap encode_tensor_map(const void* base, int64_t columns, int64_t rows, int64_t row_stride_bytes,
+                                   int element_bytes, int box_columns, int box_rows) {
+  static const auto encode = tensor_map_encoder();
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride_bytes)};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)};
@@ -56,9 +61,9 @@ inline TensorMap encode_tensor_map(const void* base, int64_t columns, int64_t ro
                                    : element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_UINT16
                                                         : CU_TENSOR_MAP_DATA_TYPE_UINT32;
   TensorMap map;
-  const CUresult status = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
-      &map, type, 2, const_cast<void*>(base), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status =
+      encode(&map, type, 2, const_cast<void*>(base), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw std::runtime_error("cuTensorMapEncodeTiled: error " + std::to_string(static_cast<int>(status)));
   }
