@@ -13,8 +13,8 @@ from resflow_kernels import _runtime
 from resflow_kernels.benchmark.contest import Entry, Inputs, best_peer, enter, run
 from resflow_kernels.benchmark.peers import OURS, PEERS, Compiled, Contestant, Model, label, threads_of
 from resflow_kernels.benchmark.turns import Schedule
-from resflow_kernels.cli.info import usable_cores
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.machine import usable_cores
+from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.testing import WORKLOADS, random_weights
 
 CORES = usable_cores()

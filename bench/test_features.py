@@ -22,7 +22,7 @@ from resflow_kernels import FeatureRanker, ResFlow, ops
 from resflow_kernels.benchmark.peers import threads_of
 from resflow_kernels.benchmark.turns import Schedule, take_turns
 from resflow_kernels.contract import PRECISIONS
-from resflow_kernels.feature_nn import round_table
+from resflow_kernels.nn.feature import round_table
 from resflow_kernels.ops import FeatureIds, FeatureTables
 from resflow_kernels.testing import WORKLOADS, random_weights
 

@@ -13,7 +13,7 @@ from bench.cases import MODES, Case
 from resflow_kernels import _runtime, ops
 from resflow_kernels.benchmark.peers import Contestant, threads_of
 from resflow_kernels.benchmark.turns import Timing
-from resflow_kernels.runtime import Scorer
+from resflow_kernels.serving.scorer import Scorer
 
 
 def cases(quick: bool) -> list[Case]:

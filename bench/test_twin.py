@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from bench.cases import CORES
-from resflow_kernels import _runtime, ops, reference, twin_reference
+from resflow_kernels import _runtime, ops, reference
 from resflow_kernels.benchmark.peers import threads_of
 from resflow_kernels.benchmark.turns import Schedule, take_turns
+from resflow_kernels.reference import twin
 
 ITEMS, TASKS, WIDTH, K = 1_000_000, 3, 64, 100
 PARENTS = (-1, 0, 1)
@@ -42,7 +43,7 @@ def test_share_of_read_bandwidth(
     user = torch.randn(1, TASKS * WIDTH, generator=generator) / 16
     table, scales = ops.twin_rows(vectors, TASKS, element)
     alpha = torch.tensor([1.0, 20.0, 20.0])
-    exact = twin_reference.twin_logits(
+    exact = twin.twin_logits(
         user.double().reshape(1, TASKS, WIDTH), vectors[:50_000].double().reshape(-1, TASKS, WIDTH), PARENTS
     )
     some = ops.twin_scores(user, table[:50_000], scales[:50_000], alpha, PARENTS)

@@ -10,7 +10,7 @@
 
 #include "core/error.h"
 #include "core/tensor_view.h"
-#include "cpu/thread_pool.h"
+#include "cpu/threads/thread_pool.h"
 
 namespace resflow::runtime {
 

@@ -12,8 +12,8 @@
 #include "core/feature_form.h"
 #include "core/pack.h"
 #include "core/request.h"
-#include "cpu/isa.h"
-#include "cpu/score.h"
+#include "cpu/simd/isa.h"
+#include "cpu/towers/score.h"
 
 namespace resflow::runtime {
 namespace {
@@ -284,7 +284,7 @@ PYBIND11_MODULE(_runtime, m) {
   namespace py = pybind11;
   using namespace resflow;
   using namespace resflow::runtime;
-  m.doc() = "The CPU kernels on NumPy arrays; see resflow_kernels.runtime.";
+  m.doc() = "The CPU kernels on NumPy arrays; see resflow_kernels.serving.scorer.";
   m.def("pack_towers", &runtime::pack_towers, py::arg("weights"), py::arg("plan"));
   m.def("dense_scores", &dense_scores, py::arg("x"), py::arg("packed"), py::arg("fusion_weights"), py::arg("plan"),
         py::arg("fusion"), py::arg("weights_per"), py::arg("threads") = 0);

@@ -1,5 +1,5 @@
 // The twin tower form on NumPy arrays.
-#include "cpu/twin.h"
+#include "cpu/twin/twin.h"
 #include "array.h"
 #include "core/check.h"
 #include "core/twin_request.h"

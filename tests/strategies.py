@@ -6,10 +6,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resflow_kernels.checks import precisions_of
 from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS
-from resflow_kernels.fusion import weight_count
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.checks import precisions_of
+from resflow_kernels.core.fusion import weight_count
+from resflow_kernels.core.plan import Plan
 
 # Widths around the lane (16) and the panel (64), and some that divide by nothing.
 widths = st.one_of(st.integers(1, 20), st.sampled_from([31, 33, 47, 48, 63, 64, 65, 80, 97, 128, 130, 257, 520]))

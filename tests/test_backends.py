@@ -10,11 +10,12 @@ import pytest
 import torch
 from test_ops import Case, random_offsets, same_bits
 
-from resflow_kernels import ResFlow, backends, ops, reference
-from resflow_kernels.backends import Installed, choose
+from resflow_kernels import ResFlow, ops, reference
 from resflow_kernels.contract import PRECISIONS
-from resflow_kernels.packed_layout import unpack_towers
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.packed_layout import unpack_towers
+from resflow_kernels.core.plan import Plan
+from resflow_kernels.ops import backends
+from resflow_kernels.ops.backends import Installed, choose
 from resflow_kernels.testing import assert_exact
 
 PLAN = Plan(6, (8,), (-1, 0))

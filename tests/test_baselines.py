@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from resflow_kernels import Additive, ExpectedValue, FeatureRanker, Multiplicative, ResFlow
-from resflow_kernels.baselines import AITM, METHODS, Baseline, MMoE, SharedBottom, make_ranker
+from resflow_kernels.core.plan import chain
+from resflow_kernels.nn.baselines import AITM, METHODS, Baseline, MMoE, SharedBottom, make_ranker
 from resflow_kernels.ops import FeatureIds
-from resflow_kernels.plan import chain
 
 TASKS = ("click", "cart", "order")
 BASELINES = ("shared_bottom", "mmoe", "aitm")

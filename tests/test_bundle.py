@@ -15,11 +15,11 @@ import pytest
 import safetensors.numpy
 from safetensors import safe_open
 
-from resflow_kernels import bundle
-from resflow_kernels.bundle import BundleError
-from resflow_kernels.features import Feature, FeatureSet
-from resflow_kernels.fusion import Additive, ExpectedValue
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.fusion import Additive, ExpectedValue
+from resflow_kernels.core.plan import Plan
+from resflow_kernels.data.features import Feature, FeatureSet
+from resflow_kernels.serving import bundle
+from resflow_kernels.serving.bundle import BundleError
 
 PLAN = Plan(9, (5, 3), (-1, 0, 0), ("prelu", "silu"), affine=True, non_increasing=True)
 TASKS = ("click", "like", "follow")

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from resflow_kernels import ResFlow, Scorer, build_catalog
-from resflow_kernels.bundle import load, save_model
-from resflow_kernels.catalog import Catalog, CatalogError
 from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.serving.bundle import load, save_model
+from resflow_kernels.serving.catalog import Catalog, CatalogError
 
 USER, ITEM = 10, 14
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from strategies import plans
 
-from resflow_kernels import checks, contract, ops
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels import contract, ops
+from resflow_kernels.core import checks
+from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.testing import random_weights
 
 

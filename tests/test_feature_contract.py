@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow_kernels import FeatureRanker, ResFlow, ops
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import random_weights
 
 PLAN = Plan(9, (5, 4), (-1, 0))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resflow_kernels import Additive, FeatureRanker, ResFlow, ops
 from resflow_kernels.contract import PRECISIONS
-from resflow_kernels.feature_nn import round_table
+from resflow_kernels.nn.feature import round_table
 from resflow_kernels.ops import FeatureIds
 
 

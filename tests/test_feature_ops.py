@@ -16,8 +16,8 @@ from torch import Tensor
 
 from resflow_kernels import ops, reference
 from resflow_kernels.contract import PRECISIONS, WEIGHTS_PER
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.ops import FeatureIds, FeatureTables
-from resflow_kernels.plan import Plan
 from resflow_kernels.reference import Scores
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
 

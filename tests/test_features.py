@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from resflow_kernels import _fitting
-from resflow_kernels.features import Feature, FeatureSet
+from resflow_kernels.data import fitting
+from resflow_kernels.data.features import Feature, FeatureSet
 
 Tables = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -221,7 +221,7 @@ def test_blocks_are_fitted_as_the_whole(size: int) -> None:
 
 
 def test_quantiles_of_more_numbers_than_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fitting, "SAMPLE", 4000)
+    monkeypatch.setattr(fitting, "SAMPLE", 4000)
     values = np.random.default_rng(0).random(100_000)
     table = pa.table({"age": values, "item": np.zeros(100_000, np.int64)})
     features = FeatureSet((Feature("age", 1, "bucket"),), (Feature("item", 1, "id"),), "item", "item")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from resflow_kernels import _library, ops
+from resflow_kernels import ops
+from resflow_kernels.ops import library
 
 SCORE = """
 import torch, warnings
@@ -39,7 +40,7 @@ def undefined_symbols(library: Path) -> list[str]:
 
 
 def test_the_binary_uses_the_stable_abi_alone() -> None:
-    symbols = undefined_symbols(_library.LIBRARY)
+    symbols = undefined_symbols(library.LIBRARY)
     assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
     assert not [symbol for symbol in symbols if symbol.startswith(("Py", "_Py", "at::", "c10::", "torch::"))]
 
@@ -65,8 +66,8 @@ def test_a_second_load_is_harmless() -> None:
     result = run(
         "import importlib, torch\n"
         "from resflow_kernels import _library, ops\n"
-        "_library.load(); importlib.reload(_library); _library.load()\n"
-        "torch.ops.load_library(str(_library.LIBRARY))\n"
+        "library.load(); importlib.reload(_library); library.load()\n"
+        "torch.ops.load_library(str(library.LIBRARY))\n"
         "print(ops.library_status())"
     )
     assert result.returncode == 0, result.stderr
@@ -74,7 +75,7 @@ def test_a_second_load_is_harmless() -> None:
 
 
 def test_a_library_loaded_by_the_host_is_kept() -> None:
-    script = f"import torch; torch.ops.load_library({str(_library.LIBRARY)!r})\n" + SCORE
+    script = f"import torch; torch.ops.load_library({str(library.LIBRARY)!r})\n" + SCORE
     result = run(script)
     assert result.returncode == 0 and "(3,)" in result.stdout and "reference" not in result.stderr
 
@@ -88,7 +89,7 @@ def test_without_the_library_the_reference_serves_and_says_why() -> None:
 
 def test_a_missing_library_is_explained(tmp_path: Path) -> None:
     package = tmp_path / "resflow_kernels"
-    shutil.copytree(Path(_library.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(Path(library.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + SCORE
     script += "import resflow_kernels; print(resflow_kernels.__file__)\n"
     script += "from resflow_kernels import ops\n"
@@ -101,7 +102,7 @@ def test_a_missing_library_is_explained(tmp_path: Path) -> None:
 
 def test_a_foreign_library_is_explained(tmp_path: Path) -> None:
     package = tmp_path / "resflow_kernels"
-    shutil.copytree(Path(_library.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(Path(library.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (package / "_ops.so").write_bytes(b"not a library")
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + SCORE
     result = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd=tmp_path)

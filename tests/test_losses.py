@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resflow_kernels import Additive, ExpectedValue, make_ranker, reference
-from resflow_kernels.losses import bucket_values, calibrator_loss, multitask_bce, progressive_labels, task_bce
+from resflow_kernels.nn.losses import bucket_values, calibrator_loss, multitask_bce, progressive_labels, task_bce
 
 
 def sigmoid(z: float) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resflow_kernels import ops, reference
 from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS, WEIGHTS_PER
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.reference import Scores
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from resflow_kernels import ops, reference
-from resflow_kernels.plan import PACKED_HEADER_BYTES, PRECISION_BYTES, Plan, padded
+from resflow_kernels.core.plan import PACKED_HEADER_BYTES, PRECISION_BYTES, Plan, padded
 from resflow_kernels.testing import random_weights
 
 PANEL = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resflow_kernels.plan import topology
+from resflow_kernels.core.plan import topology
 
 TASKS = ("view", "like", "follow", "comment")
 

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from resflow_kernels import bundle, runtime
-from resflow_kernels.features import Feature, FeatureSet
-from resflow_kernels.fusion import Additive, ExpectedValue, Fusion, Multiplicative
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.fusion import Additive, ExpectedValue, Fusion, Multiplicative
+from resflow_kernels.core.plan import Plan
+from resflow_kernels.data.features import Feature, FeatureSet
+from resflow_kernels.serving import bundle, scorer
 
 pytest.importorskip("resflow_kernels._runtime", reason="the compiled library is not built")
-Scorer = runtime.Scorer
+Scorer = scorer.Scorer
 
 PLANS = {
     "chain": Plan(37, (24, 10), (-1, 0, 1)),
@@ -316,7 +316,7 @@ def test_without_the_library_import_works_and_use_says_how_to_build(tmp_path: Pa
 def test_package_names() -> None:
     import resflow_kernels as package
 
-    assert package.Plan is Plan and package.runtime is runtime and package.bundle is bundle
+    assert package.Plan is Plan and package.Scorer is scorer.Scorer and package.bundle is bundle
     assert {"ResFlow", "Scorer", "metrics", "fuse"} <= set(dir(package))
     with pytest.raises(AttributeError, match="has no attribute 'Resflow'"):
         _ = package.Resflow

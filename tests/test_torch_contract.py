@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resflow_kernels import Additive, PackedResFlow, ResFlow, contract, ops, reference
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import random_weights
 
 PLAN = Plan(12, (20, 8), (-1, 0, 1), affine=True)

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import resflow_kernels.nn as resflow_nn
-from resflow_kernels import ResFlow, _training
+from resflow_kernels import ResFlow
+from resflow_kernels.nn import training
 
 D, ROWS = 40, 130
 
@@ -132,7 +133,7 @@ def test_what_the_ops_do_not_serve_is_said_and_computed_all_the_same() -> None:
     with pytest.warns(UserWarning, match="trains with the slow PyTorch reference: its towers have dropout"):
         model(torch.randn(9, D)).logits.sum().backward()
     model.packed()  # what is saved while it trains
-    assert _training.obstacle(model.eval()) is None  # dropout rests
+    assert training.obstacle(model.eval()) is None  # dropout rests
 
 
 class _Doubled(nn.Linear):
@@ -189,7 +190,7 @@ def test_an_altered_model_is_scored_by_its_own_layers(reason: str) -> None:
 
 
 def test_synchronised_statistics_are_left_to_pytorch() -> None:
-    assert "not SyncBatchNorm" in _training.obstacle(nn.SyncBatchNorm.convert_sync_batchnorm(make(norm="batch")))
+    assert "not SyncBatchNorm" in training.obstacle(nn.SyncBatchNorm.convert_sync_batchnorm(make(norm="batch")))
 
 
 def test_rows_of_other_dtypes() -> None:

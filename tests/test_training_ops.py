@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resflow_kernels import ops, reference
 from resflow_kernels.contract import ACTIVATIONS, STATISTICS
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.testing import random_weights
 
 EPS = 1e-3

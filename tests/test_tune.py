@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resflow_kernels import Additive, Multiplicative, metrics, reference, tune
-from resflow_kernels.tune import _Requests, plot_surface, tune_fusion
+from resflow_kernels import Additive, Multiplicative, metrics, reference
+from resflow_kernels.metrics import fusion_search
+from resflow_kernels.metrics.fusion_search import _Requests, plot_surface, tune_fusion
 
 FUSIONS = {"additive": Additive, "multiplicative": Multiplicative}
 
@@ -113,7 +114,7 @@ def test_requests_in_blocks_have_the_metrics_value(seed: int, k: int, small: boo
     feedback = torch.rand(count, generator=generator, dtype=torch.float64).round(decimals=1)
     expected = metrics.weighted_recall_at_k(logits[:, 0], feedback, offsets, k)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "BLOCK", 20 if small else 10**6)
+        patch.setattr(fusion_search, "BLOCK", 20 if small else 10**6)
         for form in FUSIONS:
             if feedback.any():
                 prepared = _Requests(logits, feedback, offsets, k, form)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from strategies import fusions, seeds
 from torch import Tensor
 
-from resflow_kernels import ops, reference, twin_reference
+from resflow_kernels import ops, reference
 from resflow_kernels.contract import FUSIONS, PRECISIONS
-from resflow_kernels.fusion import weight_count
-from resflow_kernels.reference import Scores
+from resflow_kernels.core.fusion import weight_count
+from resflow_kernels.reference import Scores, twin
 from resflow_kernels.testing import assert_exact
 
 CALL, REQUEST, CANDIDATE = range(3)
@@ -113,11 +113,11 @@ def test_scores_are_exact(
     case = Case(tasks, width, items, requests, element, fusion, per, seed, non_increasing)
     weights = case.weights(items)
     arguments = (case.user.double(), case.table, case.scales, weights.double(), *case.settings)
-    assert_exact(case.all(), twin_reference.twin_scores(*arguments), weights, BUDGET[element])
+    assert_exact(case.all(), twin.twin_scores(*arguments), weights, BUDGET[element])
 
     weights = case.weights(case.candidates)
     inputs = (case.user.double(), case.ids, case.offsets, case.table, case.scales)
-    exact = twin_reference.twin_ids_scores(*inputs, weights.double(), *case.settings)
+    exact = twin.twin_ids_scores(*inputs, weights.double(), *case.settings)
     assert_exact(case.listed(), exact, weights, BUDGET[element])
 
 
@@ -125,7 +125,7 @@ def test_scores_are_exact(
 def test_tables_are_near_their_vectors(tasks: int, width: int, items: int, element: str, seed: int) -> None:
     case = Case(tasks, width, items, 1, element, seed=seed)
     vectors = case.vectors.double().reshape(items, tasks, width)
-    held = twin_reference.held_vectors(case.table, case.scales, tasks)
+    held = twin.held_vectors(case.table, case.scales, tasks)
     step = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.5001 / 127}[element]
     assert case.table.shape == (items, tasks * width)
     assert ((held - vectors).abs() <= step * vectors.abs().amax(-1, keepdim=True)).all()

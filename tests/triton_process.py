@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from resflow_kernels import backends
+from resflow_kernels.ops import backends
 
 
 def python(script: str, *arguments: str) -> str:

@@ -14,11 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from resflow_kernels import ops, reference, twin_reference
-from resflow_kernels.checks import precisions_of
+from resflow_kernels import ops, reference
 from resflow_kernels.contract import PRECISIONS as ELEMENTS
-from resflow_kernels.fusion import weight_count
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.checks import precisions_of
+from resflow_kernels.core.fusion import weight_count
+from resflow_kernels.core.plan import Plan, chain
+from resflow_kernels.reference import twin
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
 from resflow_kernels.testing.device import Device
 
@@ -124,7 +125,7 @@ class Checks:
                 own, own_scales = ops.twin_rows(vectors, tasks, element)
                 _assert_same((table, scales), (own, own_scales))
                 got = self.device.twin_scores(user, table, scales, weights, parents)
-                exact = twin_reference.twin_scores(user.double(), table, scales, weights.double(), parents)
+                exact = twin.twin_scores(user.double(), table, scales, weights.double(), parents)
                 assert_exact(got, exact, weights, "int8" if element == "int8" else "float32")
                 best = self.device.twin_topk(user, table, scales, weights, parents, k=20)
                 _assert_same(best, reference.topk(got.score, torch.arange(requests + 1) * items, 20))

@@ -28,7 +28,7 @@ from bench.gpu.roofline import BATCHES, Call, call_of
 from resflow_kernels import ops, reference
 from resflow_kernels.benchmark.contest import TOLERANCES
 from resflow_kernels.benchmark.towers import Towers
-from resflow_kernels.fusion import Additive
+from resflow_kernels.core.fusion import Additive
 from resflow_kernels.testing import PROBABILITY_TOLERANCE, WORKLOADS, random_weights
 
 Run = Callable[[], object]

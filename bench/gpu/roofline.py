@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from resflow_kernels.plan import PRECISION_BYTES, Plan
+from resflow_kernels.core.plan import PRECISION_BYTES, Plan
 from resflow_kernels.testing import WORKLOADS
 
 FORMS = ("dense", "request", "catalogue")

@@ -9,7 +9,7 @@
 #include "core/feature_form.h"
 #include "core/pack.h"
 #include "core/request.h"
-#include "cpu/score.h"
+#include "cpu/towers/score.h"
 #include "torch/tensor.h"
 #include "torch/training.h"
 #include "torch/twin.h"

@@ -8,9 +8,9 @@
 #include "core/feature_form.h"
 #include "core/pack.h"
 #include "core/request.h"
-#include "cuda/rows.h"
-#include "cuda/scoring.h"
-#include "cuda/topk.h"
+#include "cuda/towers/rows.h"
+#include "cuda/towers/scoring.h"
+#include "cuda/topk/topk.h"
 #include "torch/cuda_call.h"
 #include "torch/twin.h"
 

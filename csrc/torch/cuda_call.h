@@ -10,11 +10,11 @@
 #include <cstring>
 #include <vector>
 
-#include "cuda/stream.h"
+#include "cuda/device/stream.h"
 #include "torch/tensor.h"
 
 #if defined(RESFLOW_EMULATED)
-#include "cuda/emulator/memory.h"
+#include "emulator/memory.h"
 #endif
 
 namespace resflow::torch_ops {

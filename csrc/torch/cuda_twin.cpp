@@ -1,7 +1,7 @@
 // The twin tower ops on GPU tensors.
 #include "core/check.h"
 #include "core/twin_request.h"
-#include "cuda/twin.h"
+#include "cuda/twin/twin.h"
 #include "torch/cuda_call.h"
 #include "torch/twin.h"
 

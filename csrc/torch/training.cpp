@@ -8,7 +8,7 @@
 
 #include "core/check.h"
 #include "core/pack.h"
-#include "cpu/training.h"
+#include "cpu/training/training.h"
 
 namespace resflow::torch_ops {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "core/check.h"
 #include "core/twin_request.h"
-#include "cpu/twin.h"
+#include "cpu/twin/twin.h"
 
 namespace resflow::torch_ops {
 namespace {

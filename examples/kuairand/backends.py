@@ -26,9 +26,9 @@ from rich.console import Console
 from torchmetrics.functional.classification import binary_auroc
 
 from resflow_kernels import Scorer, ops, reference
-from resflow_kernels import bundle as bundles
 from resflow_kernels.contract import PRECISIONS
-from resflow_kernels.runtime import compiled
+from resflow_kernels.serving import bundle as bundles
+from resflow_kernels.serving.scorer import compiled
 
 Floats = NDArray[np.float32]
 

@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 
 from examples.experiments.grid import Experimenter
-from examples.experiments.machine import usable_cores
 from examples.experiments.methods import NAMES, chosen
 from examples.experiments.store import Store
 from examples.experiments.training import Budget
+from resflow_kernels.core.machine import usable_cores
 
 from . import prepare
 from .comparison import EXPERIMENTS, Comparison

@@ -19,7 +19,7 @@ from examples.experiments.grid import Experimenter, Outcome, cells, one_factor, 
 from examples.experiments.multitask import loss_of, mean_auc
 from examples.experiments.store import Run
 from examples.experiments.training import Budget, trained
-from resflow_kernels.features import FeatureSet
+from resflow_kernels.data.features import FeatureSet
 from resflow_kernels.metrics import task_metrics
 
 from . import prepare

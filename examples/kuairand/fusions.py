@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from examples.experiments.catalogue import Requests
-from resflow_kernels.tune import tune_fusion
+from resflow_kernels.metrics.fusion_search import tune_fusion
 
 TOP = 100
 FORMS = ("additive", "multiplicative")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import typer
 from numpy.typing import NDArray
 
-from resflow_kernels.features import Feature, FeatureSet
+from resflow_kernels.data.features import Feature, FeatureSet
 
 DATA = Path(__file__).parent / "data"
 TASKS = ("click", "long_view", "finish")

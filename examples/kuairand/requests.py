@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from examples.experiments.catalogue import Requests
-from resflow_kernels.features import FeatureSet
+from resflow_kernels.data.features import FeatureSet
 from resflow_kernels.training.ranker import encode_rows
 
 from . import prepare

@@ -103,7 +103,7 @@ def _fusion(rows: list[Row]) -> str:
     return report.section(
         "Additive against multiplicative fusion",
         f"Users rank the whole catalogue; recalled is what they finished. Each model's weights (up to {SETTINGS} were "
-        "tried, `resflow_kernels.tune.tune_fusion`) were chosen on the validation days' users and are reported on the "
+        "tried, `resflow_kernels.tune_fusion`) were chosen on the validation days' users and are reported on the "
         "test days' users.",
         tables.results(chosen, columns, {}, lambda row: row["group"], "method, fusion"),
         tables.table(["method, fusion", "weights click : long view : finish, a seed each"], weights),

@@ -23,7 +23,7 @@ from rich.table import Table
 from torchmetrics.functional.classification import binary_auroc
 
 from resflow_kernels import Additive, ResFlow
-from resflow_kernels.bundle import save_model
+from resflow_kernels.serving.bundle import save_model
 from resflow_kernels.training.loop import fit
 from resflow_kernels.training.ranker import FeatureModel
 from resflow_kernels.training.settings import FitSettings, Progress

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..fusion import Fusion
-from ..plan import Plan
+from ..core.fusion import Fusion
+from ..core.plan import Plan
 
 OPSET = 20  # the first with Gelu
 IR_VERSION = 10  # what every ONNX Runtime since 1.18 reads

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from .. import ops, reference
 from ..contract import PRECISIONS
-from ..fusion import Additive, Fusion
-from ..plan import Plan
+from ..core.fusion import Additive, Fusion
+from ..core.plan import Plan
 from .onnx_graph import dense_graph, split_graph
 from .towers import Split, Towers
 from .turns import Call

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .. import reference
 from ..contract import FUSIONS
-from ..fusion import Fusion
-from ..plan import Plan
+from ..core.fusion import Fusion
+from ..core.plan import Plan
 
 Floats = np.ndarray
 

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..runtime import Floats, Scorer, Table, TopK
+from ..serving.scorer import Floats, Scorer, Table, TopK
 from ._requests import Embedded, Indices
 
 

@@ -8,13 +8,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ..runtime import Scorer
+from ..serving.scorer import Scorer
 from ._feedback import Feedback
 from ._requests import Requests
 
 if TYPE_CHECKING:
     from ._eager import Comparison
-    from .score import Ranked, Timing
+    from ._types import Ranked, Timing
 
 _SHOWN = 10
 

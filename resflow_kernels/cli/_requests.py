@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .._embedding import rows_of
-from ..features import FeatureSet
-from ..runtime import Floats, Scorer
+from ..data.embedding import rows_of
+from ..data.features import FeatureSet
+from ..serving.scorer import Floats, Scorer
 
 Indices = NDArray[np.int64]
 

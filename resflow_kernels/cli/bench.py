@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..bundle import Bundle, load
+from ..core.machine import usable_cores
+from ..serving.bundle import Bundle, load
 from ._errors import one_line_errors
-from .info import usable_cores
 
 if TYPE_CHECKING:
     from ..benchmark.contest import Entry

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -16,42 +15,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from .. import fusion as fusions
-from ..bundle import Bundle, atomic_path, load
 from ..contract import PRECISIONS
-from ..features import FeatureSet
-from ..fusion import Fusion
-from ..runtime import Floats, Scorer
+from ..core import fusion as fusions
+from ..core.fusion import Fusion
+from ..core.machine import usable_cores
+from ..data.features import FeatureSet
+from ..serving.bundle import Bundle, atomic_path, load
+from ..serving.scorer import Scorer
 from . import _report
 from ._errors import one_line_errors
 from ._feedback import Feedback
 from ._ranker import Ranker
 from ._requests import Requests, embedded_requests, read_catalogue_requests, read_requests
-from .info import usable_cores
+from ._types import Ranked, Timing
 
 _WRITE_ROWS = 1 << 16  # rows of the output kept before they are written
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One request's best candidates, best first."""
-
-    request: int
-    positions: NDArray[np.int64]  # [k], place in the request
-    scores: Floats  # [k]
-    probs: Floats  # [k, K]
-
-
-@dataclass
-class Timing:
-    """Seconds a request: of the scoring call alone, and with gathering and pooling the embeddings."""
-
-    scoring: list[float] = field(default_factory=list)
-    total: list[float] = field(default_factory=list)
 
 
 def score(

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..fusion import Fusion
-from ..layers import ACTIVATION_MODULES, TowerLayer
+from ..core.fusion import Fusion
+from ..core.plan import Plan
 from ..nn import ResFlow
-from ..plan import Plan
+from ..nn.layers import ACTIVATION_MODULES, TowerLayer
 
 
 def from_canonical(

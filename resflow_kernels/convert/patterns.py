@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..layers import TowerLayer, activation_name
+from ..nn.layers import TowerLayer, activation_name
 
 GETITEM = operator.getitem
 _Module = TypeVar("_Module", bound=nn.Module)

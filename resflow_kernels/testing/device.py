@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from .. import _catalog_ops, _feature_ops, _twin_ops, backends, ops
+from .. import ops
+from ..ops import backends, catalog, dense, feature, twin
 
-EMULATED_LIBRARY = Path(ops.__file__).parent / "_emulated.so"
+EMULATED_LIBRARY = Path(ops.__file__).parents[2] / "tests" / "emulator" / "_emulated.so"
 
 
 class Device:
@@ -71,7 +72,7 @@ class Device:
     def _kernels(self) -> Iterator[None]:
         with ExitStack() as stack:
             if self.name == "emulated":
-                for module in (ops, _catalog_ops, _feature_ops, _twin_ops):
+                for module in (dense, catalog, feature, twin):
                     stack.enter_context(patch.object(module, "_ops", torch.ops.resflow_emulated))
             yield
 

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..contract import PRECISIONS
-from ..plan import Plan
+from ..core.plan import Plan
 from .configs import KINDS, Config
 from .launch import Launch, Sources, project_launch, score_launch
 

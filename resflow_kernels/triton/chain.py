@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from .functions import at, multiply, operand, wide
+from .inputs import add_rows, candidates_of, first_sums, later_sums
 from .outputs import add_to_score, finish_score, join_logit, store_outputs, weight_rows, with_column
-from .rows import add_rows, candidates_of, first_sums, later_sums
 from .weights import PADDED, finish_layer, is_packed_for, matrix_tile, task_block, task_matrices
 
 

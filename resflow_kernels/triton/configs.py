@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..packed_layout import layout_of
-from ..plan import Plan
+from ..core.packed_layout import layout_of
+from ..core.plan import Plan
 
 DEFAULTS = Path(__file__).parent / "defaults.json"
 KINDS = ("scores", "project")

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .functions import at, wide
+from .inputs import add_rows, candidates_of, first_sums, later_sums
 from .outputs import (
     add_to_score,
     column_of,
@@ -18,7 +19,6 @@ from .outputs import (
     weight_rows,
     with_column,
 )
-from .rows import add_rows, candidates_of, first_sums, later_sums
 from .weights import INPUTS, KEPT, PADDED, finish_layer, is_packed_for, task_block, task_matrices
 
 

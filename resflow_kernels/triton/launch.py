@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..contract import FUSIONS, WEIGHTS_PER
-from ..fusion import weight_count
-from ..packed_layout import MAGIC, Layout, layout_of
-from ..plan import Plan
+from ..core.fusion import weight_count
+from ..core.packed_layout import MAGIC, Layout, layout_of
+from ..core.plan import Plan
 from .chain import chain_kernel
 from .configs import Config, is_chain
 from .forest import forest_kernel

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from triton import JITFunction
 
-from .. import checks
-from .._results import empty_scores
 from ..contract import WEIGHTS_PER
-from ..packed_reference import int8_rows
-from ..plan import Plan
+from ..core import checks
+from ..core.outputs import empty_scores
+from ..core.plan import Plan
+from ..reference.packed import int8_rows
 from .chain import chain_kernel
 from .configs import config_of
 from .launch import Launch, Sources, project_launch, score_launch

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 import triton
 
-from ..plan import Plan
+from ..core.plan import Plan
 from . import scoring
 from .configs import Config, cache_file, cached, device_key, is_chain, signature, store
 from .launch import Launch, Sources, project_launch, score_launch

@@ -1,6 +1,6 @@
 """Reading packed weights: matrices as tiles of operands, and a layer's vectors.
 
-What a layer is made of comes as the constants of :class:`~resflow_kernels.packed_layout.Layer`, by place.
+What a layer is made of comes as the constants of :class:`~resflow_kernels.core.packed_layout.Layer`, by place.
 """
 
 import triton

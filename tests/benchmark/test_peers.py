@@ -14,8 +14,8 @@ from resflow_kernels.benchmark.onnx_graph import dense_graph, split_graph
 from resflow_kernels.benchmark.peers import Model, Requests, threads_of
 from resflow_kernels.benchmark.turns import Schedule, Timing
 from resflow_kernels.contract import ACTIVATIONS
-from resflow_kernels.fusion import Additive, ExpectedValue, Multiplicative
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.fusion import Additive, ExpectedValue, Multiplicative
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import random_weights
 
 pytest.importorskip("resflow_kernels._runtime", reason="the compiled library is not built")

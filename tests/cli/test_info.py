@@ -67,10 +67,11 @@ def test_a_backend_that_the_environment_names() -> None:
 
 def test_gpu_kernels_are_told_of_whether_they_load_or_not() -> None:
     pytest.importorskip("torch")
-    from resflow_kernels import _library, ops
+    from resflow_kernels import ops
+    from resflow_kernels.ops import library
 
     cuda = json.loads(run("--json"))["torch"]["cuda"]
-    assert cuda["built"] == _library.CUDA_LIBRARY.exists()
+    assert cuda["built"] == library.CUDA_LIBRARY.exists()
     assert bool(cuda["architectures"]) == cuda["built"]
     assert (cuda["loaded"], cuda["status"]) == ops.cuda_status()
     without = json.loads(run("--json", RESFLOW_NO_CUDA="1"))["torch"]["cuda"]

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from resflow_kernels import Scorer, bundle
+from resflow_kernels import Scorer
 from resflow_kernels.cli import build_app
+from resflow_kernels.serving import bundle
 
 
 def invoke(*arguments: object) -> Result:

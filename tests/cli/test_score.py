@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from resflow_kernels.cli import _requests, build_app
 from resflow_kernels.metrics import weighted_recall_at_k
-from resflow_kernels.runtime import Scorer
+from resflow_kernels.serving.scorer import Scorer
 
 pytest.importorskip("resflow_kernels._runtime", reason="the compiled library is not built")
 

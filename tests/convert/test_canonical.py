@@ -9,7 +9,7 @@ from strategies import plans, seeds
 
 from resflow_kernels import Additive
 from resflow_kernels.convert import from_canonical
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import random_weights
 
 

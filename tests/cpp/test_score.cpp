@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "check.h"
-#include "cpu/score.h"
+#include "cpu/towers/score.h"
 #include "models.h"
 
 using namespace resflow;

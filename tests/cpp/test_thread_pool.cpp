@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/thread_pool.h"
+#include "cpu/threads/thread_pool.h"
 
 using namespace resflow;
 

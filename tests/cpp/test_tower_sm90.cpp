@@ -8,8 +8,8 @@
 
 #include "check.h"
 #include "core/number_formats.h"
-#include "cpu/score.h"
-#include "cuda/tower_sm90_launch.h"
+#include "cpu/towers/score.h"
+#include "cuda/towers/tower_sm90_launch.h"
 #include "models.h"
 
 using namespace resflow;

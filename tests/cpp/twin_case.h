@@ -10,8 +10,8 @@
 
 #include "core/number_formats.h"
 #include "core/topk.h"
-#include "cpu/twin.h"
-#include "cuda/twin.h"
+#include "cpu/twin/twin.h"
+#include "cuda/twin/twin.h"
 #include "emulator_launch.h"
 
 namespace resflow::testing {

@@ -8,10 +8,10 @@
 
 #include "../cpp/models.h"
 #include "core/number_formats.h"
-#include "cpu/score.h"
-#include "cuda/dispatch.h"
-#include "cuda/launch.h"
-#include "cuda/tower.h"
+#include "cpu/towers/score.h"
+#include "cuda/towers/dispatch.h"
+#include "cuda/device/launch.h"
+#include "cuda/towers/tower.h"
 
 using namespace resflow;
 using namespace resflow::cuda;

@@ -7,10 +7,10 @@
 
 #include "../cpp/models.h"
 #include "core/number_formats.h"
-#include "cpu/score.h"
-#include "cuda/launch.h"
-#include "cuda/tensor_map.h"
-#include "cuda/tower_sm90.h"
+#include "cpu/towers/score.h"
+#include "cuda/device/launch.h"
+#include "cuda/device/tensor_map.h"
+#include "cuda/towers/tower_sm90.h"
 
 using namespace resflow;
 using namespace resflow::cuda;

@@ -14,9 +14,9 @@ from test_ops import CALL, CANDIDATE, REQUEST, random_offsets, same_bits
 from torch import Tensor
 
 from resflow_kernels import ops, reference
-from resflow_kernels.checks import precisions_of
 from resflow_kernels.contract import PRECISIONS as ELEMENTS
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.checks import precisions_of
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import WORKLOADS, assert_exact
 from resflow_kernels.testing.device import Device
 

@@ -13,9 +13,9 @@ from strategies import fusions, gpu_batches, gpu_plans, seeds
 from test_ops import CALL, CANDIDATE, same_bits
 
 from resflow_kernels import ops, reference
-from resflow_kernels.checks import precisions_of
 from resflow_kernels.contract import ACTIVATIONS
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.checks import precisions_of
+from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
 from resflow_kernels.testing.device import Device
 

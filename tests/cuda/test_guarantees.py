@@ -16,9 +16,9 @@ from strategies import fusions, gpu_plans, seeds
 from test_ops import CANDIDATE, same_bits
 
 from resflow_kernels import ops
-from resflow_kernels.checks import precisions_of
 from resflow_kernels.contract import ACTIVATIONS, FUSIONS
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.checks import precisions_of
+from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.testing import WORKLOADS
 from resflow_kernels.testing.device import Device
 

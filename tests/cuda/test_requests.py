@@ -13,8 +13,8 @@ from strategies import fusion_weights, fusions, gpu_batches, gpu_plans, seeds
 from test_ops import CALL, CANDIDATE, REQUEST, random_offsets, same_bits
 
 from resflow_kernels import reference
-from resflow_kernels.checks import precisions_of
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.checks import precisions_of
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import WORKLOADS, assert_exact
 from resflow_kernels.testing.device import Device
 

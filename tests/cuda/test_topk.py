@@ -11,7 +11,7 @@ from strategies import gpu_batches, seeds
 from test_ops import random_offsets, same_bits
 
 from resflow_kernels import reference
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing.device import Device
 
 # Cheap to score: the selection is what is tested.

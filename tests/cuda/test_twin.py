@@ -11,8 +11,9 @@ from strategies import fusions, seeds
 from test_ops import random_offsets
 from test_twin_ops import BUDGET, CALL, CANDIDATE, REQUEST, elements, same_bits
 
-from resflow_kernels import ops, reference, twin_reference
+from resflow_kernels import ops, reference
 from resflow_kernels.contract import PRECISIONS as ELEMENTS
+from resflow_kernels.reference import twin
 from resflow_kernels.testing import assert_exact
 from resflow_kernels.testing.device import Device
 
@@ -50,11 +51,11 @@ def test_scores_are_exact(
     case = make_twins(device, tasks, width, items, requests, element, fusion, per, seed, non_increasing)
     weights = case.weights(items)
     arguments = (case.user.double(), case.table, case.scales, weights.double(), *case.settings)
-    assert_exact(case.all(), twin_reference.twin_scores(*arguments), weights, BUDGET[element])
+    assert_exact(case.all(), twin.twin_scores(*arguments), weights, BUDGET[element])
 
     weights = case.weights(case.candidates)
     inputs = (case.user.double(), case.ids, case.offsets, case.table, case.scales)
-    exact = twin_reference.twin_ids_scores(*inputs, weights.double(), *case.settings)
+    exact = twin.twin_ids_scores(*inputs, weights.double(), *case.settings)
     assert_exact(case.listed(), exact, weights, BUDGET[element])
 
 

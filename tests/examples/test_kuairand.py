@@ -16,7 +16,7 @@ from examples.kuairand.ranker import encode, probabilities, ranker
 from examples.kuairand.train import train
 from resflow_kernels import Additive
 from resflow_kernels.cli import build_app
-from resflow_kernels.runtime import Scorer
+from resflow_kernels.serving.scorer import Scorer
 from resflow_kernels.training.ranker import encode_rows
 
 

@@ -10,9 +10,9 @@ import torch
 from examples.kuairand import backends, prepare
 from examples.kuairand.ranker import ranker
 from resflow_kernels import Additive, ResFlow
-from resflow_kernels.bundle import save_model
 from resflow_kernels.contract import PRECISIONS
-from resflow_kernels.runtime import compiled
+from resflow_kernels.serving.bundle import save_model
+from resflow_kernels.serving.scorer import compiled
 
 
 def test_all_of_them_agree_with_the_reference(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resflow_kernels import ResFlow
-from resflow_kernels.bundle import save_model
+from resflow_kernels.serving.bundle import save_model
 from resflow_kernels.training.checkpoint import Checkpoint, CheckpointError
 from resflow_kernels.training.loop import Batch, fit
 from resflow_kernels.training.settings import FitSettings, History, Progress

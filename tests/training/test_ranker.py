@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from resflow_kernels import ResFlow, Scorer
-from resflow_kernels.bundle import save_model
-from resflow_kernels.features import Feature, FeatureSet
+from resflow_kernels.data.features import Feature, FeatureSet
+from resflow_kernels.serving.bundle import save_model
 from resflow_kernels.training.ranker import FeatureModel, encode_ids, encode_rows, feature_embeddings
 
 

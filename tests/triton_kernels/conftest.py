@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from resflow_kernels import backends
+from resflow_kernels.ops import backends
 from resflow_kernels.testing.device import Device
 
 if backends.has_triton() and torch.cuda.device_count() == 0:

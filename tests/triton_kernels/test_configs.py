@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from resflow_kernels.checks import precisions_of
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.checks import precisions_of
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import WORKLOADS
 from resflow_kernels.testing.device import Device
 from resflow_kernels.triton import configs

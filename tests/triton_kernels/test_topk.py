@@ -11,7 +11,7 @@ from strategies import seeds
 from test_ops import random_offsets, same_bits
 
 from resflow_kernels import reference
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing.device import Device
 
 TINY = Plan(2, (4,), (-1, 0))

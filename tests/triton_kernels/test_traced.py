@@ -10,7 +10,7 @@ import torch
 from triton_process import python
 
 from resflow_kernels import ops
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import random_weights
 from resflow_kernels.testing.device import Device
 
@@ -103,11 +103,11 @@ def test_compilers_see_kernels_and_what_they_write(plan: str) -> None:
 
 
 def test_the_interpreters_kernels_cannot_be_traced(device: Device) -> None:
-    from resflow_kernels.triton import traced
+    from resflow_kernels.triton import custom_ops
 
     if not device.emulated:
         pytest.skip("this process runs on a GPU")
     plan = Plan(6, (8,), (-1, 0))
     packed = ops.pack_towers(random_weights(plan), plan)
     with pytest.raises(RuntimeError, match="kernels of the interpreter cannot be traced"):
-        traced.dense_scores(torch.zeros(2, 6), packed, torch.ones(2), list(plan.encoded), 0, 0)
+        custom_ops.dense_scores(torch.zeros(2, 6), packed, torch.ones(2), list(plan.encoded), 0, 0)

@@ -21,8 +21,8 @@
 #include <cstdint>
 
 #if defined(RESFLOW_EMULATED)
-#include "cuda/emulator/device.h"
-#include "cuda/emulator/device_sm90.h"
+#include "emulator/device.h"
+#include "emulator/device_sm90.h"
 #elif defined(__CUDACC__)
 #include "cuda/device/ptx.h"
 #include "cuda/device/ptx_sm90.h"

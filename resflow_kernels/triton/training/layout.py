@@ -11,8 +11,8 @@ from math import prod
 from typing import NamedTuple
 
 from ...contract import STATISTICS
-from ...packed_layout import layout_of as packed_layout_of
-from ...plan import Plan, padded
+from ...core.packed_layout import layout_of as packed_layout_of
+from ...core.plan import Plan, padded
 
 # Floats: each weight begins where 16 bytes can be read at once.
 ALIGNMENT = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu.roofline import H100, Call, call_of, table
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.plan import Plan, chain
 
 # Microseconds, memory and tensor, of 576-128-64-1 in bfloat16 without logits, half of the width the user's.
 KNOWN = {

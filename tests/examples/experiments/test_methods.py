@@ -12,8 +12,8 @@ from examples.experiments.catalogue import Requests, probabilities
 from examples.experiments.data import Encoded, Split, encode, epochs_of
 from examples.experiments.multitask import CALIBRATOR_WEIGHT, loss_of, mean_auc
 from examples.experiments.training import Budget, trained
-from resflow_kernels.features import Feature, FeatureSet
-from resflow_kernels.losses import calibrator_loss
+from resflow_kernels.data.features import Feature, FeatureSet
+from resflow_kernels.nn.losses import calibrator_loss
 from resflow_kernels.training.ranker import encode_rows
 
 TASKS = ("click", "order")

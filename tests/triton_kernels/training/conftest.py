@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from resflow_kernels import backends
+from resflow_kernels.ops import backends
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import plans
 
-from resflow_kernels import backends
 from resflow_kernels.contract import STATISTICS
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.plan import Plan, chain
+from resflow_kernels.ops import backends
 
 if not backends.has_triton():
     pytest.skip("triton is not installed", allow_module_level=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from resflow_kernels import ops
 from resflow_kernels.contract import ACTIVATIONS, STATISTICS
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.plan import Plan, chain
 
 FOREST = Plan(18, (20, 6), (-1, 0, 0, 2), ("prelu", "gelu"), affine=True)
 widths = st.one_of(st.integers(1, 20), st.sampled_from([31, 33, 65]))

@@ -1,0 +1,379 @@
+"""The ResFlow ranker as an ``nn.Module``: ordinary parameters, fused scoring in eval mode.
+
+In eval mode, where no gradient is asked for, :class:`ResFlow` scores through ``torch.ops.resflow``; where one is, and
+in training, its logits come from the training ops (:func:`resflow_kernels.ops.training_logits`). In dtypes, on devices
+and with layers the ops do not serve, :mod:`resflow_kernels.reference` computes both, and the module says so once.
+:meth:`ResFlow.packed` gives a module that holds nothing but the packed weights: the form to export.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from operator import attrgetter
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops, reference
+from ..core import checks
+from ..core.fusion import Additive, Fusion
+from ..core.plan import Plan, chain
+from ..ops import backends
+from ..reference import Scores, TopK
+from . import training
+from .layers import TowerLayer, check_layer_settings, linear_bias, make_layer, norm_affine
+from .packed import PackedResFlow
+from .ranker import LayeredRanker, one_request, side_by_side
+
+
+class ResFlow(LayeredRanker):
+    """Residual multi-task ranker (ResFlow, KDD 2024, arXiv 2411.09705).
+
+    Args:
+        in_features: width ``D`` of a candidate's input row (in the request form ``Du + Di``, user first).
+        hidden: widths of each tower's hidden layers.
+        tasks: names of the ``K`` tasks, dense feedback first.
+        parents: the task each task inherits from, -1 for a root; ``None``: a chain in the order of ``tasks``.
+        activation: a name of :data:`ACTIVATION_MODULES`.
+        norm: ``"batch"`` for a BatchNorm a hidden layer, or ``None``.
+        norm_after_activation: where that BatchNorm stands (the paper's authors: after).
+        norm_eps: its eps (the paper's authors: 1e-3).
+        input_norm: a BatchNorm on the input row as well.
+        feature_residual: add the parent tower's hidden outputs.
+        logit_residual: add the parent's logit.
+        non_increasing: keep ``p_k <= p_parent(k)`` by passing the task's own logit through ``min(., 0)``.
+        fusion: how probabilities become a score (:mod:`resflow_kernels.core.fusion`).
+        precision: what the fused kernels round weights and rows to: ``"float32"``, ``"bfloat16"``, on the CPU
+            ``"int8"``, on a GPU ``"float16"`` or ``"tensorfloat32"`` (:class:`~resflow_kernels.Plan`); training
+            and the reference path are not rounded.
+        recompute: in training, compute the layers' sums again on the way back instead of keeping them (``B * K`` times
+            the padded widths, in floats); ``None``: where they are more than 1 GiB.
+        backend: whose kernels score: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else
+            ``"auto"``. An attribute, so it can be changed; one that cannot serve a call makes it raise.
+        conditional: ESMM's head, ``p_k = p_parent(k) * sigmoid(r_k)``; excludes ``logit_residual``.
+
+    Raises:
+        ValueError: arguments that contradict each other; the message names the one.
+
+    Example:
+        >>> model = ResFlow(576, tasks=("ctr", "ctcvr"), fusion=Additive((1, 20))).eval()
+        >>> with torch.no_grad():
+        ...     logits, probs, score = model(torch.randn(1000, 576))
+        >>> score.shape
+        torch.Size([1000])
+    """
+
+    recompute: bool | None = None
+    backend: str | None = None
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int] = (128, 64),
+        tasks: Sequence[str] = ("ctr", "ctcvr"),
+        parents: Sequence[int] | None = None,
+        activation: str = "prelu",
+        norm: str | None = None,
+        norm_after_activation: bool = True,
+        norm_eps: float = 1e-3,
+        input_norm: bool = False,
+        feature_residual: bool = True,
+        logit_residual: bool = True,
+        non_increasing: bool = False,
+        fusion: Fusion | None = None,
+        conditional: bool = False,
+        precision: str = "float32",
+        recompute: bool | None = None,
+        backend: str | None = None,
+    ) -> None:
+        check_layer_settings(activation, norm)
+        parents = chain(len(tasks)) if parents is None else tuple(parents)
+        if len(parents) != len(tasks):
+            raise ValueError(f"parents must be one a task ({len(tasks)}), got {len(parents)}")
+        plan = Plan(
+            in_features,
+            tuple(hidden),
+            parents,
+            "prelu" if activation == "leaky_relu" else activation,
+            feature_residual,
+            logit_residual,
+            non_increasing,
+            affine=norm == "batch" and norm_after_activation,
+            head="conditional" if conditional else "residual",
+            precision=precision,
+        )
+
+        def layer(inputs: int, width: int) -> TowerLayer:
+            return make_layer(inputs, width, activation, norm, norm_after_activation, norm_eps)
+
+        widths = (in_features, *plan.hidden)
+        towers = [[layer(a, b) for a, b in pairwise(widths)] for _ in parents]
+        heads = [nn.Linear(widths[-1], 1) for _ in parents]
+        self._build(
+            plan, tasks, fusion, towers, heads, nn.BatchNorm1d(in_features, eps=norm_eps) if input_norm else None
+        )
+        self.recompute = recompute
+        self.backend = backend
+
+    def _build(
+        self,
+        plan: Plan,
+        tasks: Sequence[str],
+        fusion: Fusion | None,
+        towers: Iterable[Iterable[nn.Module]],
+        heads: Iterable[nn.Module],
+        input_norm: nn.BatchNorm1d | None,
+    ) -> None:
+        super().__init__(plan, tasks, Additive() if fusion is None else fusion)
+        self.input_norm = input_norm
+        self.towers = nn.ModuleList(nn.ModuleList(tower) for tower in towers)
+        self.heads = nn.ModuleList(heads)
+        # Training knows a BatchNorm before the activation, which scoring folds into the Linear, as affines too.
+        self.affine_plan = replace(plan, affine=True, precision="float32")
+        self._packed: Tensor | None = None
+        self._packed_from: tuple[Any, ...] = ()
+
+    @classmethod
+    def from_layers(
+        cls,
+        plan: Plan,
+        tasks: Sequence[str],
+        towers: Iterable[Iterable[TowerLayer]],
+        heads: Iterable[nn.Linear],
+        input_norm: nn.BatchNorm1d | None = None,
+        fusion: Fusion | None = None,
+    ) -> ResFlow:
+        """A ranker around existing layers, which it shares (see :func:`resflow_kernels.fuse`)."""
+        model = cls.__new__(cls)
+        model._build(plan, tasks, fusion, towers, heads, input_norm)
+        return model
+
+    def forward(self, x: Tensor, weights: Tensor | None = None, weights_per: str = "call") -> Scores:
+        """Score candidates.
+
+        Args:
+            x: ``[B, D]`` float32.
+            weights: fusion weights for this call instead of the model's own: ``[K]``, or ``[B, K]`` with
+                ``weights_per="candidate"`` (``K + 1`` values for :class:`ExpectedValue`).
+            weights_per: ``"call"`` or ``"candidate"``.
+
+        Returns:
+            :class:`Scores`: logits ``[B, K]``, probs ``[B, K]``, score ``[B]``.
+
+        Raises:
+            ValueError: an input of the wrong shape, dtype or device; the message names it.
+        """
+        if not self._use_fused(x):
+            return super().forward(x, weights, weights_per)
+        fusion = self._fusion(weights, weights_per)
+        return ops.dense_scores(side_by_side(x), self._packed_weights(), self.plan, *fusion, backend=self.backend)
+
+    def forward_requests(
+        self, user: Tensor, item: Tensor, offsets: Tensor, weights: Tensor | None = None, weights_per: str = "call"
+    ) -> Scores:
+        """Score the candidates of requests: one user row, many items; the user's part is computed once.
+
+        Args:
+            user: ``[R, Du]`` float32, one row a request.
+            item: ``[N, Di]`` float32, the candidates of all requests one after another; ``Du + Di = D``.
+            offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
+            weights: as in :meth:`forward`, also ``[R, K]`` with ``weights_per="request"``.
+
+        Returns:
+            :class:`Scores` of the ``N`` candidates, to the bit those of :meth:`forward` on the joined rows.
+        """
+        if not self._use_fused(user, item, form="request"):
+            return super().forward_requests(user, item, offsets, weights, weights_per)
+        fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
+        rows = (side_by_side(user), side_by_side(item), offsets)
+        return ops.request_scores(*rows, packed, self.plan, *fusion, backend=self.backend)
+
+    def top_k(
+        self, x: Tensor, k: int, offsets: Tensor | None = None, weights: Tensor | None = None, weights_per: str = "call"
+    ) -> TopK:
+        """The ``k`` best candidates of each request, without their scores in memory.
+
+        Args:
+            x: ``[B, D]`` float32.
+            k: how many, at least 1.
+            offsets: ``[R + 1]`` int64; ``None``: all rows are one request.
+
+        Returns:
+            :class:`TopK`: scores ``[R, k]`` and positions ``[R, k]`` within the request. Equal scores stand by
+            lower position, NaN after every number; a request with fewer than ``k`` candidates is filled up with
+            score NaN and position -1.
+        """
+        if not self._use_fused(x):
+            return super().top_k(x, k, offsets, weights, weights_per)
+        offsets = one_request(x) if offsets is None else offsets
+        fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
+        return ops.dense_topk(side_by_side(x), offsets, packed, self.plan, *fusion, k, backend=self.backend)
+
+    def top_k_requests(
+        self,
+        user: Tensor,
+        item: Tensor,
+        offsets: Tensor,
+        k: int,
+        weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> TopK:
+        """:meth:`top_k` of the request form; arguments as in :meth:`forward_requests`."""
+        if not self._use_fused(user, item, form="request"):
+            return super().top_k_requests(user, item, offsets, k, weights, weights_per)
+        fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
+        rows = (side_by_side(user), side_by_side(item), offsets)
+        return ops.request_topk(*rows, packed, self.plan, *fusion, k, backend=self.backend)
+
+    def packed(self, precision: str | None = None) -> PackedResFlow:
+        """This model with its weights packed once and for all: the form for export and for serving.
+
+        Args:
+            precision: another than the model's own.
+        """
+        plan = self.plan if precision is None else replace(self.plan, precision=precision)
+        with torch.no_grad():
+            packed = ops.pack_towers(self.canonical_weights(), plan)
+        fusion = type(self.fusion)(tuple(self.fusion_weights.tolist()))
+        return PackedResFlow(plan, self.tasks, fusion, packed, self.backend).eval()
+
+    def canonical_weights(self) -> list[Tensor]:
+        """Float32 weights as ``Plan.weight_shapes`` lists them, BatchNorms folded in in float64.
+
+        Raises:
+            ValueError: a layer that does more than its weights say (hooks, a forward of its own, another activation).
+        """
+        reason = training.altered(self)
+        if reason is not None:
+            raise ValueError(
+                f"ResFlow: layers must be as they were made to have canonical weights, got a model where {reason}"
+            )
+        input_affine = None if self.input_norm is None else norm_affine(self.input_norm)
+        weights: list[Tensor] = []
+        for tower, head in zip(self._tower_layers(), self._head_layers(), strict=True):
+            for level, layer in enumerate(tower):
+                weights += layer.canonical_weights(self.plan.affine, input_affine if level == 0 else None)
+            weight = head.weight.double().T
+            weights += [weight[:, 0], linear_bias(head, weight)]
+        return [weight.float().contiguous() for weight in weights]
+
+    def _tower_layers(self) -> list[list[TowerLayer]]:
+        return [cast("list[TowerLayer]", list(cast(nn.ModuleList, tower))) for tower in self.towers]
+
+    def _head_layers(self) -> list[nn.Linear]:
+        return cast("list[nn.Linear]", list(self.heads))
+
+    def _reference_logits(self, x: Tensor) -> Tensor:
+        if self.input_norm is not None:
+            x = self.input_norm(x)
+
+        def squeezed(head: nn.Module) -> reference.Layer:
+            return lambda hidden: head(hidden).squeeze(-1)
+
+        heads = [squeezed(head) for head in self._head_layers()]
+        return reference.tower_logits(x, self._tower_layers(), heads, self.plan)
+
+    def _use_fused(self, *inputs: Tensor, form: str = "dense") -> bool:
+        """Whether this call goes to the scoring ops; where it cannot though the user would expect it, say why once."""
+        if self.training or self._needs_gradient(inputs):
+            return False
+        device, precision = self._device(), self.plan.precision
+        # The feature form has no choice of backends.
+        backend = device if form == "feature" else backends.decide_quickly(device, self.plan, form, self.backend)
+        named = None if form == "feature" else backends.named(self.backend)
+        if backend == "reference" and named:
+            return False
+        if backend == "triton":
+            unavailable, imprecise = None, ops.why_imprecise("cuda", precision)
+        else:
+            unavailable, imprecise = ops.why_unavailable(device), ops.why_imprecise(device, precision)
+        if unavailable is None and imprecise is not None:
+            _warn_once(f"ResFlow scores in float32: {imprecise}")
+            return False
+        reason = self._obstacle(unavailable) or training.altered(self)
+        if reason is not None:
+            if named:
+                raise ValueError(f"ResFlow: backend must be one that serves this model, got {named!r}: {reason}")
+            _warn_once(f"ResFlow scores with the slow PyTorch reference: {reason}")
+        return reason is None
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits ``[B, K]`` with gradients: by the training ops, or where they cannot by the reference."""
+        reason = self._obstacle(ops.why_untrainable(self._device())) or training.obstacle(self)
+        if reason is None:
+            return training.logits(self, x)
+        if self.training or self._needs_gradient((x,)):  # else it scores, of which _use_fused has spoken
+            _warn_once(f"ResFlow trains with the slow PyTorch reference: {reason}")
+        return self._reference_logits(x)
+
+    def _own_rows(self, argument: str, x: Tensor) -> Tensor:
+        """Rows in the model's dtype: bfloat16 ones, and autocast's, are taken by a float32 model too."""
+        wanted = self._head_layers()[0].weight.dtype
+        if wanted == torch.float32 and x.dtype in (torch.bfloat16, torch.float16):
+            return x.float()
+        checks.dtype("ResFlow", argument, x, wanted)
+        return x
+
+    def _needs_gradient(self, inputs: Sequence[Tensor]) -> bool:
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *self.parameters()))
+
+    def _obstacle(self, of_device: str | None) -> str | None:
+        """Why no op serves this model, given whether any does on its device; ``None`` if they do."""
+        dtype = self._head_layers()[0].weight.dtype
+        if dtype != torch.float32:
+            return f"the fused ops take float32 models, this one is {dtype}"
+        return of_device
+
+    def _device(self) -> str:
+        return self._head_layers()[0].weight.device.type
+
+    def _packed_weights(self) -> Tensor:
+        """The packed weights of the current parameters.
+
+        Repacked whenever a parameter or statistic was replaced or written to (its version counter tells).
+        A compiler cannot see that, so in its graphs packing is an op of its own; :meth:`packed` avoids it.
+        """
+        if torch.compiler.is_compiling():
+            return ops.pack_towers(self.canonical_weights(), self.plan)
+        sources = [*self.parameters(), *self.buffers()]
+        if any(tensor.is_inference() for tensor in sources):  # these have no version counter
+            return ops.pack_towers(self.canonical_weights(), self.plan)
+        state = (*map(id, sources), *map(_version, sources), *map(_pointer, sources))
+        if self._packed is None or state != self._packed_from:
+            with torch.inference_mode(False), torch.no_grad():
+                self._packed = ops.pack_towers(self.canonical_weights(), self.plan)
+            self._packed_from = state
+        return self._packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles repack for themselves: ids and versions mean nothing elsewhere."""
+        return {**self.__dict__, "_packed": None, "_packed_from": ()}
+
+
+def NSE(*args: Any, **settings: Any) -> ResFlow:
+    """The paper's baseline, naive shared embedding: :class:`ResFlow` without either residual."""
+    return ResFlow(*args, **{"feature_residual": False, "logit_residual": False, **settings})
+
+
+def ESMM(*args: Any, **settings: Any) -> ResFlow:
+    """ESMM (SIGIR 2018): conditional towers, ``p_k = p_parent(k) * sigmoid(r_k)``, no residuals."""
+    return ResFlow(*args, **{"feature_residual": False, "logit_residual": False, "conditional": True, **settings})
+
+
+_version = attrgetter("_version")
+_pointer = Tensor.data_ptr
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, stacklevel=4)
