@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..contract import FUSIONS, GPU_PRECISIONS, PLAN_LIMITS, PRECISIONS, WEIGHTS_PER, complaint
+from ..contract import FUSIONS, GPU_PRECISIONS, PLAN_LIMITS, PRECISIONS, WEIGHTS_PER, error_message
 from .fusion import weight_count
 from .plan import Plan
 
@@ -35,7 +35,7 @@ def row_dtypes(device: str) -> tuple[torch.dtype, ...]:
 
 def _require(holds: bool, op: str, argument: str, expected: str, got: object, *details: object) -> None:
     if not holds:
-        raise ValueError(complaint(op, argument, expected, _text(got), *details))
+        raise ValueError(error_message(op, argument, expected, _text(got), *details))
 
 
 def _text(got: object) -> object:
