@@ -13,12 +13,12 @@ from strategies import fusions, seeds
 from torch import Tensor
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import FUSIONS, PRECISIONS
+from resflow_kernels.contract import FUSIONS, PRECISIONS, WEIGHTS_PER
 from resflow_kernels.core.fusion import weight_count
 from resflow_kernels.reference import Scores, twin
 from resflow_kernels.testing import assert_exact
 
-CALL, REQUEST, CANDIDATE = range(3)
+CALL, REQUEST, CANDIDATE = "call", "request", "candidate"
 
 # A table's values are what they are; a user's in int8 lie at a rounding's edge now and then.
 BUDGET = {"float32": "float32", "bfloat16": "float32", "int8": "int8"}
@@ -44,8 +44,8 @@ class Case:
     items: int
     requests: int
     element: str = "float32"
-    fusion: int = 0
-    per: int = CALL
+    fusion: str = "additive"
+    per: str = CALL
     seed: int = 0
     non_increasing: bool = False
     generator: torch.Generator = field(init=False)
@@ -90,9 +90,9 @@ class Case:
     width=widths,
     items=counts,
     requests=st.integers(0, 9),
-    element=elements,
+    dtype=elements,
     fusion=fusions,
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     non_increasing=st.booleans(),
     seed=seeds,
 )
@@ -105,8 +105,8 @@ def test_scores_are_exact(
     items: int,
     requests: int,
     element: str,
-    fusion: int,
-    per: int,
+    fusion: str,
+    per: str,
     non_increasing: bool,
     seed: int,
 ) -> None:
@@ -121,7 +121,7 @@ def test_scores_are_exact(
     assert_exact(case.listed(), exact, weights, BUDGET[element])
 
 
-@given(tasks=tasks_of, width=widths, items=counts, element=elements, seed=seeds)
+@given(tasks=tasks_of, width=widths, items=counts, dtype=elements, seed=seeds)
 def test_tables_are_near_their_vectors(tasks: int, width: int, items: int, element: str, seed: int) -> None:
     case = Case(tasks, width, items, 1, element, seed=seed)
     vectors = case.vectors.double().reshape(items, tasks, width)
@@ -139,7 +139,7 @@ def test_tables_are_near_their_vectors(tasks: int, width: int, items: int, eleme
     width=st.integers(1, 70),
     items=counts,
     requests=st.integers(0, 20),
-    element=elements,
+    dtype=elements,
     k=st.sampled_from([1, 2, 7, 100]),
     seed=seeds,
 )
@@ -183,9 +183,7 @@ def test_topk_of_many_tiles_and_threads(element: str, threads: int) -> None:
         torch.set_num_threads(before)
 
 
-@given(
-    tasks=tasks_of, width=widths, items=st.integers(1, 200), requests=st.integers(1, 5), element=elements, seed=seeds
-)
+@given(tasks=tasks_of, width=widths, items=st.integers(1, 200), requests=st.integers(1, 5), dtype=elements, seed=seeds)
 def test_batch_invariance(tasks: int, width: int, items: int, requests: int, element: str, seed: int) -> None:
     """The same bits from the stream and from lists, shuffled, alone, and from a part of the table or of the users."""
     case = Case(tasks, width, items, requests, element, 1, CALL, seed)
@@ -206,10 +204,10 @@ def test_batch_invariance(tasks: int, width: int, items: int, requests: int, ele
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("fusion", range(len(FUSIONS)))
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("element", PRECISIONS)
 @pytest.mark.parametrize("width", [5, 16, 64, 67])
-def test_isolation(width: int, element: str, fusion: int, poison: float) -> None:
+def test_isolation(width: int, element: str, fusion: str, poison: float) -> None:
     """A poisoned item leaves its neighbours' bits alone, and a NaN reaches its own outputs; so does a user."""
     case = Case(3, width, 50, 2, element, fusion)
     case.parents = [-1, 0, 1]

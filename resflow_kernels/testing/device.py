@@ -41,7 +41,7 @@ class Device:
     def why_missing(name: str) -> str | None:
         """Why there is no such device here; ``None`` if there is."""
         if name == "cuda":
-            return ops.why_unavailable("cuda")
+            return ops.unsupported_reason("cuda")
         if name == "triton":
             installed = backends.installed()
             return installed.triton and installed.triton_interpreter

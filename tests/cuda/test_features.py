@@ -29,7 +29,7 @@ def columns(features: list[tuple[int, str, bool]]) -> tuple[list[int], list[str]
 
 @given(plan=gpu_plans(), features=features, batch=gpu_batches, fusion=fusions, seed=seeds)
 def test_scores_are_those_of_pooled_rows(
-    device: Device, plan: object, features: list[tuple[int, str, bool]], batch: int, fusion: int, seed: int
+    device: Device, plan: object, features: list[tuple[int, str, bool]], batch: int, fusion: str, seed: int
 ) -> None:
     case = make_features(device, plan, *columns(features), batch, seed)
     weights, per = fusion_weights(case.plan, fusion, batch, case.generator), WEIGHTS_PER.index("candidate")
@@ -46,7 +46,7 @@ def test_scores_are_those_of_pooled_rows(
     features=features,
     batch=gpu_batches,
     requests=st.integers(1, 4),
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     k=st.sampled_from([1, 7, 100]),
     seed=seeds,
 )
@@ -56,7 +56,7 @@ def test_requests_have_the_bits_of_the_request_form(
     features: list[tuple[int, str, bool]],
     batch: int,
     requests: int,
-    per: int,
+    per: str,
     k: int,
     seed: int,
 ) -> None:
@@ -87,7 +87,7 @@ def test_topk_is_that_of_the_scores(
 ) -> None:
     case = make_features(device, plan, *columns(features), batch, seed)
     offsets = random_offsets(batch, requests, case.generator)
-    settings = (case.packed, case.plan, case.fusion_weights, 0, 0)
+    settings = (case.packed, case.plan, case.fusion_weights, "additive", "call")
     best = device.feature_topk(case.ids, offsets, case.tables, *settings, 5)
     assert same_bits(best, reference.topk(case.run().score, offsets, 5))
 

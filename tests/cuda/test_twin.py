@@ -13,6 +13,7 @@ from test_twin_ops import BUDGET, CALL, CANDIDATE, REQUEST, elements, same_bits
 
 from resflow_kernels import ops, reference
 from resflow_kernels.contract import PRECISIONS as ELEMENTS
+from resflow_kernels.contract import WEIGHTS_PER
 from resflow_kernels.reference import twin
 from resflow_kernels.testing import assert_exact
 from resflow_kernels.testing.device import Device
@@ -27,9 +28,9 @@ counts = st.one_of(st.integers(0, 20), st.sampled_from([33, 64, 65, 130]))
     width=widths,
     items=counts,
     requests=st.integers(0, 9),
-    element=elements,
+    dtype=elements,
     fusion=fusions,
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     non_increasing=st.booleans(),
     seed=seeds,
 )
@@ -43,8 +44,8 @@ def test_scores_are_exact(
     items: int,
     requests: int,
     element: str,
-    fusion: int,
-    per: int,
+    fusion: str,
+    per: str,
     non_increasing: bool,
     seed: int,
 ) -> None:
@@ -59,7 +60,7 @@ def test_scores_are_exact(
     assert_exact(case.listed(), exact, weights, BUDGET[element])
 
 
-@given(tasks=tasks_of, width=widths, items=counts, element=elements, seed=seeds)
+@given(tasks=tasks_of, width=widths, items=counts, dtype=elements, seed=seeds)
 def test_tables_are_the_cpus(device: Device, tasks: int, width: int, items: int, element: str, seed: int) -> None:
     """Rounding is defined to the bit, so a table may be built on either device."""
     case = make_twins(device, tasks, width, items, 1, element, seed=seed)
@@ -72,7 +73,7 @@ def test_tables_are_the_cpus(device: Device, tasks: int, width: int, items: int,
     width=st.integers(1, 40),
     items=counts,
     requests=st.integers(0, 9),
-    element=elements,
+    dtype=elements,
     k=st.sampled_from([1, 7, 100]),
     seed=seeds,
 )

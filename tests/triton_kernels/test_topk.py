@@ -32,7 +32,7 @@ def test_best_are_those_of_the_scores(device: Device, count: int, requests: int,
 
 
 @pytest.mark.parametrize("per", [0, 1, 2])
-def test_of_the_forms(device: Device, per: int) -> None:
+def test_of_the_forms(device: Device, per: str) -> None:
     case = make_towers(device, TINY, 40)
     offsets = torch.tensor([0, 3, 3, 25, 40])
     weights = torch.rand({0: (2,), 1: (4, 2), 2: (40, 2)}[per], generator=case.generator)

@@ -275,11 +275,14 @@ print("trained", "resflow_kernels.triton.training.passes" in __import__("sys").m
 REGISTERED = """
 import torch
 torch.cuda.device_count = lambda: 1  # as where there is a GPU
-from resflow_kernels import _library, _training_ops, ops
+from resflow_kernels import ops
+from resflow_kernels.contract import TRAINING_OPS
+from resflow_kernels.ops import library
 has = torch._C._dispatch_has_kernel_for_dispatch_key
-print(ops.why_untrainable("cuda"), all(has(f"resflow::{name}", "CUDA") for name in _training_ops.TRAINING_OPS))
-if ops.why_untrainable("cuda") is None:
-    _library.implement({"train_forward": None}, "CUDA")  # what is there stays
+reason = ops.unsupported_reason("cuda", training=True)
+print(reason, all(has(f"resflow::{name}", "CUDA") for name in TRAINING_OPS))
+if reason is None:
+    library.implement({"train_forward": None}, "CUDA")  # what is there stays
 """
 
 
