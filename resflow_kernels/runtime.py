@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import _build
 from ._embedding import Encoded, looked_up
 from .bundle import Bundle, weights_digest
 from .bundle import load as load_bundle
@@ -67,8 +68,7 @@ def compiled() -> ModuleType:
         return import_module("resflow_kernels._runtime")
     except ImportError as error:
         raise ImportError(
-            "resflow_kernels' compiled library cannot be loaded: build it with `make build` in a checkout, or install "
-            f"the package with `pip install --no-build-isolation .` ({error})"
+            f"resflow_kernels' compiled library cannot be loaded: {_build.why_no_runtime()} ({error})"
         ) from error
 
 

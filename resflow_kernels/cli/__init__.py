@@ -37,6 +37,6 @@ def main() -> None:
     """Entry point of the console script ``resflow``."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        print(f"resflow: needs {', '.join(missing)}: pip install 'resflow-kernels[cli]'", file=sys.stderr)
+        print(f"resflow: needs {', '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
         raise SystemExit(2)
     build_app()(prog_name="resflow")

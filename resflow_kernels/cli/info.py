@@ -116,10 +116,10 @@ def _gpu(properties: Any) -> dict[str, Any]:
 
 def _cuda(gpus: list[dict[str, Any]]) -> dict[str, Any]:
     """The GPU kernels: whether they were built, by what and for what, and whether they are loaded."""
-    from .. import _library, ops
+    from .. import _build, _library, ops
 
     built = _library.CUDA_LIBRARY.exists()
-    facts = _library.build_facts() if built else {}
+    facts = _build.facts() if built else {}
     loaded, text = ops.cuda_status()
     return {
         "built": built,
