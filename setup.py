@@ -75,13 +75,15 @@ def compiler_problem() -> str | None:
     return None
 
 
-def problems(without: set[str]) -> Iterator[str | None]:
-    """What is missing to build, each with what to do about it."""
+def tool_problems() -> Iterator[str | None]:
     if find_cmake() is None:
         yield "CMake 3.25 or newer is missing: pip install 'cmake>=3.25'"
     if not any(map(shutil.which, ("make", "ninja"))) and "CMAKE_GENERATOR" not in os.environ:
         yield "make is missing, and so is ninja: pip install ninja"
     yield compiler_problem()
+
+
+def package_problems(without: set[str]) -> Iterator[str | None]:
     for part, package, least in (("torch", "torch", "2.10"), ("numpy", "pybind11", "2.13")):
         problem = None if part in without else package_problem(package, least)
         yield problem and f"{problem}, or build without {PARTS[part]}: RESFLOW_WITHOUT={part}"
@@ -95,11 +97,14 @@ def asked_without() -> set[str]:
 
 
 def check() -> None:
-    """Before anything is built, so that a reason is not below pages of other output."""
+    """Before anything is built or downloaded, so that the reason is not below pages of other output."""
+    asked = set(sys.argv)
     # Older ones do not know pyproject.toml's form of a licence, and say so in thirty lines.
     found = [package_problem("setuptools", "77")]
-    if COMPILING & set(sys.argv):
-        found += problems(asked_without())
+    if asked & {*COMPILING, "dist_info"}:  # which pip calls first, before it downloads what the package needs
+        found += package_problems(asked_without())
+    if asked & COMPILING:
+        found += tool_problems()
     reasons = [reason for reason in found if reason]
     if reasons:
         refuse(reasons)
@@ -142,7 +147,11 @@ class CMakeBuild(build_ext):
 def call(command: list[str]) -> None:
     """A command whose output goes straight on, and whose own words are the error's: no traceback below them."""
     sys.stdout.flush()
-    code = subprocess.run(command).returncode
+    # A make that runs this one has nothing to say to the makes below, which would tell of each folder they enter.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
+    code = subprocess.run(command, env=environment).returncode
     if code != 0:
         raise SystemExit(f"resflow-kernels: {Path(command[0]).name} failed with exit code {code}; its reason is above")
 
