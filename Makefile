@@ -7,7 +7,8 @@
 # make gpu          on a machine with an NVIDIA GPU: build, tests, sanitizer and benchmarks within 9 minutes, without
 #                   network; PYTHON needs torch (a CUDA build) and NumPy, PATH nvcc and CMake:
 #                   bench/results/gpu-<name>.md, and with OUT=folder the report and the logs there too
-# make test-matrix  the wheel, built once, tested with the oldest torch, the usual and the newest: gigabytes of downloads
+# make test-matrix  the wheel, built once, tested with the oldest torch, the usual and the newest that pip finds:
+#                   gigabytes of downloads
 # make clean        deletes what was compiled and what the example wrote; .venv stays
 # make help         this list
 #
@@ -28,7 +29,8 @@ given = $(or $($1),$(shell cat $(VENV)/settings $(VENV)/options 2>/dev/null | se
 GIVEN_PYTHON := $(call given,PYTHON)
 GIVEN_TORCH := $(call given,TORCH)
 PYTHON := $(or $(GIVEN_PYTHON),python3)
-TORCH := $(or $(GIVEN_TORCH),torch==2.13.0)
+USUAL := 2.13.0
+TORCH := $(or $(GIVEN_TORCH),torch==$(USUAL))
 export RESFLOW_CUDA := $(or $(call given,RESFLOW_CUDA),AUTO)
 # For a torch that brings no Triton.
 TRITON := triton==3.6.0
@@ -99,7 +101,7 @@ test: build
 	$(BIN)/python -m pytest -n auto --dist worksteal -q
 
 test-matrix: build
-	$(BIN)/python -m tools.matrix --folder "$(or $(MATRIX_FOLDER),build/matrix)" $(MATRIX)
+	$(BIN)/python -m tools.matrix --folder "$(or $(MATRIX_FOLDER),build/matrix)" $(or $(MATRIX),2.10.0 $(USUAL) newest)
 
 CPP := $(shell find csrc python tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
