@@ -277,7 +277,7 @@ def plot_surface(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plot_surface needs matplotlib: pip install 'resflow-kernels[plot]'") from error
+        raise ImportError("plot_surface needs matplotlib: pip install matplotlib") from error
     count = tuned.surface.shape[1] - 1
     _require(count in (2, 3), "tuned", "of two or three tasks", f"one of {count}")
     names = [f"task {task}" for task in range(count)] if tasks is None else list(tasks)

@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 import resflow_kernels
+from resflow_kernels.cli import build_app
 
 
 def run(*arguments: str, **environment: str) -> str:
@@ -27,6 +29,13 @@ def test_json_agrees_with_the_library() -> None:
     assert facts["runtime"]["isa"] == library.isa()
     assert facts["runtime"]["compiled"] == library.compiled_isas()
     assert facts["threads"] == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["-h"], ["score", "-h"]])
+def test_the_version_and_the_help_need_no_command(arguments: list[str]) -> None:
+    done = CliRunner().invoke(build_app(), arguments, env={"COLUMNS": "160"})
+    wanted = f"resflow-kernels {resflow_kernels.__version__}\n" if arguments == ["--version"] else "Usage: "
+    assert done.exit_code == 0 and wanted in done.output
 
 
 def test_isa_override_is_shown() -> None:

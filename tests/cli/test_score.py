@@ -281,4 +281,4 @@ def test_missing_extras_are_said_in_one_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "resflow: needs typer, rich: pip install 'resflow-kernels[cli]'\n"
+    assert done.stderr == "resflow: needs typer, rich: pip install typer rich\n"

@@ -155,6 +155,12 @@ def test_bad_input_ends_in_one_line(old: str, new: str, text: str, toml: Path) -
     assert text in result.output and len(result.output.strip().splitlines()) <= 3
 
 
+def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
+    done = run(tmp_path / "nope.toml")
+    assert done.exit_code == 2
+    assert done.stderr == f"resflow: {tmp_path / 'nope.toml'}: no such file or directory\n"
+
+
 def test_resume_needs_a_run(toml: Path) -> None:
     assert "must be the checkpoint to resume, got no file" in run(toml, "--resume").output
     change(toml, "checkpoint = ", "# ")

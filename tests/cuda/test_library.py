@@ -104,8 +104,8 @@ def test_without_a_gpu_it_is_not_loaded_and_nothing_fails() -> None:
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ({"cuda": None, "left_out": "no nvcc was found when it was built"}, "no nvcc was found when it was built"),
-        ({"cuda": None, "left_out": "RESFLOW_CUDA=OFF"}, "RESFLOW_CUDA=OFF"),
+        ({"cuda": None, "left_out": {"cuda": "no nvcc was found"}}, "no nvcc was found"),
+        ({"cuda": None, "left_out": {"cuda": "RESFLOW_CUDA=OFF"}}, "RESFLOW_CUDA=OFF"),
         (None, "_cuda.so is missing"),
     ],
 )
