@@ -41,7 +41,7 @@ def test_overhead(record: Callable[..., None]) -> None:
     encoded = plan.encoded
     ways: dict[str, Callable[[], list[float]]] = {
         "C++": lambda: _runtime.measure_dense_seconds(x, packed, alpha, encoded, 0, 1, CALLS),
-        "Scorer": lambda: _timed(lambda: scorer.scores(x)),
+        "Scorer": lambda: _timed(lambda: scorer.dense_scores(x)),
         "torch op": lambda: _timed(lambda: raw(rows, torch_packed, torch_alpha, encoded, 0, 0)),
         "ops.dense_scores": lambda: _timed(lambda: ops.dense_scores(rows, torch_packed, plan, torch_alpha)),
     }

@@ -87,7 +87,7 @@ class Checks:
                 held = table.double() * (scales.double()[:, None] if element == "int8" else 1.0)
                 held = held.reshape(40, plan.tasks, -1)[..., : plan.hidden[0]]
                 got = self.device.catalog_scores(user, ids, offsets, table, scales, packed, plan, weights)
-                inputs = (user.double(), held[ids], offsets, doubles, plan, weights.double(), 0, 0)
+                inputs = (user.double(), held[ids], offsets, doubles, plan, weights.double(), "additive", "call")
                 assert_exact(got, reference.catalog_scores(*inputs), weights, plan.precision)
 
     def features(self) -> None:

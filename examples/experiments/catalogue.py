@@ -56,5 +56,5 @@ def _probabilities(model: FeatureModel, requests: Requests) -> NDArray[np.float3
     users, items = model.embed(requests.user), model.embed(requests.item)
     offsets, towers = torch.tensor([0, len(items)]), cast(ResFlow, model.towers)
     # One user at a time: methods without fused ops join the rows, and those of several users are in no cache.
-    scored = [towers.forward_requests(user[None], items, offsets).probs for user in users]
+    scored = [towers.request_scores(user[None], items, offsets).probs for user in users]
     return torch.stack(scored).numpy()

@@ -73,7 +73,7 @@ def score(bundle: bundles.Bundle, days: Impressions, form: str, precision: str) 
     scorer = Scorer.from_bundle(bundle, precision=precision)
     match form:
         case "dense":
-            return scorer.scores(days.rows).probs
+            return scorer.dense_scores(days.rows).probs
         case "request":
             return scorer.request_scores(days.user, days.item, days.offsets).probs
         case "catalogue":

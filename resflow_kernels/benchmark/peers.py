@@ -116,7 +116,7 @@ class Resflow(Contestant):
 
     @classmethod
     def missing(cls) -> str | None:
-        return ops.why_unavailable("cpu")
+        return ops.unsupported_reason("cpu")
 
     def __init__(self, model: Model, threads: int) -> None:
         super().__init__(model, threads)
@@ -125,13 +125,13 @@ class Resflow(Contestant):
         self.alpha = torch.tensor(model.fusion.weights_for(model.plan.tasks), dtype=torch.float32)
 
     def dense(self, x: Floats) -> Call:
-        rows, code = torch.from_numpy(x), self.model.fusion.code
-        return lambda: ops.dense_scores(rows, self.packed, self.plan, self.alpha, code)
+        rows, kind = torch.from_numpy(x), self.model.fusion.kind
+        return lambda: ops.dense_scores(rows, self.packed, self.plan, self.alpha, kind)
 
     def split(self, requests: Requests) -> Call:
         user, item, offsets = map(torch.from_numpy, (requests.user, requests.item, requests.offsets))
-        code = self.model.fusion.code
-        return lambda: ops.request_scores(user, item, offsets, self.packed, self.plan, self.alpha, code)
+        kind = self.model.fusion.kind
+        return lambda: ops.request_scores(user, item, offsets, self.packed, self.plan, self.alpha, kind)
 
     @staticmethod
     def result(output: Any) -> tuple[Floats, Floats]:
@@ -292,7 +292,7 @@ def exact_scores(model: Model, x: Floats) -> tuple[NDArray[np.float64], NDArray[
     """The float64 reference's probabilities ``[B, K]`` and score ``[B]`` of rows ``[B, D]``."""
     weights = [torch.from_numpy(weight).double() for weight in model.weights]
     alpha = torch.tensor(model.fusion.weights_for(model.plan.tasks), dtype=torch.float64)
-    exact = reference.dense_scores(torch.from_numpy(x).double(), weights, model.plan, alpha, model.fusion.code, 0)
+    exact = reference.dense_scores(torch.from_numpy(x).double(), weights, model.plan, alpha, model.fusion.kind, "call")
     return exact.probs.numpy(), exact.score.numpy()
 
 

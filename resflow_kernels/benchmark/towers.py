@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import reference
-from ..contract import FUSIONS
 from ..core.fusion import Fusion
 from ..core.plan import Plan
 
@@ -41,7 +40,8 @@ class Towers(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.plan, self.fusion_code = plan, fusion.code
+        self.plan = plan
+        self.fusion_kind: str = fusion.kind
         left = iter([torch.as_tensor(weight) for weight in weights])
         firsts: list[dict[str, Tensor]] = []
         towers: list[list[nn.Module]] = []
@@ -79,9 +79,9 @@ class Towers(nn.Module):
         parts = first.split(self.plan.hidden[0], dim=1)
         logits = reference.tower_logits(parts, self.towers, self.heads, self.plan).float()  # type: ignore[arg-type]
         probs = torch.sigmoid(logits)
-        if FUSIONS[self.fusion_code] == "additive":
+        if self.fusion_kind == "additive":
             return probs, torch.mv(probs, self.fusion_weights)
-        return probs, reference.fuse(logits, self.fusion_weights, self.fusion_code)
+        return probs, reference.fuse(logits, self.fusion_weights, self.fusion_kind)
 
 
 class Split(nn.Module):

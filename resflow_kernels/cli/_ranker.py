@@ -24,10 +24,10 @@ class Ranker:
         self._table: Table | None = None
 
     def best(self, request: Embedded, k: int) -> TopK:
-        """The ``k`` best of a request's items; fewer items are filled up as :meth:`Scorer.top_k` does."""
+        """The ``k`` best of a request's items; fewer items are filled up as :meth:`Scorer.dense_topk` does."""
         if self._is_catalogue:
-            return self.scorer.top_k_catalog(request.user, self._all, [0, len(request.item)], self._rows(request), k)
-        return self.scorer.top_k_requests(request.user, request.item, [0, len(request.item)], k)
+            return self.scorer.catalog_topk(request.user, self._all, [0, len(request.item)], self._rows(request), k)
+        return self.scorer.request_topk(request.user, request.item, [0, len(request.item)], k)
 
     def probabilities(self, request: Embedded, positions: Indices) -> Floats:
         """Those of some of a request's items ``[n, K]``: the very bits that ranked them."""

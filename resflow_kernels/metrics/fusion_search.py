@@ -97,7 +97,7 @@ def tune_fusion(
     _require(all(0 <= one < math.inf for one in first) and any(first), "default", "not negative, one above 0", first)
 
     def measured(found: Weights) -> float:
-        score = reference.fuse(logits, logits.new_tensor(found), start.code)
+        score = reference.fuse(logits, logits.new_tensor(found), start.kind)
         return weighted_recall_at_k(score, weights, offsets, k)
 
     default_recall = measured(first)  # checks what is left to check

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,38 @@ CUDA_LIBRARY = Path(__file__).parents[1] / "_cuda.so"
 OLDEST_CAPABILITY = (8, 0)  # what cp.async and these mma shapes need
 _HOW_TO_BUILD = "build it with `make build` or `pip install --no-build-isolation .`"
 
+# The ops that every call of this package goes to.
+namespace: Any = torch.ops.resflow
+
 _python_library: torch.library.Library | None = None
 _status = (False, "not loaded yet")
 _cuda_status = (False, "not loaded yet")
+
+
+def call(op: str, *arguments: Any) -> Any:
+    """Call an op by its name.
+
+    Raises:
+        ValueError: input that the op refuses. PyTorch makes a ``ValueError`` of the kernels' exception up to 2.14, from
+            2.15 on a ``RuntimeError`` with the same text, which becomes a ``ValueError`` here.
+    """
+    try:
+        return getattr(namespace, op)(*arguments)
+    except RuntimeError as error:
+        if type(error) is RuntimeError and str(error).startswith(f"{op}: "):
+            raise ValueError(str(error)) from None
+        raise
+
+
+@contextmanager
+def use(other: Any) -> Iterator[None]:
+    """Send all calls to the ops of another namespace meanwhile, in all threads: for tests."""
+    global namespace
+    before, namespace = namespace, other
+    try:
+        yield
+    finally:
+        namespace = before
 
 
 def _defined() -> bool:
@@ -115,7 +145,7 @@ def too_old() -> str | None:
 
 @cache
 def _too_old() -> str | None:
-    capabilities = [torch.cuda.get_device_capability(at) for at in range(torch.cuda.device_count())]
+    capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
     if any(capability >= OLDEST_CAPABILITY for capability in capabilities):
         return None
     found = ", ".join(f"{major}.{minor}" for major, minor in capabilities)

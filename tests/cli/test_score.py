@@ -82,7 +82,7 @@ def test_catalogue_ranks_every_item_for_every_request(files: Any, out: Path) -> 
     item = scorer.embed_items(files.table.items)
     for request in range(files.table.users.num_rows):
         user = scorer.embed_users(files.table.users.slice(request, 1))
-        best = scorer.top_k_requests(user, item, [0, len(item)], 3)
+        best = scorer.request_topk(user, item, [0, len(item)], 3)
         own = table.slice(request * 3, 3)
         assert own["position"].to_pylist() == best.positions[0].tolist()
         assert own["score"].to_pylist() == pytest.approx(best.scores[0].tolist(), rel=1e-5)
@@ -95,7 +95,7 @@ def test_precision_is_that_of_the_scorer(files: Any, out: Path) -> None:
     scorer = Scorer.load(files.model, precision="int8")
     user, item = scorer.embed_users(files.table.users.slice(0, 1)), scorer.embed_items(files.table.items)
     table = scorer.catalog_rows(item, "float32")
-    best = scorer.top_k_catalog(user, np.arange(len(item)), [0, len(item)], table, 10)
+    best = scorer.catalog_topk(user, np.arange(len(item)), [0, len(item)], table, 10)
     assert pq.read_table(out)["score"].to_pylist()[:10] == best.scores[0].tolist()
     refused(invoke(files.model, files.users, "-o", out, "--precision", "int4"), "precision must be one of float32")
 

@@ -46,7 +46,7 @@ def test_the_bundle_has_the_aucs_that_were_printed(toml: Path) -> None:
     scorer = Scorer.load(toml.parent / "out/model.safetensors")
     test = pq.read_table(toml.parent / "test.parquet")
     x = np.concatenate([scorer.embed_users(test), scorer.embed_items(test)], axis=1)
-    logits, probs, score = scorer.scores(x)
+    logits, probs, score = scorer.dense_scores(x)
     np.testing.assert_allclose(score, probs @ np.array([1, 20]), rtol=1e-5)
     clicks = test["click"].to_numpy()
     for task, labels in enumerate((clicks, clicks * test["order"].to_numpy())):  # nested labels

@@ -201,7 +201,7 @@ def _module(op: str, arguments: dict[str, Any]) -> object:
 
     if op == DENSE:
         return model(ids(""))
-    return model.forward_requests(ids("user_"), ids("item_"), arguments["offsets"])
+    return model.request_scores(ids("user_"), ids("item_"), arguments["offsets"])
 
 
 @pytest.mark.parametrize("op", [DENSE, REQUEST, "feature_topk", "feature_request_topk"])

@@ -23,9 +23,15 @@ PRECISIONS = precisions_of("cuda")
 
 
 @given(plan=gpu_plans(), batch=gpu_batches, fusion=fusions, per=st.sampled_from([CALL, CANDIDATE]), seed=seeds)
-@example(plan=Plan(1, (1,), (-1,)), batch=1, fusion=0, per=CALL, seed=0)
-@example(plan=Plan(33, (64, 16), chain(16), "gelu", precision="bfloat16"), batch=49, fusion=2, per=CANDIDATE, seed=1)
-def test_scores_are_exact(device: Device, plan: Plan, batch: int, fusion: int, per: int, seed: int) -> None:
+@example(plan=Plan(1, (1,), (-1,)), batch=1, fusion="additive", per=CALL, seed=0)
+@example(
+    plan=Plan(33, (64, 16), chain(16), "gelu", precision="bfloat16"),
+    batch=49,
+    fusion="expected_value",
+    per=CANDIDATE,
+    seed=1,
+)
+def test_scores_are_exact(device: Device, plan: Plan, batch: int, fusion: str, per: str, seed: int) -> None:
     case = TowerCase(plan, batch, fusion, per, seed, ops=device)
     assert_exact(case.run(), case.exact(), case.fusion_weights, plan.precision)
 
@@ -61,7 +67,7 @@ def test_towers_of_128_and_64(
     activation: str,
     switches: tuple[bool, bool, bool],
     batch: int,
-    fusion: int,
+    fusion: str,
     precision: str,
     seed: int,
 ) -> None:

@@ -28,10 +28,10 @@ def columns(features: list[tuple[int, str, bool]]) -> tuple[list[int], list[str]
 
 @given(plan=gpu_plans(), features=features, batch=gpu_batches, fusion=fusions, seed=seeds)
 def test_scores_are_those_of_pooled_rows(
-    device: Device, plan: object, features: list[tuple[int, str, bool]], batch: int, fusion: int, seed: int
+    device: Device, plan: object, features: list[tuple[int, str, bool]], batch: int, fusion: str, seed: int
 ) -> None:
     case = FeatureCase(plan, *columns(features), batch, seed, ops=device)
-    weights, per = fusion_weights(case.plan, fusion, batch, case.generator), WEIGHTS_PER.index("candidate")
+    weights, per = fusion_weights(case.plan, fusion, batch, case.generator), "candidate"
     settings = (case.packed, case.plan, weights, fusion, per)
     got = device.feature_scores(case.ids, case.tables, *settings)
     assert same_bits(got, device.dense_scores(case.pooled(), *settings))
@@ -45,7 +45,7 @@ def test_scores_are_those_of_pooled_rows(
     features=features,
     batch=gpu_batches,
     requests=st.integers(1, 4),
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     k=st.sampled_from([1, 7, 100]),
     seed=seeds,
 )
@@ -55,7 +55,7 @@ def test_requests_have_the_bits_of_the_request_form(
     features: list[tuple[int, str, bool]],
     batch: int,
     requests: int,
-    per: int,
+    per: str,
     k: int,
     seed: int,
 ) -> None:
@@ -86,7 +86,7 @@ def test_topk_is_that_of_the_scores(
 ) -> None:
     case = FeatureCase(plan, *columns(features), batch, seed, ops=device)
     offsets = random_offsets(batch, requests, case.generator)
-    settings = (case.packed, case.plan, case.fusion_weights, 0, 0)
+    settings = (case.packed, case.plan, case.fusion_weights, "additive", "call")
     best = device.feature_topk(case.ids, offsets, case.tables, *settings, 5)
     assert same_bits(best, reference.topk(case.run().score, offsets, 5))
 

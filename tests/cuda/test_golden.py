@@ -24,7 +24,7 @@ def test_the_authors_outputs_are_reproduced(device: Device, file: str, precision
         thresholds = golden["percentiles"]
         fusion = ExpectedValue((5.0, *((thresholds[:-1] + thresholds[1:]) / 2)[:8], 93.0))
     packed = from_keras({n: a for n, a in golden.items() if n.startswith("w.")}, fusion).packed(precision)
-    settings = (packed.plan, packed.fusion_weights, packed.fusion.code)
+    settings = (packed.plan, packed.fusion_weights, packed.fusion.kind)
     scores = device.dense_scores(torch.from_numpy(golden["x"]), packed.packed_weights, *settings)
     logits = torch.from_numpy(golden["logits"])
     error = (scores.probs.double() - logits.double().sigmoid()).abs().max()

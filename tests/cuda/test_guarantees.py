@@ -27,7 +27,7 @@ NAN = float("nan")
 
 
 @given(plan=gpu_plans(), batch=st.integers(1, 70), fusion=fusions, seed=seeds)
-def test_batch_invariance(device: Device, plan: Plan, batch: int, fusion: int, seed: int) -> None:
+def test_batch_invariance(device: Device, plan: Plan, batch: int, fusion: str, seed: int) -> None:
     """The same bits shuffled, alone, and in pieces."""
     case = TowerCase(plan, batch, fusion, seed=seed, ops=device)
     whole = case.run()
@@ -82,7 +82,7 @@ def test_isolation(device: Device, activation: str, precision: str) -> None:
     for head in ("residual", "conditional"):
         switches = {"logit_residual": head == "residual", "non_increasing": head == "residual"}
         plan = Plan(7, (20, 5), (-1, 0, 1), activation, affine=True, head=head, precision=precision, **switches)
-        for fusion in range(len(FUSIONS)):
+        for fusion in FUSIONS:
             case = TowerCase(plan, 20, fusion, ops=device)
             clean, others = case.run(), torch.arange(20) != 17
             for poison in (NAN, float("inf"), float("-inf")):
@@ -93,8 +93,8 @@ def test_isolation(device: Device, activation: str, precision: str) -> None:
                 assert poison == poison or all(part[17].isnan().all() for part in got)
 
 
-@pytest.mark.parametrize("fusion", range(len(FUSIONS)))
-def test_nan_in_fusion_weights_reaches_the_score_alone(device: Device, fusion: int) -> None:
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_nan_in_fusion_weights_reaches_the_score_alone(device: Device, fusion: str) -> None:
     case = TowerCase(Plan(6, (8,), (-1, 0)), 30, fusion, CANDIDATE, ops=device)
     clean = case.run()
     case.fusion_weights[4, 1] = NAN
@@ -156,7 +156,9 @@ def test_offsets_that_make_no_sense_never_crash(device: Device, values: list[int
     ):
         assert best.positions.shape == (3, 4) and (best.positions >= -1).all() and (best.positions < 9).all()
     weights = torch.rand(3, 2)
-    assert device.request_scores(user, item, offsets, case.packed, plan, weights, 0, 1).score.shape == (9,)
+    assert device.request_scores(
+        user, item, offsets, case.packed, plan, weights, "additive", "request"
+    ).score.shape == (9,)
     assert not device.dense_scores(case.x, *rest).score.isnan().any()
 
 

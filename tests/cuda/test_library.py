@@ -83,7 +83,7 @@ def test_every_op_but_training_is_registered(shims: Path | None) -> None:
     assert json.loads(result.stdout) == {name: not name.startswith("train_") for name in OP_SCHEMAS}
 
 
-STATUS = "from resflow_kernels import ops; print(ops.why_unavailable('cuda'))"
+STATUS = "from resflow_kernels import ops; print(ops.unsupported_reason('cuda'))"
 
 
 def test_it_can_be_left_unloaded() -> None:
@@ -136,8 +136,11 @@ def test_gpus_that_are_too_old_are_named(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda at: capabilities[at])
     library._too_old.cache_clear()
     try:
-        assert ops.why_unavailable("cuda") == reason
-        assert ops.available("cuda", "float16") == (reason is None) and not ops.available("cuda", "int8")
+        assert ops.unsupported_reason("cuda") == reason
+        assert (
+            ops.unsupported_reason("cuda", "float16") is None == (reason is None)
+            and ops.unsupported_reason("cuda", "int8") is not None
+        )
     finally:
         library._too_old.cache_clear()
 
@@ -147,7 +150,7 @@ def test_compilers_can_trace_the_question(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(library, "_cuda_status", (True, "loaded"))
 
     def scored(x: torch.Tensor) -> torch.Tensor:
-        return x + 1 if ops.available("cuda") else x
+        return x + 1 if ops.unsupported_reason("cuda") is None else x
 
     compiled = torch.compile(scored, fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))

@@ -34,7 +34,7 @@ def test_best_are_those_of_the_scores(device: Device, batch: int, requests: int,
         x = x[torch.randint(0, max(len(x) // 4, 1), (len(x),), generator=case.generator)]
     x[torch.rand(len(x), generator=case.generator) < 0.1] = float("nan")
     offsets = random_offsets(len(x), requests, case.generator)
-    settings = (case.packed, TINY, case.fusion_weights, 0, 0)
+    settings = (case.packed, TINY, case.fusion_weights, "additive", "call")
     expected = reference.topk(device.dense_scores(x, *settings).score, offsets, k)
     assert same_bits(device.dense_topk(x, offsets, *settings, k), expected)
 
@@ -47,7 +47,7 @@ def test_best_are_those_of_the_scores(device: Device, batch: int, requests: int,
 def test_candidates_that_all_score_the_same(device: Device, value: float) -> None:
     case = TowerCase(TINY, 300, ops=device)
     x = torch.full_like(case.x, value)
-    settings = (case.packed, TINY, case.fusion_weights, 0, 0)
+    settings = (case.packed, TINY, case.fusion_weights, "additive", "call")
     best = device.dense_topk(x, torch.tensor([0, 300]), *settings, 40)
     score = device.dense_scores(x, *settings).score
     assert best.positions[0].tolist() == list(range(40))
@@ -58,7 +58,7 @@ def test_many_requests_and_long_ones(device: Device) -> None:
     if device.emulated:
         pytest.skip("emulated: takes minutes")
     case = TowerCase(TINY, 300_000, ops=device)
-    settings = (case.packed, TINY, case.fusion_weights, 0, 0)
+    settings = (case.packed, TINY, case.fusion_weights, "additive", "call")
     score = device.dense_scores(case.x, *settings).score
     for offsets in ([0, 300_000], [0, 1, 299_999, 300_000], [*range(0, 300_000, 97), 300_000]):
         cut = torch.tensor(offsets)

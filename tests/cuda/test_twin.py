@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from resflow_kernels import ops, reference
 from resflow_kernels.contract import PRECISIONS as ELEMENTS
+from resflow_kernels.contract import WEIGHTS_PER
 from resflow_kernels.reference import twin
 from resflow_kernels.testing import assert_exact
 from tests.support.cases import BUDGET, CALL, CANDIDATE, REQUEST, TwinCase
@@ -28,13 +29,13 @@ counts = st.one_of(st.integers(0, 20), st.sampled_from([33, 64, 65, 130]))
     requests=st.integers(0, 9),
     element=elements,
     fusion=fusions,
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     non_increasing=st.booleans(),
     seed=seeds,
 )
-@example(1, 1, 1, 1, "int8", 0, CALL, False, 0)
-@example(16, 130, 70, 9, "int8", 2, CANDIDATE, True, 1)
-@example(3, 64, 130, 2, "bfloat16", 1, REQUEST, False, 2)
+@example(1, 1, 1, 1, "int8", "additive", CALL, False, 0)
+@example(16, 130, 70, 9, "int8", "expected_value", CANDIDATE, True, 1)
+@example(3, 64, 130, 2, "bfloat16", "multiplicative", REQUEST, False, 2)
 def test_scores_are_exact(
     device: Device,
     tasks: int,
@@ -42,8 +43,8 @@ def test_scores_are_exact(
     items: int,
     requests: int,
     element: str,
-    fusion: int,
-    per: int,
+    fusion: str,
+    per: str,
     non_increasing: bool,
     seed: int,
 ) -> None:

@@ -55,7 +55,7 @@ def test_known_weights_are_recovered(form: str, best: tuple[float, ...]) -> None
     relative = (found / found[0]) / (torch.tensor(best) / best[0])
     assert ((relative > 0.7) & (relative < 1.4)).all(), found
     unseen = requests(best, form, seed=1)
-    score = reference.fuse(unseen[0], found, tuned.fusion.code)
+    score = reference.fuse(unseen[0], found, tuned.fusion.kind)
     assert metrics.weighted_recall_at_k(score, *unseen[1:], 8) > 0.96
 
 
@@ -127,7 +127,7 @@ def test_it_agrees_with_the_fusion_of_a_model(form: str) -> None:
     logits, feedback, offsets = requests((1.0, 5.0, 2.0), form)
     tuned = tune_fusion(logits.numpy(), feedback.numpy(), offsets.numpy(), 10, form, from_logits=True)
     weights = torch.tensor(tuned.fusion.weights_for(3), dtype=torch.float64)
-    score = reference.finish(logits.double(), weights, tuned.fusion.code).score
+    score = reference.finish(logits.double(), weights, tuned.fusion.kind).score
     assert tuned.wr_at_k == metrics.weighted_recall_at_k(score, feedback, offsets, 10)
     by_hand = {"additive": (logits.double().sigmoid() * weights).sum(1)}
     by_hand["multiplicative"] = (logits.double().sigmoid() ** weights).prod(1)

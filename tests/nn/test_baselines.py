@@ -185,12 +185,12 @@ def test_calls_of_requests_and_top_k_agree_with_the_dense_form(method: str) -> N
     joined = torch.cat((user.repeat_interleave(offsets.diff(), 0), item), 1)
     with torch.no_grad():
         dense = model(joined)
-        by_request = model.forward_requests(user, item, offsets)
+        by_request = model.request_scores(user, item, offsets)
         assert all(torch.equal(a, b) for a, b in zip(by_request, dense, strict=True))
-        for best in (model.top_k(joined, 3, offsets), model.top_k_requests(user, item, offsets, 3)):
+        for best in (model.dense_topk(joined, 3, offsets), model.request_topk(user, item, offsets, 3)):
             assert torch.equal(best.scores[2], dense.score[8:].sort(descending=True).values[:3])
             assert best.positions[1].tolist() == [-1, -1, -1]
-        assert torch.equal(model.top_k(joined, 1).scores[0], dense.score.max()[None])
+        assert torch.equal(model.dense_topk(joined, 1).scores[0], dense.score.max()[None])
 
 
 @pytest.mark.parametrize("method", BASELINES)

@@ -121,7 +121,7 @@ def test_bucket_values_are_the_authors() -> None:
         thresholds = known["percentiles"][:9]
     fusion = ExpectedValue(bucket_values(thresholds.tolist(), 5, 93))
     weights = torch.tensor(fusion.weights_for(9), dtype=torch.float64)
-    torch.testing.assert_close(reference.fuse(logits, weights, fusion.code), score, atol=0, rtol=1e-6)
+    torch.testing.assert_close(reference.fuse(logits, weights, fusion.kind), score, atol=0, rtol=1e-6)
     assert bucket_values([4.0], 1, 4) == (1, 4)
 
 
@@ -129,7 +129,7 @@ def test_a_perfect_progressive_model_gives_the_buckets_value() -> None:
     cuts = (2.0, 5.0, 9.0)
     fusion = ExpectedValue(bucket_values(cuts, 1, 12))
     labels = progressive_labels(torch.tensor([0.0, 3.0, 7.0, 30.0]), cuts)
-    score = reference.fuse(torch.logit(labels), torch.tensor(fusion.weights_for(3)), fusion.code)
+    score = reference.fuse(torch.logit(labels), torch.tensor(fusion.weights_for(3)), fusion.kind)
     assert score.tolist() == [1.0, 3.5, 7.0, 12.0]
 
 

@@ -53,12 +53,12 @@ def test_fused_scores_are_those_of_the_modules_own_layers(name: str) -> None:
     x = torch.randn(70, 24)
     user, item, offsets = torch.randn(3, 10), torch.randn(70, 14), torch.tensor([0, 20, 20, 70])
     with torch.no_grad():
-        got, by_request = model(x), model.forward_requests(user, item, offsets)
-        best = model.top_k_requests(user, item, offsets, 5)
+        got, by_request = model(x), model.request_scores(user, item, offsets)
+        best = model.request_topk(user, item, offsets, 5)
         joined = torch.cat((user.repeat_interleave(offsets.diff(), 0), item), 1)
         assert all(torch.equal(a, b) for a, b in zip(by_request, model(joined), strict=True))
         assert torch.equal(best.scores[2], by_request.score[20:].sort(descending=True).values[:5])
-        assert torch.equal(model.top_k(x, 1).scores[0], got.score.max()[None])
+        assert torch.equal(model.dense_topk(x, 1).scores[0], got.score.max()[None])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # float64 goes to the reference, and says so
             exact = model.double()(x.double())
@@ -83,12 +83,12 @@ def test_weights_of_a_call_a_request_and_a_candidate() -> None:
     model = make({"fusion": Additive((1, 20, 20))})
     user, item, offsets = torch.randn(2, 10), torch.randn(9, 14), torch.tensor([0, 4, 9])
     with torch.no_grad():
-        plain = model.forward_requests(user, item, offsets)
+        plain = model.request_scores(user, item, offsets)
         torch.testing.assert_close(plain.score, (plain.probs * torch.tensor([1.0, 20, 20])).sum(1))
         for per, rows in (("call", None), ("request", 2), ("candidate", 9)):
             weights = torch.rand(3) if rows is None else torch.rand(rows, 3)
             spread = weights.repeat_interleave(offsets.diff(), 0) if per == "request" else weights
-            got = model.forward_requests(user, item, offsets, weights, per)
+            got = model.request_scores(user, item, offsets, weights, per)
             torch.testing.assert_close(got.score, (got.probs * spread).sum(1))
         with pytest.raises(ValueError, match="weights_per must be one of call, request, candidate, got 'row'"):
             model(torch.randn(2, 24), torch.ones(3), "row")
@@ -233,14 +233,14 @@ def test_reference_serves_what_the_ops_do_not(monkeypatch: pytest.MonkeyPatch) -
     x = torch.randn(5, 24)
     with torch.no_grad():
         expected = model(x)
-        monkeypatch.setattr(resflow_nn.ops, "why_unavailable", lambda *_: "no library")
+        monkeypatch.setattr(resflow_nn.ops, "unsupported_reason", lambda *_: "no library")
         resflow_nn._warned.clear()
         with pytest.warns(UserWarning, match="scores with the slow PyTorch reference: no library") as said:
             got = model(x)
         assert len(said) == 1  # nothing about training
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    best: Tensor = model.top_k(x, 2).positions
+    best: Tensor = model.dense_topk(x, 2).positions
     assert best.shape == (1, 2)
 
 

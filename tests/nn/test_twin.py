@@ -29,11 +29,11 @@ def test_tables_serve_what_the_module_computes(element: str, parents: Any, non_i
     table = twin.build_table(items, element, batch=16)
     ids, offsets = torch.arange(40).repeat(3), torch.tensor([0, 40, 80, 120])
     expected = twin(users.repeat_interleave(40, 0), items.repeat(3, 1))
-    got = twin.score_ids(users, ids, offsets, table)
+    got = twin.twin_ids_scores(users, ids, offsets, table)
     torch.testing.assert_close(got.probs, expected.probs, atol=ROUNDING[element], rtol=0)
-    best = twin.top_k(users, table, 7)
+    best = twin.twin_topk(users, table, 7)
     assert torch.equal(best.positions, reference.topk(got.score, offsets, 7).positions)
-    assert torch.equal(twin.top_k_ids(users, ids, offsets, table, 7).positions, best.positions)
+    assert torch.equal(twin.twin_ids_topk(users, ids, offsets, table, 7).positions, best.positions)
     if non_increasing:
         for task, parent in enumerate(twin.parents):
             assert parent < 0 or (expected.probs[:, task] <= expected.probs[:, parent]).all()
@@ -47,7 +47,7 @@ def test_the_residuals_are_switches() -> None:
             twin = model(feature_residual=feature, logit_residual=logit)
             scores[feature, logit] = twin(user, item).logits
             table = twin.build_table(item, "float32")
-            served = twin.score_ids(user, torch.arange(30), torch.arange(31), table).logits
+            served = twin.twin_ids_scores(user, torch.arange(30), torch.arange(31), table).logits
             torch.testing.assert_close(served, scores[feature, logit], atol=1e-5, rtol=1e-5)
     # Without logit residual a task's logit is its own; the chain adds them up.
     torch.testing.assert_close(scores[True, True], scores[True, False].cumsum(1), atol=1e-5, rtol=1e-5)
@@ -67,13 +67,13 @@ def test_weights_of_requests_and_items() -> None:
     users, items = torch.randn(2, 7), torch.randn(30, 5)
     table = twin.build_table(items, "float32")
     price = torch.rand(30, 3)
-    best = twin.top_k(users, table, 30, price, "candidate")
+    best = twin.twin_topk(users, table, 30, price, "candidate")
     exact = twin(users.repeat_interleave(30, 0), items.repeat(2, 1), price.repeat(2, 1)).score.reshape(2, 30)
     torch.testing.assert_close(best.scores, exact.gather(1, best.positions), atol=1e-5, rtol=1e-5)
     weights = torch.tensor([[1.0, 0, 0], [0, 0, 5.0]])
-    each = twin.top_k(users, table, 3, weights, "request")
+    each = twin.twin_topk(users, table, 3, weights, "request")
     for request in range(2):
-        own = twin.top_k(users[request : request + 1], table, 3, weights[request])
+        own = twin.twin_topk(users[request : request + 1], table, 3, weights[request])
         assert torch.equal(own.positions[0], each.positions[request])
 
 
@@ -97,8 +97,8 @@ def test_bad_calls_are_named() -> None:
     table = twin.build_table(torch.randn(4, 5))
     assert isinstance(table, TwinTable) and table.rows.dtype == torch.int8
     with pytest.raises(ValueError, match="twin_topk: k must be at least 1, got 0"):
-        twin.top_k(torch.randn(1, 7), table, 0)
+        twin.twin_topk(torch.randn(1, 7), table, 0)
     with pytest.raises(ValueError, match="weights_per must be one of call, request, candidate, got 'item'"):
-        twin.top_k(torch.randn(1, 7), table, 1, torch.ones(3), "item")
+        twin.twin_topk(torch.randn(1, 7), table, 1, torch.ones(3), "item")
     with pytest.raises(ValueError, match="element must be one of float32, bfloat16, int8, got 'int4'"):
         twin.build_table(torch.randn(4, 5), "int4")

@@ -68,7 +68,7 @@ def test_a_backend_that_cannot_serve(
 @pytest.mark.parametrize("asked", ["cuda", "triton", "cpu", "reference"])
 def test_a_backend_that_serves(asked: str) -> None:
     device = "cpu" if asked in ("cpu", "reference") else "cuda"
-    assert choose(device, PLAN, "request", asked, ALL) == (asked, "asked for")
+    assert choose(device, PLAN, "request", asked, ALL) == (asked, "requested")
 
 
 def test_forms_triton_has_not() -> None:
@@ -158,7 +158,7 @@ print(backends.decide("cpu", model.plan, "dense"))
         environment = {**os.environ, "RESFLOW_BACKEND": name}
         return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
 
-    assert "backend='reference', reason='asked for'" in run("reference").stdout
+    assert "backend='reference', reason='requested'" in run("reference").stdout
     assert "ValueError: RESFLOW_BACKEND: backend must be one that serves this call, got 'cuda'" in run("cuda").stderr
     assert "RESFLOW_BACKEND: backend must be one of auto" in run("fast").stderr
 

@@ -44,9 +44,9 @@ def test_the_bits_of_pooling_and_the_dense_op(case: FeatureCase) -> None:
 
 
 @given(case=cases(), fusion=fusions)
-def test_feature_scores_are_exact(case: FeatureCase, fusion: int) -> None:
+def test_feature_scores_are_exact(case: FeatureCase, fusion: str) -> None:
     weights = fusion_weights(case.plan, fusion, len(case.ids.ids), case.generator)
-    per = WEIGHTS_PER.index("candidate")
+    per = "candidate"
     got = ops.feature_scores(case.ids, case.tables, case.packed, case.plan, weights, fusion, per)
     x, doubles = case.pooled(dtype=torch.float64), [weight.double() for weight in case.weights]
     exact = reference.dense_scores(x, doubles, case.plan, weights.double(), fusion, per)
@@ -64,9 +64,15 @@ def test_workloads_of_width_32(name: str, element: str) -> None:
     assert same_bits(case.run(), ops.dense_scores(case.pooled(), *arguments))
 
 
-@given(case=cases(), requests=st.integers(0, 5), fusion=fusions, per=st.integers(0, 2), k=st.sampled_from([1, 7]))
+@given(
+    case=cases(),
+    requests=st.integers(0, 5),
+    fusion=fusions,
+    per=st.sampled_from(WEIGHTS_PER),
+    k=st.sampled_from([1, 7]),
+)
 def test_requests_have_the_bits_of_the_request_form(
-    case: FeatureCase, requests: int, fusion: int, per: int, k: int
+    case: FeatureCase, requests: int, fusion: str, per: str, k: int
 ) -> None:
     users = int(case.draw(len(case.rows) + 1))
     batch = len(case.ids.ids) if requests else 0

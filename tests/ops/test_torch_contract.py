@@ -277,7 +277,7 @@ def test_the_reference_has_true_gradients() -> None:
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
 
     def scores(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        return tuple(reference.dense_scores(x, weights, plan, torch.ones(3).double(), 1, 0))
+        return tuple(reference.dense_scores(x, weights, plan, torch.ones(3).double(), "multiplicative", "call"))
 
     assert torch.autograd.gradcheck(scores, (x, *weights))
 

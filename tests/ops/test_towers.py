@@ -20,9 +20,9 @@ from tests.support.draws import batches, fusion_weights, fusions, plans, random_
 
 
 @given(plan=plans(), batch=batches, fusion=fusions, per=st.sampled_from([CALL, CANDIDATE]), seed=seeds)
-@example(plan=Plan(1, (1,), (-1,)), batch=1, fusion=0, per=CALL, seed=0)
-@example(plan=Plan(576, (128, 64), chain(16), "gelu"), batch=49, fusion=2, per=CANDIDATE, seed=1)
-def test_dense_scores_are_exact(plan: Plan, batch: int, fusion: int, per: int, seed: int) -> None:
+@example(plan=Plan(1, (1,), (-1,)), batch=1, fusion="additive", per=CALL, seed=0)
+@example(plan=Plan(576, (128, 64), chain(16), "gelu"), batch=49, fusion="expected_value", per=CANDIDATE, seed=1)
+def test_dense_scores_are_exact(plan: Plan, batch: int, fusion: str, per: str, seed: int) -> None:
     case = TowerCase(plan, batch, fusion, per, seed)
     assert_exact(case.run(), case.exact(), case.fusion_weights, plan.precision)
 
@@ -64,11 +64,11 @@ def test_activations_over_their_range(activation: str) -> None:
     batch=batches,
     requests=st.integers(1, 9),
     fusion=fusions,
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     seed=seeds,
 )
 def test_request_form_has_the_bits_of_the_dense_form(
-    plan: Plan, batch: int, requests: int, fusion: int, per: int, seed: int
+    plan: Plan, batch: int, requests: int, fusion: str, per: str, seed: int
 ) -> None:
     case = TowerCase(plan, batch, fusion, CALL, seed)
     split = int(torch.randint(0, plan.in_features + 1, (), generator=case.generator))
@@ -97,11 +97,11 @@ def test_request_form_has_the_bits_of_the_dense_form(
     requests=st.integers(1, 5),
     element=st.sampled_from(PRECISIONS),
     fusion=fusions,
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     seed=seeds,
 )
 def test_catalogue_form_is_exact(
-    plan: Plan, batch: int, requests: int, element: str, fusion: int, per: int, seed: int
+    plan: Plan, batch: int, requests: int, element: str, fusion: str, per: str, seed: int
 ) -> None:
     case = TowerCase(plan, 0, fusion, CALL, seed)
     split = int(torch.randint(0, plan.in_features + 1, (), generator=case.generator))
@@ -156,7 +156,7 @@ def test_topk_is_that_of_the_scores(plan: Plan, batch: int, requests: int, k: in
     if len(x):
         x[torch.rand(len(x), generator=case.generator) < 0.1] = float("nan")
     offsets = random_offsets(len(x), requests, case.generator)
-    arguments = (case.packed, plan, case.fusion_weights, 0, CALL)
+    arguments = (case.packed, plan, case.fusion_weights, "additive", CALL)
     expected = reference.topk(ops.dense_scores(x, *arguments).score, offsets, k)
     assert same_bits(ops.dense_topk(x, offsets, *arguments, k), expected)
 
@@ -188,7 +188,7 @@ def test_topk_of_requests_that_cross_chunks(threads: int) -> None:
 
 
 @given(plan=plans(max_tasks=4), batch=st.integers(1, 200), fusion=fusions, seed=seeds)
-def test_batch_invariance(plan: Plan, batch: int, fusion: int, seed: int) -> None:
+def test_batch_invariance(plan: Plan, batch: int, fusion: str, seed: int) -> None:
     """The same bits shuffled, alone, in pieces, and on any number of threads."""
     case = TowerCase(plan, batch, fusion, CALL, seed)
     whole = case.run()
@@ -206,11 +206,11 @@ def test_batch_invariance(plan: Plan, batch: int, fusion: int, seed: int) -> Non
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("fusion", range(len(FUSIONS)))
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("head", ["residual", "conditional"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_isolation(activation: str, fusion: int, head: str, poison: float, precision: str) -> None:
+def test_isolation(activation: str, fusion: str, head: str, poison: float, precision: str) -> None:
     """A poisoned candidate leaves its neighbours' bits alone, and a NaN reaches all its own outputs."""
     switches = {"logit_residual": head == "residual", "non_increasing": head == "residual"}
     plan = Plan(7, (20, 5), (-1, 0, 1), activation, affine=True, head=head, precision=precision, **switches)
@@ -233,8 +233,8 @@ def test_isolation(activation: str, fusion: int, head: str, poison: float, preci
         )
 
 
-@pytest.mark.parametrize("fusion", range(len(FUSIONS)))
-def test_nan_in_fusion_weights_reaches_the_score_alone(fusion: int) -> None:
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_nan_in_fusion_weights_reaches_the_score_alone(fusion: str) -> None:
     case = TowerCase(Plan(6, (8,), (-1, 0)), 30, fusion, CANDIDATE)
     clean = case.run()
     case.fusion_weights[4, 1] = float("nan")

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import FUSIONS, PRECISIONS
+from resflow_kernels.contract import FUSIONS, PRECISIONS, WEIGHTS_PER
 from resflow_kernels.reference import twin
 from resflow_kernels.testing import assert_exact
 from tests.support.cases import BUDGET, CALL, CANDIDATE, REQUEST, TwinCase
@@ -27,21 +27,21 @@ counts = st.one_of(st.integers(0, 20), st.sampled_from([31, 32, 33, 160, 300]))
     requests=st.integers(0, 9),
     element=elements,
     fusion=fusions,
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     non_increasing=st.booleans(),
     seed=seeds,
 )
-@example(1, 1, 1, 1, "int8", 0, CALL, False, 0)
-@example(16, 130, 300, 9, "int8", 2, CANDIDATE, True, 1)
-@example(3, 64, 300, 2, "bfloat16", 1, REQUEST, False, 2)
+@example(1, 1, 1, 1, "int8", "additive", CALL, False, 0)
+@example(16, 130, 300, 9, "int8", "expected_value", CANDIDATE, True, 1)
+@example(3, 64, 300, 2, "bfloat16", "multiplicative", REQUEST, False, 2)
 def test_scores_are_exact(
     tasks: int,
     width: int,
     items: int,
     requests: int,
     element: str,
-    fusion: int,
-    per: int,
+    fusion: str,
+    per: str,
     non_increasing: bool,
     seed: int,
 ) -> None:
@@ -123,7 +123,7 @@ def test_topk_of_many_tiles_and_threads(element: str, threads: int) -> None:
 )
 def test_batch_invariance(tasks: int, width: int, items: int, requests: int, element: str, seed: int) -> None:
     """The same bits from the stream and from lists, shuffled, alone, and from a part of the table or of the users."""
-    case = TwinCase(tasks, width, items, requests, element, 1, CALL, seed)
+    case = TwinCase(tasks, width, items, requests, element, "multiplicative", CALL, seed)
     whole = case.all()
     weights = case.weights(0)
     order = torch.randperm(items, generator=case.generator).repeat(requests)
@@ -141,10 +141,10 @@ def test_batch_invariance(tasks: int, width: int, items: int, requests: int, ele
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("fusion", range(len(FUSIONS)))
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("element", PRECISIONS)
 @pytest.mark.parametrize("width", [5, 16, 64, 67])
-def test_isolation(width: int, element: str, fusion: int, poison: float) -> None:
+def test_isolation(width: int, element: str, fusion: str, poison: float) -> None:
     """A poisoned item leaves its neighbours' bits alone, and a NaN reaches its own outputs; so does a user."""
     case = TwinCase(3, width, 50, 2, element, fusion)
     case.parents = [-1, 0, 1]
@@ -245,7 +245,7 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
 @pytest.mark.parametrize("element", PRECISIONS)
 def test_numpy_has_the_same_bits(element: str) -> None:
     runtime = pytest.importorskip("resflow_kernels._runtime")
-    case = TwinCase(3, 21, 90, 4, element, 2, REQUEST, non_increasing=True)
+    case = TwinCase(3, 21, 90, 4, element, "expected_value", REQUEST, non_increasing=True)
     table, scales = runtime.twin_rows(case.vectors.numpy(), 3, PRECISIONS.index(element), threads=2)
     assert torch.equal(torch.from_numpy(table).view(case.table.dtype), case.table)
     assert torch.equal(torch.from_numpy(scales), case.scales)

@@ -265,7 +265,7 @@ def test_save_model_scores_like_the_model(tmp_path: Path) -> None:
     x = torch.randn(20, 9, dtype=torch.float64)
     weights = [torch.from_numpy(weight).double() for weight in loaded.weights]
     fusion = torch.tensor(loaded.fusion.weights_for(3), dtype=torch.float64)
-    got = reference.dense_scores(x, weights, loaded.plan, fusion, loaded.fusion.code, 0)
+    got = reference.dense_scores(x, weights, loaded.plan, fusion, loaded.fusion.kind, 0)
     with torch.no_grad():
         expected = torch.sigmoid(model.double()._reference_logits(x))
     assert (got.probs - expected).abs().max() < 1e-6
@@ -284,5 +284,5 @@ def test_load_model_scores_like_the_bundle(path: Path) -> None:
         got = model.eval()(x)
     weights = [torch.from_numpy(weight).double() for weight in loaded.weights]
     fusion = torch.tensor(loaded.fusion.weights_for(3), dtype=torch.float64)
-    expected = reference.dense_scores(x.double(), weights, loaded.plan, fusion, loaded.fusion.code, 0)
+    expected = reference.dense_scores(x.double(), weights, loaded.plan, fusion, loaded.fusion.kind, 0)
     assert (got.probs.double() - expected.probs).abs().max() < 2e-6

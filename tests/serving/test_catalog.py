@@ -47,7 +47,7 @@ def test_scores_are_those_of_the_request_form(
     probs = scored(model, catalog, tmp_path)
     user = np.random.default_rng(1).standard_normal((2, USER)).astype(np.float32)
     with torch.no_grad():
-        exact = model.forward_requests(torch.from_numpy(user), torch.from_numpy(items), torch.tensor([0, 30, 70])).probs
+        exact = model.request_scores(torch.from_numpy(user), torch.from_numpy(items), torch.tensor([0, 30, 70])).probs
     np.testing.assert_allclose(probs, exact.numpy(), atol=bound)
     assert not np.array_equal(probs[:30], probs[30:60])
 
@@ -68,8 +68,8 @@ def test_torch_takes_the_mapped_table(model: ResFlow, items: np.ndarray, tmp_pat
     own = packed.catalog_rows(torch.from_numpy(items))
     assert torch.equal(table, own[0])
     user, ids, offsets = torch.randn(1, USER), torch.tensor([69, 0, 5]), torch.tensor([0, 3])
-    scores = packed.forward_catalog(user, ids, offsets, table, own[1])
-    best = packed.top_k_catalog(user, ids, offsets, table, own[1], 2)
+    scores = packed.catalog_scores(user, ids, offsets, table, own[1])
+    best = packed.catalog_topk(user, ids, offsets, table, own[1], 2)
     assert torch.equal(best.scores[0], scores.score.sort(descending=True).values[:2])
 
 
@@ -113,7 +113,7 @@ def test_a_scorer_refuses_another_models_catalogue(model: ResFlow, items: np.nda
     trained = ResFlow(USER + ITEM, (33, 10), ("click", "cart", "order"), norm="batch").eval()
     save_model(tmp_path / "trained", trained)
     with pytest.raises(CatalogError, match="must be built with the model's weights"):
-        Scorer.load(tmp_path / "trained").top_k_catalog(user, ids, offsets, catalog, 3)
+        Scorer.load(tmp_path / "trained").catalog_topk(user, ids, offsets, catalog, 3)
     bare = Scorer(scorer.plan, scorer.packed)
     with pytest.raises(ValueError, match="table must be a Table for a scorer that no bundle made"):
         bare.catalog_scores(user, ids, offsets, catalog)
@@ -169,7 +169,7 @@ def test_opening_and_scoring_need_no_torch(model: ResFlow, items: np.ndarray, tm
         "from resflow_kernels import Catalog, Scorer\n"
         "scorer, catalog = Scorer.load(sys.argv[1]), Catalog.open(sys.argv[2])\n"
         f"user = np.zeros((1, {USER}), np.float32)\n"
-        "best = scorer.top_k_catalog(user, np.arange(70), np.array([0, 70]), catalog.table, 5)\n"
+        "best = scorer.catalog_topk(user, np.arange(70), np.array([0, 70]), catalog.table, 5)\n"
         "assert best.positions.shape == (1, 5) and 'torch' not in sys.modules\n"
     )
     files = [str(tmp_path / "model"), str(tmp_path / "items")]

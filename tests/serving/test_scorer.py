@@ -42,7 +42,7 @@ def make(plan: Plan, fusion: Fusion | None = None, threads: int | None = None) -
     return Scorer(plan, Scorer.pack(plan, weights), fusion, threads=threads), weights
 
 
-def reference_scores(scorer: Any, weights: list[Any], x: Any, fusion_weights: Any = None, per: int = 0) -> Any:
+def reference_scores(scorer: Any, weights: list[Any], x: Any, fusion_weights: Any = None, per: str = 0) -> Any:
     """Form 1 in float64."""
     torch = pytest.importorskip("torch")
     from resflow_kernels import reference
@@ -51,7 +51,7 @@ def reference_scores(scorer: Any, weights: list[Any], x: Any, fusion_weights: An
     doubles = [torch.from_numpy(weight).double() for weight in weights]
     numbers = torch.as_tensor(np.asarray(given), dtype=torch.float64)
     return reference.dense_scores(
-        torch.from_numpy(x).double(), doubles, scorer.plan, numbers, scorer.fusion.code, 2 if per else 0
+        torch.from_numpy(x).double(), doubles, scorer.plan, numbers, scorer.fusion.kind, "candidate" if per else "call"
     )
 
 
@@ -68,7 +68,7 @@ def assert_close(got: Any, expected: Any) -> None:
 def test_scores_are_those_of_the_reference(plan: Plan, fusion: Fusion, count: int) -> None:
     scorer, weights = make(plan, fusion)
     x = rows(count, plan.in_features)
-    assert_close(scorer.scores(x), reference_scores(scorer, weights, x))
+    assert_close(scorer.dense_scores(x), reference_scores(scorer, weights, x))
 
 
 def test_request_scores_are_those_of_joined_rows() -> None:
@@ -80,15 +80,17 @@ def test_request_scores_are_those_of_joined_rows() -> None:
     per_request = np.random.default_rng(3).random((4, 3)).astype(np.float32)
     got = scorer.request_scores(user, item, offsets, per_request, "request")
     spread = per_request[np.repeat(np.arange(4), np.diff(offsets))]
-    assert_close(got, reference_scores(scorer, weights, joined, spread, per=1))
+    assert_close(got, reference_scores(scorer, weights, joined, spread, per="request"))
 
 
 def test_weights_of_the_call() -> None:
     scorer, weights = make(PLANS["chain"])
     x = rows(30, 37)
-    assert_close(scorer.scores(x, [1, 20, 5]), reference_scores(scorer, weights, x, [1, 20, 5]))
+    assert_close(scorer.dense_scores(x, [1, 20, 5]), reference_scores(scorer, weights, x, [1, 20, 5]))
     prices = np.random.default_rng(3).random((30, 3))
-    assert_close(scorer.scores(x, prices, "candidate"), reference_scores(scorer, weights, x, prices, per=1))
+    assert_close(
+        scorer.dense_scores(x, prices, "candidate"), reference_scores(scorer, weights, x, prices, per="request")
+    )
 
 
 def test_top_k_is_the_ranking_of_the_scores() -> None:
@@ -100,8 +102,8 @@ def test_top_k_is_the_ranking_of_the_scores() -> None:
     joined = np.concatenate((user[np.repeat(np.arange(4), np.diff(offsets))], item), axis=1)
     for k in (1, 5, 70):
         for best, score in (
-            (scorer.top_k(joined, k, offsets), scorer.scores(joined).score),
-            (scorer.top_k_requests(user, item, offsets, k), scorer.request_scores(user, item, offsets).score),
+            (scorer.dense_topk(joined, k, offsets), scorer.dense_scores(joined).score),
+            (scorer.request_topk(user, item, offsets, k), scorer.request_scores(user, item, offsets).score),
         ):
             for request in range(4):
                 own = score[offsets[request] : offsets[request + 1]]
@@ -109,27 +111,27 @@ def test_top_k_is_the_ranking_of_the_scores() -> None:
                 assert best.positions[request].tolist() == order.tolist() + [-1] * (k - len(order))
                 padded = np.append(own[order], np.full(k - len(order), np.nan, np.float32))
                 np.testing.assert_array_equal(best.scores[request], padded)
-    assert scorer.top_k(joined, 3).positions.shape == (1, 3)
+    assert scorer.dense_topk(joined, 3).positions.shape == (1, 3)
 
 
 def test_bits_do_not_depend_on_batch_threads_or_strides() -> None:
     scorer, _ = make(PLANS["chain"])
     single = Scorer(scorer.plan, scorer.packed, threads=1)
     x = rows(500, 37)
-    whole = scorer.scores(x)
+    whole = scorer.dense_scores(x)
     assert single.scores(x).score.tobytes() == whole.score.tobytes()
-    assert scorer.scores(x[100:107]).logits.tobytes() == whole.logits[100:107].tobytes()
-    assert scorer.scores(x[::3]).logits.tobytes() == whole.logits[::3].tobytes()
+    assert scorer.dense_scores(x[100:107]).logits.tobytes() == whole.logits[100:107].tobytes()
+    assert scorer.dense_scores(x[::3]).logits.tobytes() == whole.logits[::3].tobytes()
     wide = rows(500, 74)
     wide[:, ::2] = x
-    assert scorer.scores(wide[:, ::2]).logits.tobytes() == whole.logits.tobytes()
-    assert scorer.scores(np.asfortranarray(x)).logits.tobytes() == whole.logits.tobytes()
+    assert scorer.dense_scores(wide[:, ::2]).logits.tobytes() == whole.logits.tobytes()
+    assert scorer.dense_scores(np.asfortranarray(x)).logits.tobytes() == whole.logits.tobytes()
 
 
 def test_many_threads_share_one_scorer() -> None:
     scorer, _ = make(PLANS["chain"])
     batches = [rows(64, 37, seed) for seed in range(24)]
-    expected = [scorer.scores(x).score.tobytes() for x in batches]
+    expected = [scorer.dense_scores(x).score.tobytes() for x in batches]
     with ThreadPoolExecutor(8) as pool:
         assert [got.score.tobytes() for got in pool.map(scorer.scores, batches)] == expected
 
@@ -181,10 +183,10 @@ def test_feature_scores_are_those_of_embedded_rows(count: int) -> None:
     scorer, table = with_features(), feature_columns(count)
     encoded = scorer.features.encode_user(table) | scorer.features.encode_item(table)
     x = np.concatenate((scorer.embed_users(table), scorer.embed_items(table)), axis=1)
-    for got, expected in zip(scorer.feature_scores(encoded), scorer.scores(x), strict=True):
+    for got, expected in zip(scorer.feature_scores(encoded), scorer.dense_scores(x), strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-6)
-    best = scorer.top_k_features(encoded, 3)
-    np.testing.assert_array_equal(best.positions, scorer.top_k(x, 3).positions)
+    best = scorer.feature_topk(encoded, 3)
+    np.testing.assert_array_equal(best.positions, scorer.dense_topk(x, 3).positions)
     assert with_features(1).feature_scores(encoded).score.tobytes() == scorer.feature_scores(encoded).score.tobytes()
 
 
@@ -196,8 +198,8 @@ def test_feature_requests_are_those_of_embedded_rows() -> None:
     prices = np.random.default_rng(0).random((150, 3))
     got = scorer.feature_request_scores(*encoded, prices, "candidate")
     np.testing.assert_allclose(got.score, scorer.request_scores(*embedded, prices, "candidate").score, atol=1e-5)
-    best = scorer.top_k_feature_requests(*encoded, 4)
-    np.testing.assert_array_equal(best.positions, scorer.top_k_requests(*embedded, 4).positions)
+    best = scorer.feature_request_topk(*encoded, 4)
+    np.testing.assert_array_equal(best.positions, scorer.request_topk(*embedded, 4).positions)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_the_library_takes_tables_of_every_precision(element: str) -> None:
     }[element]
     ids, none, zero = rng.integers(0, 20, (60, 1)), np.empty(0, np.int64), np.zeros(1, np.int64)
     fusion = (scorer.packed, np.ones(3, np.float32), scorer.plan.encoded, 0, 0)
-    expected = scorer.scores(wide[ids[:, 0]])
+    expected = scorer.dense_scores(wide[ids[:, 0]])
     backwards, turned = held[::-1].copy()[::-1], ids[::-1].copy()[::-1]
     for table, looked_up in ((held, ids), (backwards, turned)):
         got = scorer._library.feature_scores(looked_up, none, zero, [table], scales, [], *fusion)
@@ -258,12 +260,15 @@ X = rows(4, 37)
         (lambda s: s.scores(X, np.ones((4, 3)), "request"), "weights_per must be one of"),
         (lambda s: s.scores(X, [1, 2, 3], "item"), "weights_per must be one of call, request, candidate, got 'item'"),
         (lambda s: s.scores(X, None, "item"), "weights_per must be one of"),
-        (lambda s: s.top_k(X, 0), "dense_topk: k must be at least 1, got 0"),
-        (lambda s: s.top_k(X, 1.5), "k must be an integer, got 1.5"),
-        (lambda s: s.top_k(X, 1, [0, 2]), r"offsets\[1\] must be offsets that end at the number of candidates, 4"),
-        (lambda s: s.top_k(X, 1, [0, 3, 2, 4]), r"offsets\[2\] must be offsets that do not decrease, got 2 after 3"),
-        (lambda s: s.top_k(X, 1, [1, 4]), r"offsets\[0\] must be offsets that start at 0"),
-        (lambda s: s.top_k(X, 1, np.array([0, 4], np.int32)), "offsets must be int64, got int32"),
+        (lambda s: s.dense_topk(X, 0), "dense_topk: k must be at least 1, got 0"),
+        (lambda s: s.dense_topk(X, 1.5), "k must be an integer, got 1.5"),
+        (lambda s: s.dense_topk(X, 1, [0, 2]), r"offsets\[1\] must be offsets that end at the number of candidates, 4"),
+        (
+            lambda s: s.dense_topk(X, 1, [0, 3, 2, 4]),
+            r"offsets\[2\] must be offsets that do not decrease, got 2 after 3",
+        ),
+        (lambda s: s.dense_topk(X, 1, [1, 4]), r"offsets\[0\] must be offsets that start at 0"),
+        (lambda s: s.dense_topk(X, 1, np.array([0, 4], np.int32)), "offsets must be int64, got int32"),
         (lambda s: s.request_scores(X[:1], X, [0, 4]), "user and item must be matrices of 37 columns in all"),
         (lambda s: s.request_scores(X[:1, :7], X[:, 7:], [0, 2, 4]), r"offsets must be a vector of 2 offsets"),
         (lambda s: s.embed_users(None), "features must be in the bundle"),
@@ -293,7 +298,7 @@ def test_scoring_imports_no_torch(tmp_path: Path) -> None:
         "import sys, numpy as np, resflow_kernels\n"
         "assert not {'torch', 'numpy.testing', 'resflow_kernels._runtime'} & set(sys.modules)\n"
         f"scorer = resflow_kernels.Scorer.load({str(tmp_path / 'm')!r})\n"
-        "scorer.top_k(np.zeros((3, 37), np.float32), 2)\n"
+        "scorer.dense_topk(np.zeros((3, 37), np.float32), 2)\n"
         "assert 'torch' not in sys.modules"
     )
 

@@ -21,7 +21,7 @@ from resflow_kernels.reference import Scores
 from resflow_kernels.testing import random_weights
 from tests.support.draws import fusion_weights
 
-CALL, REQUEST, CANDIDATE = range(3)
+CALL, REQUEST, CANDIDATE = "call", "request", "candidate"
 
 # A table's values are what they are; a user's in int8 lie at a rounding's edge now and then.
 BUDGET = {"float32": "float32", "bfloat16": "float32", "int8": "int8"}
@@ -31,7 +31,14 @@ class TowerCase:
     """A packed model, inputs of ``batch`` candidates, and the float64 answer."""
 
     def __init__(
-        self, plan: Plan, batch: int, fusion: int = 0, weights_per: int = CALL, seed: int = 0, *, ops: Any = ops
+        self,
+        plan: Plan,
+        batch: int,
+        fusion: str = "additive",
+        weights_per: str = CALL,
+        seed: int = 0,
+        *,
+        ops: Any = ops,
     ) -> None:
         self.ops = ops
         self.plan, self.fusion, self.weights_per = plan, fusion, weights_per
@@ -85,7 +92,7 @@ class FeatureCase:
         self.plan = replace(plan, in_features=sum(widths))
         self.weights = random_weights(self.plan, seed)
         self.packed = self.ops.pack_towers(self.weights, self.plan)
-        self.fusion_weights = fusion_weights(self.plan, 0, None, self.generator)
+        self.fusion_weights = fusion_weights(self.plan, "additive", None, self.generator)
         self.ids = self.random_ids(batch, range(len(widths)))
 
     def draw(self, below: int) -> Tensor:
@@ -135,8 +142,8 @@ class TwinCase:
     items: int
     requests: int
     element: str = "float32"
-    fusion: int = 0
-    per: int = CALL
+    fusion: str = "additive"
+    per: str = CALL
     seed: int = 0
     non_increasing: bool = False
     generator: torch.Generator = field(init=False)
@@ -165,7 +172,7 @@ class TwinCase:
         return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(1))
 
     @property
-    def settings(self) -> tuple[list[int], bool, int, int]:
+    def settings(self) -> tuple[list[int], bool, str, str]:
         return self.parents, self.non_increasing, self.fusion, self.per
 
     def all(self) -> Scores:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from resflow_kernels import ops
-from resflow_kernels.ops import backends, catalog, dense, feature, twin
+from resflow_kernels.ops import backends, library
 
 EMULATED_LIBRARY = Path(__file__).parents[1] / "emulator" / "_emulated.so"
 
@@ -41,7 +40,7 @@ class Device:
     def why_missing(name: str) -> str | None:
         """Why there is no such device here; ``None`` if there is."""
         if name == "cuda":
-            return ops.why_unavailable("cuda")
+            return ops.unsupported_reason("cuda")
         if name == "triton":
             installed = backends.installed()
             return installed.triton and installed.triton_interpreter
@@ -70,10 +69,7 @@ class Device:
 
     @contextmanager
     def _kernels(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            if self.name == "emulated":
-                for module in (dense, catalog, feature, twin):
-                    stack.enter_context(patch.object(module, "_ops", torch.ops.resflow_emulated))
+        with library.use(torch.ops.resflow_emulated) if self.name == "emulated" else nullcontext():
             yield
 
 

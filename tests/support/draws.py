@@ -56,14 +56,14 @@ def gpu_plans(max_tasks: int = 4) -> st.SearchStrategy[Plan]:
     return plans(max_tasks, precisions=gpu_precisions, widths=gpu_widths, max_layers=3)
 
 
-def fusion_weights(plan: Plan, fusion: int, rows: int | None, generator: torch.Generator) -> Tensor:
+def fusion_weights(plan: Plan, fusion: str, rows: int | None, generator: torch.Generator) -> Tensor:
     """Weights of 0 to 2 for the call, or for each of ``rows``."""
     count = weight_count(fusion, plan.tasks)
     shape = (count,) if rows is None else (rows, count)
     return 2 * torch.rand(shape, generator=generator)
 
 
-fusions = st.sampled_from(range(len(FUSIONS)))
+fusions = st.sampled_from(FUSIONS)
 elements = st.sampled_from(PRECISIONS)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from resflow_kernels import ops, reference
 from resflow_kernels.contract import PRECISIONS as ELEMENTS
+from resflow_kernels.contract import WEIGHTS_PER
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import WORKLOADS, assert_exact
 from tests.support.cases import CALL, CANDIDATE, REQUEST, TowerCase
@@ -33,11 +34,11 @@ def held(table: Tensor, scales: Tensor, plan: Plan) -> Tensor:
     requests=st.integers(1, 5),
     element=st.sampled_from(ELEMENTS),
     fusion=fusions,
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     seed=seeds,
 )
 def test_scores_are_exact(
-    device: Device, plan: Plan, batch: int, requests: int, element: str, fusion: int, per: int, seed: int
+    device: Device, plan: Plan, batch: int, requests: int, element: str, fusion: str, per: str, seed: int
 ) -> None:
     case = TowerCase(plan, 0, fusion, CALL, seed, ops=device)
     split = int(torch.randint(0, plan.in_features + 1, (), generator=case.generator))
@@ -78,7 +79,9 @@ def test_workloads_are_exact(device: Device, element: str) -> None:
         got = device.catalog_scores(user, ids, offsets, table, scales, case.packed, plan, weights)
         doubles = [weight.double() for weight in case.weights]
         rows = held(table, scales, plan)[ids]
-        exact = reference.catalog_scores(user.double(), rows, offsets, doubles, plan, weights.double(), 0, 0)
+        exact = reference.catalog_scores(
+            user.double(), rows, offsets, doubles, plan, weights.double(), "additive", "call"
+        )
         assert_exact(got, exact, weights, precision)
 
 

@@ -28,10 +28,16 @@ TREE = Plan(20, (130, 5), (-1, 0, 0, 1), "tanh", non_increasing=True)
 
 @settings(max_examples=15)
 @given(plan=gpu_plans(), batch=gpu_batches, fusion=fusions, per=st.sampled_from([CALL, CANDIDATE]), seed=seeds)
-@example(plan=Plan(1, (1,), (-1,)), batch=1, fusion=0, per=CALL, seed=0)
-@example(plan=Plan(33, (64, 16), chain(16), "gelu", precision="bfloat16"), batch=49, fusion=2, per=CANDIDATE, seed=1)
-@example(plan=replace(TREE, precision="float16"), batch=33, fusion=1, per=CALL, seed=2)
-def test_scores_are_exact(device: Device, plan: Plan, batch: int, fusion: int, per: int, seed: int) -> None:
+@example(plan=Plan(1, (1,), (-1,)), batch=1, fusion="additive", per=CALL, seed=0)
+@example(
+    plan=Plan(33, (64, 16), chain(16), "gelu", precision="bfloat16"),
+    batch=49,
+    fusion="expected_value",
+    per=CANDIDATE,
+    seed=1,
+)
+@example(plan=replace(TREE, precision="float16"), batch=33, fusion="multiplicative", per=CALL, seed=2)
+def test_scores_are_exact(device: Device, plan: Plan, batch: int, fusion: str, per: str, seed: int) -> None:
     case = TowerCase(plan, batch, fusion, per, seed, ops=device)
     assert_exact(case.run(), case.exact(), case.fusion_weights, plan.precision)
 

@@ -23,7 +23,7 @@ from tests.support.draws import fusions, gpu_plans, seeds
 
 @settings(max_examples=8)
 @given(plan=gpu_plans(), batch=st.integers(1, 150), fusion=fusions, seed=seeds)
-def test_batch_invariance(device: Device, plan: Plan, batch: int, fusion: int, seed: int) -> None:
+def test_batch_invariance(device: Device, plan: Plan, batch: int, fusion: str, seed: int) -> None:
     """The same bits shuffled, alone and in pieces."""
     case = TowerCase(plan, batch, fusion, CALL, seed, ops=device)
     whole = case.run()
@@ -36,9 +36,9 @@ def test_batch_invariance(device: Device, plan: Plan, batch: int, fusion: int, s
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("fusion", range(len(FUSIONS)))
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("head", ["residual", "conditional"])
-def test_isolation(device: Device, activation: str, fusion: int, head: str) -> None:
+def test_isolation(device: Device, activation: str, fusion: str, head: str) -> None:
     """A poisoned candidate leaves its neighbours' bits alone, and a NaN reaches all its own outputs."""
     precision = precisions_of("cuda")[(ACTIVATIONS.index(activation) + fusion) % 4]
     switches = {"logit_residual": head == "residual", "non_increasing": head == "residual"}
@@ -60,8 +60,8 @@ def test_isolation(device: Device, activation: str, fusion: int, head: str) -> N
             assert same or activation in ("silu", "gelu", "gelu_tanh")
 
 
-@pytest.mark.parametrize("fusion", range(len(FUSIONS)))
-def test_nan_in_fusion_weights_reaches_the_score_alone(device: Device, fusion: int) -> None:
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_nan_in_fusion_weights_reaches_the_score_alone(device: Device, fusion: str) -> None:
     case = TowerCase(Plan(6, (8,), (-1, 0)), 30, fusion, CANDIDATE, ops=device)
     clean = case.run()
     case.fusion_weights[4, 1] = float("nan")

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from resflow_kernels import reference
+from resflow_kernels.contract import WEIGHTS_PER
 from resflow_kernels.core.checks import precisions_of
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import WORKLOADS, assert_exact
@@ -21,12 +22,19 @@ from tests.support.draws import fusion_weights, fusions, gpu_batches, gpu_plans,
 
 @settings(max_examples=15)
 @given(
-    plan=gpu_plans(), batch=gpu_batches, requests=st.integers(1, 9), fusion=fusions, per=st.integers(0, 2), seed=seeds
+    plan=gpu_plans(),
+    batch=gpu_batches,
+    requests=st.integers(1, 9),
+    fusion=fusions,
+    per=st.sampled_from(WEIGHTS_PER),
+    seed=seeds,
 )
-@example(plan=Plan(33, (20,), (-1, 0), precision="bfloat16"), batch=65, requests=1, fusion=0, per=0, seed=3)
-@example(plan=Plan(150, (130, 8), (-1, 0, 0)), batch=20, requests=7, fusion=1, per=1, seed=4)
+@example(
+    plan=Plan(33, (20,), (-1, 0), precision="bfloat16"), batch=65, requests=1, fusion="additive", per="call", seed=3
+)
+@example(plan=Plan(150, (130, 8), (-1, 0, 0)), batch=20, requests=7, fusion="multiplicative", per="request", seed=4)
 def test_scores_are_exact(
-    device: Device, plan: Plan, batch: int, requests: int, fusion: int, per: int, seed: int
+    device: Device, plan: Plan, batch: int, requests: int, fusion: str, per: str, seed: int
 ) -> None:
     """However the input row is cut: at odd places, at its ends."""
     case = TowerCase(plan, batch, fusion, CALL, seed, ops=device)
@@ -56,7 +64,9 @@ def test_workloads_are_exact(device: Device, name: str, precision: str) -> None:
         got = device.request_scores(user, item, offsets, case.packed, plan, case.fusion_weights)
         doubles = [weight.double() for weight in case.weights]
         weights = case.fusion_weights
-        exact = reference.request_scores(user.double(), item.double(), offsets, doubles, plan, weights.double(), 0, 0)
+        exact = reference.request_scores(
+            user.double(), item.double(), offsets, doubles, plan, weights.double(), "additive", "call"
+        )
         assert_exact(got, exact, weights, precision)
 
 

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resflow_kernels import reference
+from resflow_kernels.contract import WEIGHTS_PER
 from resflow_kernels.core.plan import Plan
 from tests.support.cases import TowerCase
 from tests.support.comparisons import same_bits
@@ -31,14 +32,16 @@ def test_best_are_those_of_the_scores(device: Device, count: int, requests: int,
     assert same_bits(tuple(part.cpu() for part in best), reference.topk(score, offsets, k))
 
 
-@pytest.mark.parametrize("per", [0, 1, 2])
-def test_of_the_forms(device: Device, per: int) -> None:
+@pytest.mark.parametrize("per", WEIGHTS_PER)
+def test_of_the_forms(device: Device, per: str) -> None:
     case = TowerCase(TINY, 40, ops=device)
     offsets = torch.tensor([0, 3, 3, 25, 40])
-    weights = torch.rand({0: (2,), 1: (4, 2), 2: (40, 2)}[per], generator=case.generator)
-    settings = (case.packed, TINY, weights, 0, per)
-    candidate = weights if per != 1 else weights[reference.request_of_candidates(offsets, 40)]
-    scores = device.dense_scores(case.x, *settings[:2], candidate, 0, 2 if per else 0).score
+    weights = torch.rand({"call": (2,), "request": (4, 2), "candidate": (40, 2)}[per], generator=case.generator)
+    settings = (case.packed, TINY, weights, "additive", per)
+    candidate = weights if per != "request" else weights[reference.request_of_candidates(offsets, 40)]
+    scores = device.dense_scores(
+        case.x, *settings[:2], candidate, "additive", "call" if per == "call" else "candidate"
+    ).score
     best = device.dense_topk(case.x, offsets, *settings, 5)
     assert same_bits(best, reference.topk(scores, offsets, 5))
     user, item = torch.randn(4, 1, generator=case.generator), case.x[:, 1:]

@@ -38,8 +38,8 @@ class All(torch.nn.Module):
         self.model = model
     def forward(self, x, user, item, offsets, ids, table, scales):
         m = self.model
-        results = (m(x), m.forward_requests(user, item, offsets), m.top_k(x, 5, offsets),
-                   m.forward_catalog(user, ids, offsets, table, scales))
+        results = (m(x), m.request_scores(user, item, offsets), m.dense_topk(x, 5, offsets),
+                   m.catalog_scores(user, ids, offsets, table, scales))
         return torch.utils._pytree.tree_leaves(results)
 
 plan = eval(sys.argv[1])

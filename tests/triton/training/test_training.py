@@ -276,10 +276,12 @@ REGISTERED = """
 import torch
 torch.cuda.device_count = lambda: 1  # as where there is a GPU
 from resflow_kernels import ops
-from resflow_kernels.ops import library, training
+from resflow_kernels.contract import TRAINING_OPS
+from resflow_kernels.ops import library
 has = torch._C._dispatch_has_kernel_for_dispatch_key
-print(ops.why_untrainable("cuda"), all(has(f"resflow::{name}", "CUDA") for name in training.TRAINING_OPS))
-if ops.why_untrainable("cuda") is None:
+reason = ops.unsupported_reason("cuda", training=True)
+print(reason, all(has(f"resflow::{name}", "CUDA") for name in TRAINING_OPS))
+if reason is None:
     library.implement({"train_forward": None}, "CUDA")  # what is there stays
 """
 
