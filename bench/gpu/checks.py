@@ -21,7 +21,7 @@ from resflow_kernels.core.fusion import weight_count
 from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.reference import twin
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
-from resflow_kernels.testing.device import Device
+from tests.support.devices import Device
 
 SMALL_PLANS = (
     Plan(37, (33, 8), (-1, 0, 0), "gelu", affine=True),

@@ -37,7 +37,7 @@ def steps(have: Callable[[str], bool], contest: Path) -> list[Step]:
         "-p",
         "no:cacheprovider",
         "tests/cuda",
-        "tests/triton_kernels",
+        "tests/triton",
         "-k",
         "not emulated",
     ]

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import training_files
 from safetensors import safe_open
 from typer.testing import CliRunner
 
@@ -19,6 +18,7 @@ from resflow_kernels import Scorer
 from resflow_kernels.cli import build_app
 from resflow_kernels.training import config, pipeline
 from resflow_kernels.training.checkpoint import Checkpoint
+from tests.support import training_files
 
 
 def run(*arguments: object) -> Any:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from resflow_kernels import ExpectedValue
 from resflow_kernels.convert import from_keras
-from resflow_kernels.testing.device import Device
+from tests.support.devices import Device
+from tests.support.files import DATA
 
-DATA = Path(__file__).parent.parent / "data"
 BOUND = {"float32": 1e-5, "tensorfloat32": 2e-3, "bfloat16": 1e-2, "float16": 2e-3}
 
 

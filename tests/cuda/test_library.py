@@ -15,6 +15,7 @@ import torch
 from resflow_kernels import ops
 from resflow_kernels.contract import OP_SCHEMAS
 from resflow_kernels.ops import library
+from tests.support.files import ROOT
 
 # What a torch without CUDA lacks of what the library calls.
 CUDA_SHIMS = ("aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg")
@@ -70,7 +71,8 @@ def test_every_op_but_training_is_registered(shims: Path | None) -> None:
         "import ctypes, json, torch\n"
         f"shims = {str(shims) if shims else None!r}\n"
         "shims and ctypes.CDLL(shims, mode=ctypes.RTLD_GLOBAL)\n"
-        "from resflow_kernels import _library, contract\n"
+        "from resflow_kernels import contract\n"
+        "from resflow_kernels.ops import library\n"
         "library.load()\n"
         f"torch.ops.load_library({str(library.CUDA_LIBRARY)!r})\n"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
@@ -111,7 +113,7 @@ def test_without_a_gpu_it_is_not_loaded_and_nothing_fails() -> None:
 )
 def test_a_build_without_cuda_says_why(tmp_path: Path, facts: dict[str, object] | None, reason: str) -> None:
     ignore = shutil.ignore_patterns("_cuda.so", "_emulated.so", "_build.json", "__pycache__")
-    shutil.copytree(Path(library.__file__).parent, tmp_path / "resflow_kernels", ignore=ignore)
+    shutil.copytree(ROOT / "resflow_kernels", tmp_path / "resflow_kernels", ignore=ignore)
     if facts is not None:
         (tmp_path / "resflow_kernels" / "_build.json").write_text(json.dumps(facts), encoding="utf-8")
     result = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + STATUS)
