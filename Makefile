@@ -1,5 +1,5 @@
 # make build   .venv, dependencies, compiled extension
-# make score   the main job: train on the KuaiRand slice, rank its catalogue for 512 users
+# make score   the main job: train on the KuaiRand slice, rank its catalog for 512 users
 # make test    the tests
 # make check   ruff, mypy, clang-format
 # make gpu     on a machine with an NVIDIA GPU: build, tests, sanitizer and benchmarks within 9 minutes, without network;
@@ -42,7 +42,7 @@ $(VENV)/built: $(VENV)/torch $(NATIVE)
 
 score: build
 	$(BIN)/python -m examples.kuairand.train -o $(EXAMPLE)/kuairand.safetensors
-	$(BIN)/resflow score $(EXAMPLE)/kuairand.safetensors $(EXAMPLE)/requests.parquet --catalogue $(EXAMPLE)/videos.parquet \
+	$(BIN)/resflow score $(EXAMPLE)/kuairand.safetensors $(EXAMPLE)/requests.parquet --catalog $(EXAMPLE)/videos.parquet \
 	  --labels $(EXAMPLE)/labels.parquet --top-k 100 -o $(EXAMPLE)/scores.parquet --compare-eager
 
 test: build

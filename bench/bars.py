@@ -116,13 +116,13 @@ def _int8_over_bfloat16(results: Results) -> list[Measured]:
     return found
 
 
-def _catalogue(precision: str | None) -> Callable[[Results], list[Measured]]:
+def _catalog(precision: str | None) -> Callable[[Results], list[Measured]]:
     """Our fastest way over the best peer's dense one; both in any precision, or both in this one."""
 
     def measure(results: Results) -> list[Measured]:
         found = []
         wanted = {} if precision is None else {"precision": precision}
-        for case in by_case(results.of(form="catalogue", catalogue=lambda items: items >= 1_000_000)):
+        for case in by_case(results.of(form="catalog", catalog=lambda items: items >= 1_000_000)):
             own = [row for row in case if row["ours"] and matches(row, wanted)]
             own = [row for row in own if precision is None or row["way"] == f"{precision} table"]
             best = best_peer(case, **wanted)
@@ -226,8 +226,8 @@ BARS = (
     Bar(
         "requests: over the best fp32 peer's split by hand", _over_best_peer(_REQUESTS, way="split", **_FP32), least=1.3
     ),
-    Bar("catalogue: over the best peer on dense rows", _catalogue(None), least=12.0),
-    Bar("catalogue: float32 over the best fp32 peer", _catalogue("float32"), least=8.0),
+    Bar("catalog: over the best peer on dense rows", _catalog(None), least=12.0),
+    Bar("catalog: float32 over the best fp32 peer", _catalog("float32"), least=8.0),
     Bar("features: over nn.EmbeddingBag, concat and our dense op", _features, least=1.5),
     Bar("twin tower: share of the read bandwidth", _bandwidth, least=0.80, unit="%"),
     Bar("small batches: over the best fp32 peer", _over_best_peer(_SMALL, **_FP32), least=2.0),

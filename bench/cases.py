@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bench.catalogue import WAYS, Catalogue
+from bench.catalog import WAYS, CatalogInputs
 from resflow_kernels import _runtime
 from resflow_kernels.benchmark.contest import Entry, Inputs, best_peer, enter, run
 from resflow_kernels.benchmark.peers import OURS, PEERS, Compiled, Contestant, Model, label, threads_of
@@ -39,7 +39,7 @@ class Case:
         tasks, features: instead of the workload's own ``K`` and ``D``.
         compiled: whether torch.compile takes part.
         ways: ways of the request form the peers take part with.
-        catalogue: items of the catalogue form, 0 in the others.
+        catalog: items of the catalog form, 0 in the others.
         axis: the quantity that grows over a series of cases, in the tables of growth.
     """
 
@@ -53,7 +53,7 @@ class Case:
     features: int = 0
     compiled: bool = True
     ways: tuple[str, ...] = ("joined rows", "split")
-    catalogue: int = 0
+    catalog: int = 0
     axis: str = ""
 
     @property
@@ -72,7 +72,7 @@ class Case:
     @property
     def user_width(self) -> int:
         """Columns of the user's side; 0 in the dense form, which does not tell the sides apart."""
-        return WORKLOADS[self.workload].user_features if self.requests or self.catalogue else 0
+        return WORKLOADS[self.workload].user_features if self.requests or self.catalog else 0
 
     @property
     def all_candidates(self) -> int:
@@ -83,7 +83,7 @@ class Case:
     def entrants(self) -> list[tuple[type[Contestant], str]]:
         """Contestants and their ways."""
         everyone = EVERYONE if self.compiled else WITHOUT_COMPILE
-        if self.catalogue:
+        if self.catalog:
             ours = [(contestant, way) for contestant in OURS for way in WAYS]
             return ours + [(peer, "dense") for peer in everyone if peer not in OURS]
         if not self.requests:
@@ -106,7 +106,7 @@ class Case:
         size = f"{self.requests}x{self.candidates}" if self.requests else str(self.candidates)
         parts = [self.workload, size, f"{self.threads}t"]
         parts += [f"K{self.tasks}"] * bool(self.tasks) + [f"D{self.features}"] * bool(self.features)
-        parts += [f"of{self.catalogue}"] * bool(self.catalogue)
+        parts += [f"of{self.catalog}"] * bool(self.catalog)
         parts += [self.mode.replace(" ", "_")] * (self.mode != MODES[0])
         return "-".join(parts)
 
@@ -169,10 +169,10 @@ class Contests:
 
 def _enter(case: Case) -> list[Entry]:
     model, contestants = case.model, EVERYONE if case.compiled else WITHOUT_COMPILE
-    if case.catalogue:
-        catalogue = Catalogue(model, case.catalogue, case.candidates)
+    if case.catalog:
+        catalog = CatalogInputs(model, case.catalog, case.candidates)
         peers = [contestant for contestant in contestants if contestant not in OURS]
-        return catalogue.entries(case.threads) + enter(model, Inputs(catalogue.dense_rows()), case.threads, peers)
+        return catalog.entries(case.threads) + enter(model, Inputs(catalog.dense_rows()), case.threads, peers)
     if case.requests:
         inputs = Inputs.of_requests(model, case.requests, case.candidates)
     else:
@@ -187,7 +187,7 @@ def facts(case: Case, entry: Entry, entries: Sequence[Entry], peak_gflops: float
         "workload": case.workload,
         "candidates": case.candidates,
         "requests": case.requests,
-        "catalogue": case.catalogue,
+        "catalog": case.catalog,
         "tasks": case.plan.tasks,
         "features": case.plan.in_features,
         "threads": case.threads,

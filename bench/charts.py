@@ -67,7 +67,7 @@ def _speed_up(results: Results) -> Any:
     return _finished(figure, axes, rows)
 
 
-def _catalogue(results: Results) -> Any:
+def _catalog(results: Results) -> Any:
     rows = results.of(form="growth", axis="candidates")
     figure, axes = _figure("candidates of one request", "milliseconds a call", "request form, split, prerank3")
     for contestant, own in _by_contestant(rows):
@@ -79,7 +79,7 @@ _CHARTS: dict[str, tuple[str, Callable[[Results], Any]]] = {
     "Latency against B": ("latency", _latency),
     "Roofline": ("roofline", _roofline),
     "Speed-up over the best peer": ("speed-up", _speed_up),
-    "Cost against catalogue size": ("catalogue", _catalogue),
+    "Cost against catalog size": ("catalog", _catalog),
 }
 
 

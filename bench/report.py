@@ -37,7 +37,7 @@ def markdown(results: Results, charts: dict[str, Path] | None = None, note: str 
     parts += [part for title, path in (charts or {}).items() for part in (f"## {title}", f"![{title}]({path.name})")]
     parts += ["## Dense form", *_matrices(results, "dense")]
     parts += ["## Request form", _REQUEST_NOTE, *_matrices(results, "request")]
-    parts += ["## Catalogue form", _CATALOGUE_NOTE, *_matrices(results, "catalogue")]
+    parts += ["## Catalog form", _CATALOG_NOTE, *_matrices(results, "catalog")]
     parts += ["## Feature form", _FEATURES_NOTE, *_medians(results, "features")]
     parts += ["## Twin tower form", _TWIN_NOTE, *_medians(results, "twin tower")]
     parts += ["## Small batches", *_matrices(results, "small batches"), *_overhead(results)]
@@ -222,7 +222,7 @@ _REQUEST_NOTE = (
     "part of the first layer computed once a request. GFLOP/s count the arithmetic that is left after the split."
 )
 
-_CATALOGUE_NOTE = (
+_CATALOG_NOTE = (
     "One request of random ids, another list each call. Our cells are times with a float32 / bfloat16 / int8 table; "
     "peers score the same candidates' joined rows densely. GFLOP/s count the layers after the first."
 )

@@ -13,7 +13,7 @@ from bench.quiet import MOST_BY_OTHERS
 
 Row = dict[str, Any]
 
-_CASE = ("form", "workload", "candidates", "requests", "catalogue", "tasks", "features", "threads", "mode", "axis")
+_CASE = ("form", "workload", "candidates", "requests", "catalog", "tasks", "features", "threads", "mode", "axis")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def ours(case: Sequence[Row], precision: str = "float32") -> Row | None:
 
 
 def size(row: Row) -> str:
-    """Candidates, requests times candidates, or ids of a catalogue."""
-    if row.get("catalogue"):
-        return f"{row['candidates']:,} ids of {row['catalogue']:,}"
+    """Candidates, requests times candidates, or ids of a catalog."""
+    if row.get("catalog"):
+        return f"{row['candidates']:,} ids of {row['catalog']:,}"
     return f"{row['requests']} x {row['candidates']:,}" if row.get("requests") else f"{row['candidates']:,}"

@@ -1,4 +1,4 @@
-"""The catalogue form: one request of random ids out of a catalogue, beside peers that score the same rows dense."""
+"""The catalog form: one request of random ids out of a catalog, beside peers that score the same rows dense."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from resflow_kernels.benchmark.peers import Contestant
 
 
 def cases(quick: bool) -> list[Case]:
-    """8192 ids of a million items, and how cost grows with the catalogue."""
+    """8192 ids of a million items, and how cost grows with the catalog."""
     series = (10_000, 1_000_000) if quick else (10_000, 100_000, 1_000_000)
     return [
-        Case("catalogue", "prerank3", 8192, catalogue=items, compiled=not quick and items == 1_000_000)
-        for items in series
+        Case("catalog", "prerank3", 8192, catalog=items, compiled=not quick and items == 1_000_000) for items in series
     ]
 
 

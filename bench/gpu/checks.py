@@ -43,7 +43,7 @@ class Checks:
         self.plans = [(plan, plan.in_features // 3) for plan in SMALL_PLANS] if small else workloads
 
     def all(self) -> list[Callable[[], None]]:
-        return [self.dense, self.request, self.catalogue, self.features, self.twin, self.topk, self.bits, self.nan]
+        return [self.dense, self.request, self.catalog, self.features, self.twin, self.topk, self.bits, self.nan]
 
     def dense(self) -> None:
         for plan, _ in self._in_all_precisions():
@@ -74,7 +74,7 @@ class Checks:
                 inputs = (user.double(), item.double(), offsets, doubles, plan)
                 assert_exact(got, reference.request_scores(*inputs, weights.double(), 0, 1), weights, plan.precision)
 
-    def catalogue(self) -> None:
+    def catalog(self) -> None:
         for plan, user_features in self._in_all_precisions():
             packed, doubles = self._packed(plan)
             items = self._normal(40, plan.in_features - user_features)

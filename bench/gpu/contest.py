@@ -41,7 +41,7 @@ BURST_SECONDS = 0.015
 COLD_BYTES = 256 << 20  # of all input sets: several times the L2 cache of any GPU so far
 MOST_SETS = 16
 CHECKED_ROWS = 512
-CATALOGUE_ITEMS = 1_000_000
+CATALOG_ITEMS = 1_000_000
 
 ROW_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # What a peer computes in for a precision of ours.
@@ -67,9 +67,9 @@ def cases() -> list[Case]:
     others = [name for name in WORKLOADS if name != "prerank3"]
     own = sorted(BATCHES, key=lambda batch: abs(batch - 8192))
     made = [Case("prerank3", batch) for batch in own]
-    made += [Case("prerank3", 65536, "catalogue"), Case("prerank3", 65536, "request")]
+    made += [Case("prerank3", 65536, "catalog"), Case("prerank3", 65536, "request")]
     made += [Case(name, batch) for batch in (65536, 8192) for name in others]
-    made += [Case(name, 65536, form) for form in ("catalogue", "request") for name in others]
+    made += [Case(name, 65536, form) for form in ("catalog", "request") for name in others]
     rest = ("float16", "tensorfloat32", "float32")
     return made + [Case("prerank3", batch, precision=precision) for precision in rest for batch in (65536, 8192)]
 
@@ -94,16 +94,16 @@ class Inputs:
         self.packed = ops.pack_towers(self.weights, self.plan).to(PLACE)
         self.alpha = torch.ones(self.plan.tasks, device=PLACE)
         self.dtype = ROW_DTYPES.get(case.precision, torch.float32)
-        width = {"dense": self.plan.in_features, "request": case.call.own_features, "catalogue": 4}[case.form]
+        width = {"dense": self.plan.in_features, "request": case.call.own_features, "catalog": 4}[case.form]
         size = case.candidates * width * self.dtype.itemsize
         count = max(2, min(MOST_SETS, -(-COLD_BYTES // size))) if case.candidates >= 8192 else 4
         self.offsets = torch.tensor([0, case.candidates], device=PLACE)
         self.user = self.normal(1, self.user_features)
-        if case.form == "catalogue":
-            self.items = self.normal(CATALOGUE_ITEMS, self.plan.in_features - self.user_features)
+        if case.form == "catalog":
+            self.items = self.normal(CATALOG_ITEMS, self.plan.in_features - self.user_features)
             self.table = ops.catalog_rows(self.items, self.packed, self.plan)
             shape = (case.candidates,)
-            self.sets = [torch.randint(0, CATALOGUE_ITEMS, shape, device=PLACE) for _ in range(count)]
+            self.sets = [torch.randint(0, CATALOG_ITEMS, shape, device=PLACE) for _ in range(count)]
         else:
             self.sets = [self.normal(case.candidates, width) for _ in range(count)]
 
@@ -139,7 +139,7 @@ class Inputs:
             runs = [partial(score, self.user, own) for own in rows]
         name = "torch.compile" if compiled else "eager"
         tolerance = TOLERANCES["float32" if dtype == torch.float32 else "bfloat16"]
-        if self.case.precision == "tensorfloat32" or self.case.form == "catalogue":  # beside a table of bfloat16
+        if self.case.precision == "tensorfloat32" or self.case.form == "catalog":  # beside a table of bfloat16
             tolerance = TOLERANCES["bfloat16"]
         return Contestant(name, runs, lambda output: output[0], tolerance)
 

@@ -142,7 +142,7 @@ def draw(rows: Sequence[Row], path: Path) -> Path | None:
 
 _NOTES = {
     "request": "One request has all candidates; the peer computes the user's part of the first layer once as well.",
-    "catalogue": "Ids at random out of a million, a bfloat16 table. The peer has the items' own rows, in order, "
+    "catalog": "Ids at random out of a million, a bfloat16 table. The peer has the items' own rows, in order, "
     "and multiplies them.",
 }
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from resflow_kernels.core.plan import PRECISION_BYTES, Plan
 from resflow_kernels.testing import WORKLOADS
 
-FORMS = ("dense", "request", "catalogue")
+FORMS = ("dense", "request", "catalog")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Call:
     """What one call must move and compute.
 
     Args:
-        plan: the network; its precision says how wide weights, rows and the catalogue's table are.
+        plan: the network; its precision says how wide weights, rows and the catalog's table are.
         user_features: columns of the user's side, for the forms that have one.
         candidates: how many are scored.
         form: of :data:`FORMS`; users' own work is left out, as if one request had all candidates.
@@ -46,7 +46,7 @@ class Call:
     @property
     def own_features(self) -> int:
         """Columns that are read and multiplied for every candidate."""
-        return {"dense": self.plan.in_features, "request": self.plan.in_features - self.user_features, "catalogue": 0}[
+        return {"dense": self.plan.in_features, "request": self.plan.in_features - self.user_features, "catalog": 0}[
             self.form
         ]
 
@@ -57,10 +57,10 @@ class Call:
         read = {
             "dense": width * plan.in_features,
             "request": width * self.own_features + 4,  # and its request
-            "catalogue": width * plan.tasks * plan.hidden[0] + 8,  # a row of the table, and its number
+            "catalog": width * plan.tasks * plan.hidden[0] + 8,  # a row of the table, and its number
         }[self.form]
         written = 4 * (plan.tasks * (2 if self.logits else 1) + 1)
-        first = self.user_features if self.form == "catalogue" else plan.in_features
+        first = self.user_features if self.form == "catalog" else plan.in_features
         weights = width * plan.tasks * _products((first, *plan.hidden))
         return self.candidates * (read + written) + weights
 

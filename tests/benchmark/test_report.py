@@ -162,7 +162,7 @@ def test_files(results_file: Path) -> None:
     written = report.write(results_file)
     assert written == results_file.with_suffix(".md")
     text = written.read_text()
-    for name in ("latency", "roofline", "speed-up", "catalogue"):
+    for name in ("latency", "roofline", "speed-up", "catalog"):
         picture = results_file.parent / f"amd-epyc-9654-2-cores-avx512-quick-{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG") and f"({picture.name})" in text
 

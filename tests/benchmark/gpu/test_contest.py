@@ -17,7 +17,7 @@ from resflow_kernels.testing import WORKLOADS
 @pytest.fixture
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(contest, "PLACE", "cpu")
-    monkeypatch.setattr(contest, "CATALOGUE_ITEMS", 200)
+    monkeypatch.setattr(contest, "CATALOG_ITEMS", 200)
     monkeypatch.setattr(contest, "MOST_SETS", 2)
     monkeypatch.setattr(contest, "as_graphs", lambda runs: runs)
 
@@ -30,7 +30,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("form", ["dense", "request", "catalogue"])
+@pytest.mark.parametrize("form", ["dense", "request", "catalog"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_every_form_is_checked_and_timed(on_the_cpu: None, form: str, precision: str) -> None:
     case = Case("prerank3", 40, form, precision)

@@ -1,4 +1,4 @@
-"""The catalogue form's side of a contest: a table of items, and lists of ids that no cache has seen."""
+"""The catalog form's side of a contest: a table of items, and lists of ids that no cache has seen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLOCK = 50_000
 WAYS = tuple(f"{element} table" for element in PRECISIONS)
 
 
-class Catalogue:
+class CatalogInputs:
     """``items`` random items, one user, and lists of ``candidates`` random ids.
 
     Args:
