@@ -5,7 +5,7 @@
 # make gpu     on a machine with an NVIDIA GPU: build, tests, sanitizer and benchmarks within 9 minutes, without network;
 #              PYTHON needs torch (a CUDA build) and NumPy, PATH nvcc and CMake: bench/results/gpu-<name>.md,
 #              and with OUT=folder the report and the logs there too
-# make bench   ours beside PyTorch, ONNX Runtime and OpenVINO: bench/results/<machine>.md (bench-quick: 3 minutes)
+# make bench   compare with PyTorch, ONNX Runtime and OpenVINO: bench/results/<machine>.md (bench-quick: 3 minutes)
 #
 # PYTHON=python3.12        the interpreter to build with
 # TORCH=torch==2.11.0      another torch (2.10 or newer); TORCH=installed uses the one PYTHON has
@@ -62,16 +62,16 @@ format: build
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-# The peers are no part of a development install, so that it stays small.
-$(VENV)/peers: $(VENV)/built
-	@echo "== peers"
+# The baselines are not part of a development install, so that it stays small.
+$(VENV)/baselines: $(VENV)/built
+	@echo "== baselines"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation -e ".[bench]"
 	@touch $@
 
-bench: $(VENV)/peers
+bench: $(VENV)/baselines
 	$(BIN)/python -m bench.run
 
-bench-quick: $(VENV)/peers
+bench-quick: $(VENV)/baselines
 	$(BIN)/python -m bench.run --quick
 
 # Not through .venv: what the machine's Python has is all there is.
@@ -79,4 +79,4 @@ gpu:
 	$(PYTHON) -m bench.gpu.run
 
 clean:
-	rm -rf build $(EXAMPLE) resflow_kernels/*.so resflow_kernels/_build.json $(VENV)/built $(VENV)/peers
+	rm -rf build $(EXAMPLE) resflow_kernels/*.so resflow_kernels/_build.json $(VENV)/built $(VENV)/baselines

@@ -1,11 +1,11 @@
-"""The catalog form: one request of random ids out of a catalog, beside peers that score the same rows dense."""
+"""The catalog form: one request of random ids, compared with baselines that score the same rows in the dense form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from bench.cases import Case
-from resflow_kernels.benchmark.peers import Contestant
+from resflow_kernels.benchmark.baselines import Implementation
 
 
 def cases(quick: bool) -> list[Case]:
@@ -16,5 +16,5 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def test_catalog(take_part: Callable[..., None], case: Case, contestant: type[Contestant], way: str) -> None:
-    take_part(case, contestant, way)
+def test_catalog(run_case: Callable[..., None], case: Case, implementation: type[Implementation], way: str) -> None:
+    run_case(case, implementation, way)
