@@ -92,7 +92,7 @@ def _triton() -> dict[str, Any]:
 
 
 def _decision(kind: str) -> dict[str, str]:
-    """Whose kernels score a float32 model's dense, request and catalogue forms on a type of device, and why."""
+    """Whose kernels score a float32 model's dense, request and catalog forms on a type of device, and why."""
     from ..core.plan import Plan
     from ..ops import backends
 

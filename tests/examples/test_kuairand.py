@@ -84,8 +84,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_training_to_ranked_users(trained: Path, tmp_path: Path) -> None:
     scores, folder = tmp_path / "scores.parquet", trained.parent
     files = [str(trained), str(folder / "requests.parquet"), "-o", str(scores)]
-    catalogue = ["--catalogue", str(folder / "videos.parquet"), "--labels", str(folder / "labels.parquet")]
-    scored = CliRunner().invoke(build_app(), ["score", *files, *catalogue, "--top-k", "100"])
+    catalog = ["--catalog", str(folder / "videos.parquet"), "--labels", str(folder / "labels.parquet")]
+    scored = CliRunner().invoke(build_app(), ["score", *files, *catalog, "--top-k", "100"])
     assert scored.exit_code == 0, scored.output
     assert "Weighted Recall@100" in scored.output
     ranking = pq.read_table(scores)
@@ -95,7 +95,7 @@ def test_from_training_to_ranked_users(trained: Path, tmp_path: Path) -> None:
     user = scorer.embed_users(pq.read_table(folder / "requests.parquet").slice(2, 1))
     item = scorer.embed_items(pq.read_table(folder / "videos.parquet"))
     best = scorer.request_topk(user, item, [0, len(item)], 100)
-    # The catalogue form's float32 differs in the last digits: two near-equal videos may change places.
+    # The catalog form's float32 differs in the last digits: two near-equal videos may change places.
     ranked = ranking["position"].to_numpy()[200:300]
     assert len(np.intersect1d(ranked, best.positions[0])) >= 99
     assert np.mean(ranked == best.positions[0]) >= 0.9

@@ -1,4 +1,4 @@
-"""The bars that results are held against: each is one entry of :data:`BARS`."""
+"""The performance targets that results are evaluated against, one entry of :data:`TARGETS` each."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bench.rows import Results, Row, best_peer, by_case, matches, ours, size
+from bench.rows import Results, Row, best_baseline, by_case, matches, ours, size
 
 
 class Measured(NamedTuple):
-    """A value to hold against a bar."""
+    """A value to compare with a target."""
 
-    of: str
+    of: str  # the case
     value: float
-    beside: str = ""  # what it is relative to
+    beside: str = ""  # what the value is relative to
 
 
 @dataclass(frozen=True)
-class Bar:
-    """What must be reached.
+class Target:
+    """A bound that a measured value must keep.
 
     Args:
-        name: for the report.
-        measure: the values of a run.
-        least, most: one of them is given.
+        name: the name in the report.
+        measure: returns the measured values of a run.
+        least, most: the bound; exactly one of them is given.
         unit: ``"%"`` for shares, ``"x"`` for ratios, or a unit.
     """
 
@@ -35,40 +35,40 @@ class Bar:
     unit: str = "x"
 
     @property
-    def target(self) -> str:
-        """The bar itself."""
+    def bound(self) -> str:
+        """The bound as text."""
         bound, sign = (self.least, "≥") if self.least is not None else (self.most, "≤")
         assert bound is not None
         return f"{sign} {show(bound, self.unit)}"
 
     def passes(self, value: float) -> bool:
-        """Whether the value reaches it."""
+        """Whether the value keeps the bound."""
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
 
-class Verdict(NamedTuple):
-    """A row of the report's table of bars; ``measured`` is None where the run has no such case."""
+class Evaluation(NamedTuple):
+    """One row of the report's table of targets; ``measured`` is None where the run has no such case."""
 
-    bar: Bar
+    target: Target
     measured: Measured | None
 
     @property
     def text(self) -> str:
-        """pass, fail or not measured; a share above 100 % says that the peak was disturbed, not that it passes."""
+        """pass, fail, not measured, or invalid: a share above 100 % means that measuring the peak was disturbed."""
         if self.measured is None:
             return "not measured"
-        if self.bar.unit == "%" and self.measured.value > 1:
+        if self.target.unit == "%" and self.measured.value > 1:
             return "**invalid**"
-        return "pass" if self.bar.passes(self.measured.value) else "**fail**"
+        return "pass" if self.target.passes(self.measured.value) else "**fail**"
 
 
-def judge(results: Results) -> list[Verdict]:
-    """All bars held against a run."""
-    verdicts = []
-    for bar in BARS:
-        measured = bar.measure(results)
-        verdicts += [Verdict(bar, value) for value in measured] or [Verdict(bar, None)]
-    return verdicts
+def evaluate(results: Results) -> list[Evaluation]:
+    """Compare a run with all targets."""
+    evaluations = []
+    for target in TARGETS:
+        measured = target.measure(results)
+        evaluations += [Evaluation(target, value) for value in measured] or [Evaluation(target, None)]
+    return evaluations
 
 
 def show(value: float, unit: str) -> str:
@@ -90,17 +90,17 @@ def _share(threads: int, precision: str = "float32") -> Callable[[Results], list
     return measure
 
 
-def _over_best_peer(
-    wanted: dict[str, Any], own_precision: str = "float32", **peer: Any
+def _over_best_baseline(
+    wanted: dict[str, Any], own_precision: str = "float32", **baseline: Any
 ) -> Callable[[Results], list[Measured]]:
-    """Ours in a precision over the best peer with these values, in each case with the wanted ones."""
+    """Speed of our ``own_precision`` over the best baseline matching ``baseline``, in cases matching ``wanted``."""
 
     def measure(results: Results) -> list[Measured]:
         found = []
         for case in by_case(results.of(**wanted)):
-            own, best = ours(case, own_precision), best_peer(case, **peer)
+            own, best = ours(case, own_precision), best_baseline(case, **baseline)
             if own is not None and best is not None:
-                beside = f"{best['contestant']}, {best['median'] * 1e6:.1f} us"
+                beside = f"{best['implementation']}, {best['median'] * 1e6:.1f} us"
                 found.append(Measured(_about(own), best["median"] / own["median"], beside))
         return found
 
@@ -116,20 +116,21 @@ def _int8_over_bfloat16(results: Results) -> list[Measured]:
     return found
 
 
-def _catalogue(precision: str | None) -> Callable[[Results], list[Measured]]:
-    """Our fastest way over the best peer's dense one; both in any precision, or both in this one."""
+def _catalog(precision: str | None) -> Callable[[Results], list[Measured]]:
+    """Speed of our fastest way over the best baseline's dense form; both in any precision, or both in this one."""
 
     def measure(results: Results) -> list[Measured]:
         found = []
         wanted = {} if precision is None else {"precision": precision}
-        for case in by_case(results.of(form="catalogue", catalogue=lambda items: items >= 1_000_000)):
+        for case in by_case(results.of(form="catalog", catalog=lambda items: items >= 1_000_000)):
             own = [row for row in case if row["ours"] and matches(row, wanted)]
             own = [row for row in own if precision is None or row["way"] == f"{precision} table"]
-            best = best_peer(case, **wanted)
+            best = best_baseline(case, **wanted)
             if own and best is not None:
                 fastest = min(own, key=lambda row: row["median"])
                 about = f"{size(fastest)}, {fastest['precision']}, {fastest['way']}"
-                beside = f"{best['contestant']}, {best['median'] * 1e6:.0f} us; ours {fastest['median'] * 1e6:.0f} us"
+                times = [f"{row['median'] * 1e6:.0f} us" for row in (best, fastest)]
+                beside = f"{best['implementation']}, {times[0]}; ours {times[1]}"
                 found.append(Measured(about, best["median"] / fastest["median"], beside))
         return found
 
@@ -179,13 +180,13 @@ def _overhead(results: Results) -> list[Measured]:
     ]
 
 
-def _training(rival: str) -> Callable[[Results], list[Measured]]:
-    """The best of the rival's ways over ours."""
+def _training(baseline: str) -> Callable[[Results], list[Measured]]:
+    """Speed of ours over the fastest variant of a baseline."""
 
     def measure(results: Results) -> list[Measured]:
         found = []
         for row in results.of(form="training", candidates=4096):
-            medians = {k: v for k, v in row["medians"].items() if k.startswith(rival) and "Adam" not in k}
+            medians = {k: v for k, v in row["medians"].items() if k.startswith(baseline) and "Adam" not in k}
             if medians:
                 name = min(medians, key=lambda one: medians[one])
                 own = row["medians"]["resflow"]
@@ -211,29 +212,35 @@ _SMALL = {"form": "small batches"}
 _FP32 = {"precision": "float32"}
 _DENSE = {"form": "dense", "workload": "prerank3", "candidates": lambda count: count >= 1024}
 
-BARS = (
-    Bar("share of the multiply-add peak, one thread, B ≥ 1024", _share(1), least=0.95, unit="%"),
-    Bar("share of the multiply-add peak, two threads, B ≥ 1024", _share(2), least=0.90, unit="%"),
-    Bar("bfloat16: share of its peak, one thread, B ≥ 1024", _share(1, "bfloat16"), least=0.90, unit="%"),
-    Bar("bfloat16: share of its peak, two threads, B ≥ 1024", _share(2, "bfloat16"), least=0.85, unit="%"),
-    Bar("bfloat16: over the best peer of any precision", _over_best_peer(_DENSE, "bfloat16"), least=1.25),
-    Bar("int8: over our bfloat16", _int8_over_bfloat16, least=1.5),
-    Bar(
-        "requests: over the best fp32 peer on joined rows",
-        _over_best_peer(_REQUESTS, way="joined rows", **_FP32),
+TARGETS = (
+    Target("share of the multiply-add peak, one thread, B ≥ 1024", _share(1), least=0.95, unit="%"),
+    Target("share of the multiply-add peak, two threads, B ≥ 1024", _share(2), least=0.90, unit="%"),
+    Target("bfloat16: share of its peak, one thread, B ≥ 1024", _share(1, "bfloat16"), least=0.90, unit="%"),
+    Target("bfloat16: share of its peak, two threads, B ≥ 1024", _share(2, "bfloat16"), least=0.85, unit="%"),
+    Target("bfloat16: over the best baseline of any precision", _over_best_baseline(_DENSE, "bfloat16"), least=1.25),
+    Target("int8: over our bfloat16", _int8_over_bfloat16, least=1.5),
+    Target(
+        "requests: over the best fp32 baseline on joined rows",
+        _over_best_baseline(_REQUESTS, way="joined rows", **_FP32),
         least=2.5,
     ),
-    Bar(
-        "requests: over the best fp32 peer's split by hand", _over_best_peer(_REQUESTS, way="split", **_FP32), least=1.3
+    Target(
+        "requests: over the best fp32 baseline's split by hand",
+        _over_best_baseline(_REQUESTS, way="split", **_FP32),
+        least=1.3,
     ),
-    Bar("catalogue: over the best peer on dense rows", _catalogue(None), least=12.0),
-    Bar("catalogue: float32 over the best fp32 peer", _catalogue("float32"), least=8.0),
-    Bar("features: over nn.EmbeddingBag, concat and our dense op", _features, least=1.5),
-    Bar("twin tower: share of the read bandwidth", _bandwidth, least=0.80, unit="%"),
-    Bar("small batches: over the best fp32 peer", _over_best_peer(_SMALL, **_FP32), least=2.0),
-    Bar("small batches: bfloat16 over the best fp32 peer", _over_best_peer(_SMALL, "bfloat16", **_FP32), least=3.0),
-    Bar("small batches: P99 over the median", _tail, most=3.0),
-    Bar("training step: over PyTorch eager", _training("eager"), least=2.5),
-    Bar("training step: over torch.compile", _training("torch.compile"), least=1.2),
-    Bar("the torch op's overhead", _overhead, most=4.0, unit="us"),
+    Target("catalog: over the best baseline on dense rows", _catalog(None), least=12.0),
+    Target("catalog: float32 over the best fp32 baseline", _catalog("float32"), least=8.0),
+    Target("features: over nn.EmbeddingBag, concat and our dense op", _features, least=1.5),
+    Target("twin tower: share of the read bandwidth", _bandwidth, least=0.80, unit="%"),
+    Target("small batches: over the best fp32 baseline", _over_best_baseline(_SMALL, **_FP32), least=2.0),
+    Target(
+        "small batches: bfloat16 over the best fp32 baseline",
+        _over_best_baseline(_SMALL, "bfloat16", **_FP32),
+        least=3.0,
+    ),
+    Target("small batches: P99 over the median", _tail, most=3.0),
+    Target("training step: over PyTorch eager", _training("eager"), least=2.5),
+    Target("training step: over torch.compile", _training("torch.compile"), least=1.2),
+    Target("the torch op's overhead", _overhead, most=4.0, unit="us"),
 )

@@ -1,7 +1,7 @@
-"""One class a contestant, behind one interface: prepared once for a model, a thread count and the inputs' shapes.
+"""One class per implementation, behind one interface: prepared once for a model, a thread count and input shapes.
 
-Ours and PyTorch's take and give torch tensors; ONNX Runtime's and OpenVINO's NumPy arrays over the same memory.
-All peers give probabilities and score; ours gives the logits as well.
+Ours and PyTorch's take and return torch tensors; ONNX Runtime's and OpenVINO's take and return NumPy arrays over the
+same memory. All baselines return probabilities and score; ours returns the logits as well.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from .. import ops, reference
 from ..contract import PRECISIONS
 from ..core.fusion import Additive, Fusion
 from ..core.plan import Plan
+from .interleave import Call
 from .onnx_graph import dense_graph, split_graph
 from .towers import Split, Towers
-from .turns import Call
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a contestant is built from; ``weights`` are float32 and canonical (``plan.weight_shapes``)."""
+    """The model to implement; ``weights`` are float32 and canonical (``plan.weight_shapes``)."""
 
     plan: Plan
     weights: Sequence[Floats]
@@ -50,19 +50,19 @@ class Requests:
 
     @property
     def request(self) -> NDArray[np.int64] | None:
-        """Each item's request ``[N]``; ``None`` where there is one request, whose row needs no gather."""
+        """The request of each item ``[N]``; ``None`` if there is one request, whose row needs no gather."""
         if len(self.user) == 1:
             return None
         return np.repeat(np.arange(len(self.user)), np.diff(self.offsets))
 
     def joined(self, most: int | None = None) -> Floats:
-        """The dense form's rows ``[N, D]``, or the first ``most`` of them."""
+        """Rows ``[N, D]`` of the dense form, or the first ``most`` of them."""
         item = self.item[:most]
         request = np.zeros(len(item), np.int64) if self.request is None else self.request[:most]
         return np.concatenate((self.user[request], item), axis=1)
 
 
-class Contestant(ABC):
+class Implementation(ABC):
     """A way to score a model's candidates with ``threads`` threads.
 
     Build it and run its calls inside :func:`threads_of`, as PyTorch's thread count is the process's.
@@ -77,7 +77,7 @@ class Contestant(ABC):
 
     @classmethod
     def missing(cls) -> str | None:
-        """Why it cannot take part here; ``None`` if it can."""
+        """The reason it cannot run here; ``None`` if it can."""
         for library in cls.needs:
             if find_spec(library) is None:
                 return f"{library} is not installed"
@@ -94,20 +94,20 @@ class Contestant(ABC):
 
     @abstractmethod
     def dense(self, x: Floats) -> Call:
-        """A call that scores rows ``[B, D]``; what is compiled for their shape is compiled here."""
+        """A call that scores rows ``[B, D]``; compilation for their shape happens here."""
 
     @abstractmethod
     def split(self, requests: Requests) -> Call:
-        """A call that scores requests, the user's part of the first layer computed once each."""
+        """A call that scores requests; it computes the user's part of the first layer once per request."""
 
     @staticmethod
     def result(output: Any) -> tuple[Floats, Floats]:
-        """Probabilities ``[B, K]`` and score ``[B]`` of what a call returned."""
+        """Probabilities ``[B, K]`` and score ``[B]`` from a call's output."""
         probs, score = output[0], output[1]
         return np.asarray(probs), np.asarray(score)
 
 
-class Resflow(Contestant):
+class Resflow(Implementation):
     """Our torch op, called from Python as a user calls it."""
 
     name = "resflow"
@@ -138,7 +138,7 @@ class Resflow(Contestant):
         return output.probs.numpy(), output.score.numpy()
 
 
-class Eager(Contestant):
+class Eager(Implementation):
     """PyTorch, operator by operator."""
 
     name = "eager"
@@ -152,7 +152,7 @@ class Eager(Contestant):
         self.towers = towers.eval().requires_grad_(False)
 
     def compiled(self, module: torch.nn.Module) -> Any:
-        """What is called in the module's place."""
+        """The callable to use in place of the module."""
         return module
 
     def dense(self, x: Floats) -> Call:
@@ -167,14 +167,14 @@ class Eager(Contestant):
 
 
 class Compiled(Eager):
-    """torch.compile with max-autotune and freezing, compiled anew for each shape."""
+    """torch.compile with max-autotune and freezing, compiled separately for each shape."""
 
     name = "torch.compile"
 
     def compiled(self, module: torch.nn.Module) -> Any:
         import torch._inductor.config as inductor
 
-        # Every shape and precision is a graph of the same Python code, which PyTorch stops compiling after eight.
+        # Every shape and precision is another graph of the same Python code; by default PyTorch compiles at most eight.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
         scorer = torch.compile(module, mode="max-autotune", dynamic=False, fullgraph=True)
         is_compiled = False
@@ -192,14 +192,14 @@ class Compiled(Eager):
 
 
 class CompiledBfloat16(Compiled):
-    """The same with weights and hidden layers in bfloat16; rows come in float32."""
+    """torch.compile with weights and hidden layers in bfloat16; input rows are float32."""
 
     precision = "bfloat16"
     dtype = torch.bfloat16
 
 
-class OnnxRuntime(Contestant):
-    """ONNX Runtime's CPU provider, all graph optimizations."""
+class OnnxRuntime(Implementation):
+    """ONNX Runtime's CPU provider with all graph optimizations."""
 
     name = "onnxruntime"
     precision = "float32"
@@ -222,7 +222,7 @@ class OnnxRuntime(Contestant):
         return lambda: session.run(None, inputs)
 
 
-class OpenVino(Contestant):
+class OpenVino(Implementation):
     """OpenVINO's CPU plugin, compiled for each shape, with the latency hint."""
 
     name = "openvino"
@@ -252,33 +252,40 @@ class OpenVino(Contestant):
 
 
 class OpenVinoBfloat16(OpenVino):
-    """The same, computing in bfloat16."""
+    """OpenVINO computing in bfloat16."""
 
     precision = "bfloat16"
     hint = "bf16"
 
 
 def _in(precision: str) -> type[Resflow]:
-    """Our contestant in one of :data:`PRECISIONS`."""
+    """Our implementation in one of :data:`PRECISIONS`."""
     return Resflow if precision == "float32" else type("Resflow", (Resflow,), {"precision": precision})
 
 
 OURS: tuple[type[Resflow], ...] = tuple(_in(precision) for precision in PRECISIONS)
-PEERS: tuple[type[Contestant], ...] = (Eager, Compiled, CompiledBfloat16, OnnxRuntime, OpenVino, OpenVinoBfloat16)
+BASELINES: tuple[type[Implementation], ...] = (
+    Eager,
+    Compiled,
+    CompiledBfloat16,
+    OnnxRuntime,
+    OpenVino,
+    OpenVinoBfloat16,
+)
 
 
-def label(contestant: type[Contestant]) -> str:
-    """Name and precision, float32 left out.
+def label(implementation: type[Implementation]) -> str:
+    """Name and precision; float32 is left out.
 
     >>> label(OpenVinoBfloat16)
     'openvino bfloat16'
     """
-    return contestant.name + ("" if contestant.precision == "float32" else f" {contestant.precision}")
+    return implementation.name + ("" if implementation.precision == "float32" else f" {implementation.precision}")
 
 
 @contextmanager
 def threads_of(threads: int) -> Iterator[None]:
-    """PyTorch (and our op, which asks it) on ``threads`` threads, and no gradients, meanwhile."""
+    """Set PyTorch's thread count (which our op follows) and disable gradients in a block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

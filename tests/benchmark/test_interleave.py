@@ -1,4 +1,4 @@
-"""Turns: every contestant is called as often as it should be, in changing order, and its own time is what is kept."""
+"""Interleaving: every call is made as often as scheduled, in changing order, and charged only with its own time."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from resflow_kernels.benchmark import turns
-from resflow_kernels.benchmark.turns import Schedule, Timing, busy_neighbour, rest, take_turns
+from resflow_kernels.benchmark import interleave as module
+from resflow_kernels.benchmark.interleave import Schedule, Timing, busy_neighbour, interleave, rest
 
 
 def test_each_call_is_charged_with_its_own_time() -> None:
     calls = {"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.004)}
-    timings = take_turns(calls, Schedule(rounds=4, burst_seconds=0.008, warm_seconds=0))
-    assert {len(timing.turns) for timing in timings.values()} == {4}
+    timings = interleave(calls, Schedule(rounds=4, burst_seconds=0.008, warm_seconds=0))
+    assert {len(timing.rounds) for timing in timings.values()} == {4}
     assert 0.001 <= timings["short"].median < timings["long"].median
     assert timings["long"].median >= 0.004
     assert len(timings["short"].samples) > len(timings["long"].samples) >= 4
 
 
-def test_order_changes_and_everyone_has_a_turn_a_round() -> None:
+def test_order_changes_and_each_round_has_every_call() -> None:
     names = ["a", "b", "c"]
-    orders = [turns._order(names, turn) for turn in range(6)]
+    orders = [module._order(names, index) for index in range(6)]
     assert all(sorted(order) == names for order in orders)
-    followers = {(order[at], order[at + 1]) for order in orders for at in range(2)}
+    followers = {(order[i], order[i + 1]) for order in orders for i in range(2)}
     assert followers == {(x, y) for x in names for y in names if x != y}
     assert {order[0] for order in orders} == set(names)
 
@@ -35,37 +35,37 @@ def test_bursts_keep_to_the_schedule() -> None:
     def call() -> None:
         time.sleep(0.002)
 
-    untimed, timed = turns._burst_length(call, Schedule(burst_seconds=0.02, warm_seconds=0.01))
+    untimed, timed = module._burst_length(call, Schedule(burst_seconds=0.02, warm_seconds=0.01))
     assert 1 <= untimed <= 5 and 1 <= timed <= 10
-    assert turns._burst_length(lambda: None, Schedule(most_calls=7))[1] == 7
-    assert turns._burst_length(lambda: time.sleep(0.11), Schedule()) == (0, 1)
+    assert module._burst_length(lambda: None, Schedule(most_calls=7))[1] == 7
+    assert module._burst_length(lambda: time.sleep(0.11), Schedule()) == (0, 1)
     paused = Schedule(burst_seconds=0.1, pause_seconds=0.01, most_calls=1000)
-    assert turns._burst_length(lambda: None, paused)[1] <= 10
+    assert module._burst_length(lambda: None, paused)[1] <= 10
 
 
 def test_pauses_are_not_counted() -> None:
-    timing = take_turns({"a": lambda: None}, Schedule(rounds=1, burst_seconds=0.05, pause_seconds=0.01))["a"]
+    timing = interleave({"a": lambda: None}, Schedule(rounds=1, burst_seconds=0.05, pause_seconds=0.01))["a"]
     assert 1 <= len(timing.samples) <= 5 and timing.median < 0.005
 
 
 def test_before_round_comes_once_a_round_and_collection_is_off_meanwhile() -> None:
     seen: list[bool] = []
     assert gc.isenabled()
-    take_turns({"a": lambda: None}, Schedule(rounds=3), lambda: seen.append(gc.isenabled()))
+    interleave({"a": lambda: None}, Schedule(rounds=3), lambda: seen.append(gc.isenabled()))
     assert seen == [False] * 3 and gc.isenabled()
     with pytest.raises(ZeroDivisionError):
-        take_turns({"a": lambda: None}, Schedule(rounds=1), lambda: 1 // 0)
+        interleave({"a": lambda: None}, Schedule(rounds=1), lambda: 1 // 0)
     assert gc.isenabled()
 
 
 def test_quantiles() -> None:
     timing = Timing([[1.0, 2.0], [3.0, 5.0]])
     assert timing.samples == [1, 2, 3, 5] and timing.median == 2.5
-    assert timing.turn_medians == [1.5, 4.0] and timing.quantile(1.0) == 5
+    assert timing.round_medians == [1.5, 4.0] and timing.quantile(1.0) == 5
 
 
 def test_rest_waits_for_spinning_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a made-up account of the process's time: on a machine that others keep busy, threads may get none."""
+    """With simulated process time: on a machine that others keep busy, threads may get no time."""
     now = used = 0.0
     spins_until = 0.15
 
@@ -74,9 +74,9 @@ def test_rest_waits_for_spinning_threads(monkeypatch: pytest.MonkeyPatch) -> Non
         used += max(0.0, min(now + seconds, spins_until) - now)
         now += seconds
 
-    monkeypatch.setattr(turns.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(turns.time, "process_time", lambda: used)
-    monkeypatch.setattr(turns.time, "sleep", sleep)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(module.time, "process_time", lambda: used)
+    monkeypatch.setattr(module.time, "sleep", sleep)
     assert not rest(0.02)
     assert rest(10.0) and spins_until <= now < 1.0
 

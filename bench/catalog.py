@@ -1,4 +1,4 @@
-"""The catalogue form's side of a contest: a table of items, and lists of ids that no cache has seen."""
+"""Inputs of the catalog form: a table of items, and lists of ids whose rows are not in any cache."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import numpy as np
 import torch
 
 from resflow_kernels import ops
-from resflow_kernels.benchmark.contest import Entry, Floats, check
-from resflow_kernels.benchmark.peers import OURS, Contestant, Model, Resflow, exact_scores
-from resflow_kernels.benchmark.turns import Call
+from resflow_kernels.benchmark.baselines import OURS, Implementation, Model, Resflow, exact_scores
+from resflow_kernels.benchmark.interleave import Call
+from resflow_kernels.benchmark.suite import Entry, Floats, check
 from resflow_kernels.contract import PRECISIONS
 
-# A call's ids are another list each time: together they touch more rows than caches hold.
+# Each call takes the next list of ids: together the lists touch more rows than caches can hold.
 _LISTS = 32
 _BLOCK = 50_000
 
 WAYS = tuple(f"{element} table" for element in PRECISIONS)
 
 
-class Catalogue:
+class CatalogInputs:
     """``items`` random items, one user, and lists of ``candidates`` random ids.
 
     Args:
-        model: what scores; tables are made in float32.
-        items, candidates: how many.
+        model: the model; its tables are computed in float32.
+        items: number of items.
+        candidates: ids per list.
     """
 
     def __init__(self, model: Model, items: int, candidates: int) -> None:
@@ -50,20 +51,20 @@ class Catalogue:
             self.rows[here, model.user_width :] = block[first[here] - start]
 
     def entries(self, threads: int) -> list[Entry]:
-        """Ours in every precision on every table, checked on the first list of ids."""
+        """Our implementations, in every precision on every table, checked on the first list of ids."""
         exact = exact_scores(self.model, self.rows[:512])
         made = []
-        for contestant in OURS:
+        for implementation in OURS:
             for way in WAYS:
-                entry = Entry(contestant, way)
-                entry.call = self._call(contestant(self.model, threads), way.split()[0])
+                entry = Entry(implementation, way)
+                entry.call = self._call(implementation(self.model, threads), way.split()[0])
                 # The coarser of the table's and the kernels' precision sets the bound.
-                coarsest = max(contestant.precision, way.split()[0], key=PRECISIONS.index)
+                coarsest = max(implementation.precision, way.split()[0], key=PRECISIONS.index)
                 check(entry, *Resflow.result(entry.call()), *exact, precision=coarsest)
                 made.append(entry)
         return made
 
-    def _call(self, scorer: Contestant, element: str) -> Call:
+    def _call(self, scorer: Implementation, element: str) -> Call:
         assert isinstance(scorer, Resflow)
         table, scales = self.tables[element]
         user, offsets = torch.from_numpy(self.user), torch.tensor([0, len(self.ids[0])])
@@ -72,12 +73,12 @@ class Catalogue:
         return lambda: ops.catalog_scores(user, next(lists), offsets, table, scales, *rest)
 
     def dense_rows(self) -> Floats:
-        """The first list's candidates as the dense form takes them: what peers score."""
+        """The first list's candidates as rows of the dense form, which the baselines score."""
         return self.rows
 
 
 def _empty(width: int, items: int, element: str) -> tuple[Any, Any]:
-    """NumPy's memory, in huge pages, as ``Catalog.open(path, in_memory=True)`` has it."""
+    """An empty table and its scales, in NumPy's memory: huge pages, as with ``Catalog.open(path, in_memory=True)``."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[element]
     table = torch.from_numpy(np.empty((items, width * dtype.itemsize), np.uint8)).view(dtype)
     return table, torch.empty(items if element == "int8" else 0)

@@ -1,4 +1,4 @@
-"""Users ranking a whole catalogue: every item's probabilities for every user, and their feedback."""
+"""Users ranking a whole catalog: every item's probabilities for every user, and their feedback."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .methods import SeparateModels
 
 @dataclass(frozen=True)
 class Requests:
-    """Users, the catalogue they all rank, and their feedback.
+    """Users, the catalog they all rank, and their feedback.
 
     Args:
         user: rows of the user's features, ``R`` of them.
-        item: rows of the catalogue's features, ``M`` of them.
+        item: rows of the catalog's features, ``M`` of them.
         feedback: ``[R, M]``, what each item is worth to each user: how often it was finished, orders expected.
     """
 
@@ -34,7 +34,7 @@ class Requests:
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """``[R + 1]``: every request has the whole catalogue."""
+        """``[R + 1]``: every request has the whole catalog."""
         requests, items = self.feedback.shape
         return np.arange(requests + 1, dtype=np.int64) * items
 

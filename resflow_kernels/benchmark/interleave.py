@@ -1,9 +1,8 @@
-"""Times contestants in turns within one process, so that they share its clock speed, memory and neighbours.
+"""Times several calls interleaved within one process, so that clock speed, memory and other processes affect all alike.
 
-In each round every contestant has one turn: a rest until the threads of the one before have fallen asleep (OpenMP's
-were measured to spin for 8 ms after a call and ONNX Runtime's for more than 28, and would take a core from the next),
-calls that do not count until its caches and threads are warm, then a burst of timed calls. The order changes from
-round to round.
+Each round runs every call once: a rest until the threads of the previous implementation have fallen asleep (OpenMP's
+were measured to spin for 8 ms after a call and ONNX Runtime's for more than 28, which would take a core from the next),
+untimed calls until caches and threads are warm, then a burst of timed calls. The order changes from round to round.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ import numpy as np
 
 Call = Callable[[], object]
 
-_LONG_SECONDS = 0.1  # a call this long warms itself
-_REST_STEP = 0.004  # long enough for a look at the process's time to be little of it
+_LONG_SECONDS = 0.1  # a call of this length needs no warm-up
+_REST_STEP = 0.004  # long compared with the cost of reading the process's time
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a contest takes.
+    """How many calls are made, and for how long.
 
     Args:
-        rounds: turns a contestant has, at least 1.
-        burst_seconds: about how long a turn's timed calls take.
-        most_calls: timed calls a turn at most; at least one is made.
-        most_rest_seconds: how long a turn waits for others' threads to fall asleep.
-        warm_seconds: how long untimed calls last at the start of a turn, one at least (calls of over 0.1 s have none).
+        rounds: number of rounds, at least 1.
+        burst_seconds: approximate length of one burst of timed calls.
+        most_calls: largest number of timed calls per burst; at least one is made.
+        most_rest_seconds: longest wait for other implementations' threads to fall asleep.
+        warm_seconds: length of the untimed calls before a burst, at least one call (none if a call takes over 0.1 s).
         pause_seconds: sleep before each timed call, as between the requests of a server.
     """
 
@@ -48,67 +47,67 @@ class Schedule:
 
 @dataclass
 class Timing:
-    """Seconds of every timed call of one contestant, by turn."""
+    """Seconds of every timed call of one implementation, by round."""
 
-    turns: list[list[float]] = field(default_factory=list)
+    rounds: list[list[float]] = field(default_factory=list)
 
     @property
     def samples(self) -> list[float]:
-        """All of them, in the order they were made."""
-        return [seconds for turn in self.turns for seconds in turn]
+        """Seconds of all calls, in the order they were made."""
+        return [seconds for burst in self.rounds for seconds in burst]
 
     def quantile(self, share: float) -> float:
-        """Seconds that this share of the calls stayed within."""
+        """The quantile of the calls' seconds at ``share``."""
         return float(np.quantile(self.samples, share))
 
     @property
     def median(self) -> float:
-        """Median seconds of a call."""
+        """Median seconds per call."""
         return self.quantile(0.5)
 
     @property
-    def turn_medians(self) -> list[float]:
-        """The median of each turn: what tells the machine's moods from the contestant's own spread."""
-        return [float(np.median(turn)) for turn in self.turns]
+    def round_medians(self) -> list[float]:
+        """The median of each round: distinguishes drift of the machine from the implementation's own spread."""
+        return [float(np.median(burst)) for burst in self.rounds]
 
 
-def take_turns(
+def interleave(
     calls: Mapping[str, Call], schedule: Schedule, before_round: Callable[[], None] | None = None
 ) -> dict[str, Timing]:
-    """Time every call in turns.
+    """Time every call, interleaved.
 
     Args:
-        calls: contestants by name; each does all its work before it returns.
+        calls: one call per name; each does all its work before it returns.
         schedule: see :class:`Schedule`.
         before_round: called before each round, untimed (to measure the machine's peak, say).
 
     Returns:
-        A :class:`Timing` for each name.
+        One :class:`Timing` per name.
     """
     lengths = {name: _burst_length(call, schedule) for name, call in calls.items()}
     timings = {name: Timing() for name in calls}
     with _no_garbage_collection():
-        for turn in range(schedule.rounds):
+        for index in range(schedule.rounds):
             if before_round is not None:
                 rest(schedule.most_rest_seconds)
                 before_round()
-            for name in _order(list(calls), turn):
-                timings[name].turns.append(_turn(calls[name], *lengths[name], schedule))
+            for name in _order(list(calls), index):
+                timings[name].rounds.append(_burst(calls[name], *lengths[name], schedule))
     return timings
 
 
-def _order(names: list[str], turn: int) -> list[str]:
-    """Rotated, and every other round backwards, so that nobody always follows the same contestant."""
-    first = turn // 2 % max(len(names), 1)
+def _order(names: list[str], index: int) -> list[str]:
+    """The order of a round: rotated, and reversed every other round, so that no call always follows the same one."""
+    first = index // 2 % max(len(names), 1)
     rotated = names[first:] + names[:first]
-    return rotated[::-1] if turn % 2 else rotated
+    return rotated[::-1] if index % 2 else rotated
 
 
 def _burst_length(call: Call, schedule: Schedule) -> tuple[int, int]:
-    """How many untimed and timed calls a turn has."""
-    call()  # whatever is compiled or allocated on first use
+    """The numbers of untimed and timed calls per round."""
+    call()  # compiles and allocates on first use
     first = _seconds(call)
-    # One call's time tells little: more of them, but not for long.
+    # A single call is a poor estimate: take the median of more, but not for long.
     tries = 0 if first > _LONG_SECONDS else 3 if first > 0.003 else 20
     seconds = max(float(np.median([first, *(_seconds(call) for _ in range(tries))])), 1e-7)
     timed = int(schedule.burst_seconds / (seconds + schedule.pause_seconds))
@@ -116,7 +115,7 @@ def _burst_length(call: Call, schedule: Schedule) -> tuple[int, int]:
     return untimed, max(1, min(timed, schedule.most_calls))
 
 
-def _turn(call: Call, untimed: int, timed: int, schedule: Schedule) -> list[float]:
+def _burst(call: Call, untimed: int, timed: int, schedule: Schedule) -> list[float]:
     rest(schedule.most_rest_seconds)
     for _ in range(untimed):
         call()
@@ -130,7 +129,7 @@ def _turn(call: Call, untimed: int, timed: int, schedule: Schedule) -> list[floa
 
 
 def rest(most_seconds: float) -> bool:
-    """Sleep until this process's threads use no processor time any more; whether they stopped in time."""
+    """Sleep until this process's threads use no more processor time; returns whether they stopped in time."""
     end = time.perf_counter() + most_seconds
     while time.perf_counter() < end:
         before = time.process_time()
@@ -148,7 +147,7 @@ def _seconds(call: Call) -> float:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A collection would fall on whoever happens to be running."""
+    """Disable garbage collection: a collection would be charged to whichever call is running."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -159,7 +158,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-# It ends itself when its parent is gone, so that a killed benchmark leaves no core busy.
+# The process ends when its parent is gone, so that a killed benchmark leaves no core busy.
 _SPIN = """
 import os
 parent = int({parent})
@@ -171,7 +170,7 @@ while os.getppid() == parent:
 
 @contextmanager
 def busy_neighbour() -> Iterator[int]:
-    """Keep one core busy meanwhile, from a process of its own (no interpreter lock is shared); yields its id."""
+    """Keep one core busy by a separate process, which shares no interpreter lock; yields its process id."""
     process = subprocess.Popen([sys.executable, "-S", "-E", "-c", _SPIN.format(parent=os.getpid())])
     try:
         time.sleep(0.2)  # until its interpreter has started

@@ -1,7 +1,8 @@
-"""Whether anyone else used the machine meanwhile: times taken beside others are not to be quoted.
+"""Measures whether other processes used the machine during a run: disturbed times are not to be quoted.
 
-A neighbour does not slow all alike. Contestants that meet at barriers lose whole time slices, ours does not wait for
-a thread that has not begun, and a disturbed multiply-add peak makes every share of it too high.
+Other processes do not slow every implementation equally. Implementations that synchronise at barriers lose whole time
+slices, ours does not wait for a thread that has not begun, and a disturbed multiply-add peak makes every share of it
+too high.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from pathlib import Path
 
 _STAT = Path("/proc/stat")
 
-# Of all cores' time: what an idle system's own services were seen to take, and some room.
-MOST_BY_OTHERS = 0.03
+# Largest share of all cores' time that counts as quiet: an idle system's own services were seen to take a little less.
+MAX_OTHERS_SHARE = 0.03
 
 
-class Watch:
-    """Processor time since it was made."""
+class NoiseMonitor:
+    """Tracks processor time from its construction on."""
 
     def __init__(self) -> None:
         self._start = _times()
 
-    def taken_by_others(self) -> float | None:
+    def others_share(self) -> float | None:
         """The share of all cores' time that other processes (or the host) took; None where there is no /proc/stat."""
         end = _times()
         if self._start is None or end is None:
@@ -31,23 +32,23 @@ class Watch:
 
 
 def _times() -> tuple[float, float, float] | None:
-    """Seconds of all cores: all, busy, and ours with our children's (torch.compile has some, and they live on)."""
+    """Seconds over all cores: total, busy, and this process's with its children's (torch.compile keeps some alive)."""
     if not _STAT.exists():
         return None
-    # user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in user's already.
+    # The fields are user, nice, system, idle, iowait, irq, softirq, steal; user includes guest time.
     ticks = [int(value) for value in _STAT.read_text().split("\n")[0].split()[1:9]]
     seconds = [value / os.sysconf("SC_CLK_TCK") for value in (sum(ticks), sum(ticks) - ticks[3] - ticks[4])]
     return seconds[0], seconds[1], _own_seconds()
 
 
 def _own_seconds() -> float:
-    """Of this process and its descendants, living and ended."""
+    """Processor seconds of this process and its descendants, running and ended."""
     used: dict[int, float] = {}
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended
             continue
         process = int(path.parent.name)
         parents[process] = int(fields[1])
