@@ -68,7 +68,9 @@ OP_SCHEMAS |= _values("ops.def", "OP") | _values("ops.def", "TRAINING_OP")
 ACTIVATIONS = _names("enums.def", "ACTIVATION")
 HEADS = _names("enums.def", "HEAD")
 FUSIONS = _names("enums.def", "FUSION")
-FUSION_EXTRA_WEIGHTS = tuple(int(extra) for extra in _values("enums.def", "FUSION").values())  # besides one per task
+FUSION_EXTRA_WEIGHTS = {
+    name: int(extra) for name, extra in _values("enums.def", "FUSION").items()
+}  # beyond one per task
 WEIGHTS_PER = _names("enums.def", "WEIGHTS_PER")
 PRECISIONS = _names("enums.def", "PRECISION")
 GPU_PRECISIONS = _names("enums.def", "GPU_PRECISION")

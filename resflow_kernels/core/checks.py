@@ -18,7 +18,7 @@ from .fusion import weight_count
 from .plan import Plan
 
 # What a table is stored as, by its place in PRECISIONS.
-ELEMENT_DTYPES = tuple(getattr(torch, name) for name in PRECISIONS)
+TABLE_DTYPES = tuple(getattr(torch, name) for name in PRECISIONS)
 
 
 def precisions_of(device: str) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def fusion(
     _require(
         known, op, "weights_per", "one_of", weights_per, ", ".join(f"{WEIGHTS_PER.index(n)} ({n})" for n in allowed)
     )
-    count = weight_count(code, tasks)
+    count = weight_count(FUSIONS[code], tasks)
     per = WEIGHTS_PER[weights_per]
     if per == "call":
         holds = weights.dim() == 1 and weights.shape[0] == count
@@ -157,9 +157,9 @@ def side(op: str, argument: str, tensor: Tensor, plan: Plan, *floating: torch.dt
     _require(fits, op, argument, "at_most_columns", tensor, plan.in_features)
 
 
-def element(op: str, code: int) -> None:
-    """A code of what a table holds."""
-    code_of(op, "element", code, len(PRECISIONS))
+def table_dtype(op: str, code: int) -> None:
+    """The code of what a table's rows are rounded to."""
+    code_of(op, "dtype", code, len(PRECISIONS))
 
 
 def code_of(op: str, argument: str, code: int, count: int) -> None:

@@ -51,7 +51,7 @@ class Fusion:
 
     def weight_count(self, tasks: int) -> int:
         """How many weights one candidate needs."""
-        return weight_count(self.code, tasks)
+        return weight_count(self.kind, tasks)
 
     def weights_for(self, tasks: int) -> tuple[float, ...]:
         """The default weights for ``tasks`` tasks."""
@@ -146,7 +146,7 @@ class ExpectedValue(Fusion):
     def onnx(graph: Any, probs: str, weights: np.ndarray) -> None:
         import numpy as np
 
-        # The shares of the K + 1 buckets are the drops along 1, p_0, ..., p_{K-1}, 0; those that grow count as none.
+        # The shares of the K + 1 buckets are the decreases along 1, p_0, ..., p_{K-1}, 0; an increase counts as 0.
         columns = [graph.constant(np.array([value])) for value in (0, 1, 1)]  # Slice's start, end and axis
         first = graph.node("Slice", probs, *columns)
         zero = graph.node("Sub", first, first)
@@ -158,8 +158,8 @@ class ExpectedValue(Fusion):
 FORMS: dict[str, type[Fusion]] = complete("fusion", FUSIONS, {form.kind: form for form in Fusion.__subclasses__()})
 
 
-def weight_count(fusion: int, tasks: int) -> int:
-    """Weights a candidate needs under fusion number ``fusion``: ``K`` and those that the contract's row adds."""
+def weight_count(fusion: str, tasks: int) -> int:
+    """Number of weights per candidate of a fusion: one per task, and those that its row in the contract adds."""
     return tasks + FUSION_EXTRA_WEIGHTS[fusion]
 
 
