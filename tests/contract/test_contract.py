@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +12,9 @@ from hypothesis import given
 from resflow_kernels import contract, ops
 from resflow_kernels.core import checks
 from resflow_kernels.core.plan import Plan, chain
+from resflow_kernels.ops import fakes, library
+from resflow_kernels.reference import layers
+from resflow_kernels.reference import packed as reference_of_packed
 from resflow_kernels.testing import random_weights
 from tests.support.draws import plans
 
@@ -130,25 +136,48 @@ def _good_twin(op: str) -> dict[str, object]:
     return arguments | ({"k": 2} if op.endswith("topk") else {})
 
 
+def _in_order(op: str, arguments: dict[str, object], packed: torch.Tensor | None = None) -> list[object]:
+    """The arguments as the op's schema has them one after another."""
+    given = arguments if op.startswith("twin") else arguments | {"packed": packed, "plan": PLAN.encoded}
+    names = [argument.split()[-1] for argument in contract.OP_SCHEMAS[op].split(") ->")[0][1:].split(", ")]
+    return [given[name] for name in names]
+
+
+def _packed() -> torch.Tensor:
+    return ops.pack_towers(random_weights(PLAN), PLAN)
+
+
 def _fused(op: str, arguments: dict[str, object]) -> object:
-    if op.startswith("twin"):
-        return getattr(ops, op)(**arguments)
-    packed = ops.pack_towers(random_weights(PLAN), PLAN)
-    return getattr(ops, op)(packed=packed, plan=PLAN, **arguments)
+    return library.call(op, *_in_order(op, arguments, _packed()))
+
+
+def _fake(op: str, arguments: dict[str, object]) -> object:
+    return fakes.scoring_fake(op)(*_in_order(op, arguments, _packed()))
 
 
 def _reference(op: str, arguments: dict[str, object]) -> object:
-    name = op.replace("dense_", "reference_").replace("request_", "reference_request_")
-    return getattr(ops, name)(lambda x: x[:, :2], plan=PLAN, **arguments)
+    return reference_of_packed.run(op, *_in_order(op, arguments, _packed()))
+
+
+def _by_layers(op: str, arguments: dict[str, object]) -> object:
+    names = ("x", "user", "item", "offsets")
+    inputs = tuple(arguments[name] for name in names if name in arguments)
+    how = contract.FUSIONS[arguments["fusion"]], contract.WEIGHTS_PER[arguments["weights_per"]]
+    k = (arguments["k"],) if "k" in arguments else ()
+    return layers.run(op, lambda x: x[:, :2], inputs, PLAN, arguments["fusion_weights"], *how, *k)
 
 
 def _numpy(op: str, arguments: dict[str, object]) -> object:
     runtime = pytest.importorskip("resflow_kernels._runtime")
-    arrays = {name: a.numpy() if isinstance(a, torch.Tensor) else a for name, a in arguments.items()}
-    if op.startswith("twin"):
-        return getattr(runtime, op)(**arrays)
-    packed = runtime.pack_towers([weight.numpy() for weight in random_weights(PLAN)], PLAN.encoded)
-    return getattr(runtime, op)(packed=packed, plan=PLAN.encoded, **arrays)
+    ordered = _in_order(op, arguments, _packed())
+    return getattr(runtime, op)(*(a.numpy() if isinstance(a, torch.Tensor) else a for a in ordered))
+
+
+def _paths(op: str) -> list[Callable[[str, dict[str, object]], object]]:
+    """All that check an op's arguments besides the compiled op."""
+    form = contract.FORMS[op.rsplit("_", 1)[0]]
+    packed = [_reference] if "reference" in form.flags else []
+    return [_fake, _numpy, *packed, *([_by_layers] if form.name in ("dense", "request") else [])]
 
 
 def _takes_rows(name: str) -> bool:
@@ -157,7 +186,7 @@ def _takes_rows(name: str) -> bool:
 
 @pytest.mark.parametrize("op", [name for name in contract.OP_SCHEMAS if _takes_rows(name)])
 def test_good_inputs_pass_everywhere(op: str) -> None:
-    for call in (_fused, _numpy, *([] if op.startswith(("catalog", "twin")) else [_reference])):
+    for call in (_fused, *_paths(op)):
         call(op, _good(op))
 
 
@@ -173,30 +202,35 @@ def test_bad_input_is_named_alike_by_all_paths(name: str) -> None:
     argument = next(iter(changes))
     assert argument in text or "user and item" in text
 
-    floating = next(
-        (a.dtype for n, a in changes.items() if n in ("x", "user", "item") and isinstance(a, torch.Tensor)), None
-    )
-    if floating in (None, torch.float32) and not op.startswith(
-        ("catalog", "twin")
-    ):  # the reference takes any floating dtype
-        with pytest.raises(ValueError) as by_reference:
-            _reference(op, arguments)
-        assert str(by_reference.value) == text
-    with pytest.raises(ValueError) as by_runtime:
-        _numpy(op, arguments)
-    assert str(by_runtime.value) == text
+    rows = [a for n, a in changes.items() if n in ("x", "user", "item") and isinstance(a, torch.Tensor)]
+    by_code = not 0 <= arguments["fusion"] < 3 or not 0 <= arguments["weights_per"] < 3
+    for path in _paths(op):
+        if path is _by_layers and (by_code or any(row.dtype != torch.float32 for row in rows)):
+            continue  # it takes names, and any floating dtype
+        if path is _reference and any(row.dtype != torch.float32 for row in rows):
+            continue  # it takes what GPUs take
+        if path is _fake and ("[" in argument or not _is_seen_without_values(text)):
+            continue
+        with pytest.raises(ValueError) as by_path:
+            path(op, arguments)
+        assert str(by_path.value) == text, path.__name__
+
+
+def _is_seen_without_values(text: str) -> bool:
+    """Whether a message is of sizes and dtypes: fakes do not read ids and offsets."""
+    return re.match(r"\w+: (ids|offsets)\[", text) is None
 
 
 @pytest.mark.parametrize(
-    ("tasks", "columns", "element", "text"),
+    ("tasks", "columns", "dtype", "text"),
     [
         (0, 6, 2, "tasks must be one of 1 to 64, got 0"),
         (65, 65, 2, "tasks must be one of 1 to 64, got 65"),
         (4, 6, 2, "vectors must be a matrix of columns for 4 tasks, as many for each and at least one, got [3, 6]"),
-        (2, 6, 3, "element must be one of 0 to 2, got 3"),
+        (2, 6, 3, "dtype must be one of 0 to 2, got 3"),
     ],
 )
-def test_twin_rows_names_bad_input(tasks: int, columns: int, element: int, text: str) -> None:
+def test_twin_rows_names_bad_input(tasks: int, columns: int, dtype: int, text: str) -> None:
     vectors = torch.zeros(3, columns)
     runtime = pytest.importorskip("resflow_kernels._runtime")
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -207,9 +241,9 @@ def test_twin_rows_names_bad_input(tasks: int, columns: int, element: int, text:
         (runtime.twin_rows, vectors.numpy()),
     ):
         with pytest.raises(ValueError) as raised:
-            op(argument, tasks, element)
+            op(argument, tasks, dtype)
         assert str(raised.value) == f"twin_rows: {text}"
-    with pytest.raises(ValueError, match="element must be one of float32, bfloat16, int8, got 'int4'"):
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, int8, got 'int4'"):
         ops.twin_rows(vectors, 1, "int4")
 
 
@@ -294,9 +328,9 @@ def test_a_damaged_plan_is_refused_by_the_op(at: int, value: int) -> None:
     encoded[at] = value
     packed = ops.pack_towers(random_weights(PLAN), PLAN)
     with pytest.raises(ValueError, match=r"dense_scores: p(lan|acked) must be "):
-        torch.ops.resflow.dense_scores(torch.zeros(3, 6), packed, torch.zeros(2), encoded, 0, 0)
+        library.call("dense_scores", torch.zeros(3, 6), packed, torch.zeros(2), encoded, 0, 0)
     with pytest.raises(ValueError, match="must be a valid plan"):
-        torch.ops.resflow.dense_scores(torch.zeros(3, 6), packed, torch.zeros(2), encoded[:4], 0, 0)
+        library.call("dense_scores", torch.zeros(3, 6), packed, torch.zeros(2), encoded[:4], 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def held(table: Tensor, scales: Tensor, plan: Plan) -> Tensor:
     plan=gpu_plans(),
     batch=gpu_batches,
     requests=st.integers(1, 5),
-    element=st.sampled_from(ELEMENTS),
+    dtype=st.sampled_from(ELEMENTS),
     fusion=fusions,
     per=st.sampled_from(WEIGHTS_PER),
     seed=seeds,

@@ -27,7 +27,7 @@ counts = st.one_of(st.integers(0, 20), st.sampled_from([33, 64, 65, 130]))
     width=widths,
     items=counts,
     requests=st.integers(0, 9),
-    element=elements,
+    dtype=elements,
     fusion=fusions,
     per=st.sampled_from(WEIGHTS_PER),
     non_increasing=st.booleans(),
@@ -59,7 +59,7 @@ def test_scores_are_exact(
     assert_exact(case.listed(), exact, weights, BUDGET[element])
 
 
-@given(tasks=tasks_of, width=widths, items=counts, element=elements, seed=seeds)
+@given(tasks=tasks_of, width=widths, items=counts, dtype=elements, seed=seeds)
 def test_tables_are_the_cpus(device: Device, tasks: int, width: int, items: int, element: str, seed: int) -> None:
     """Rounding is defined to the bit, so a table may be built on either device."""
     case = TwinCase(tasks, width, items, 1, element, seed=seed, ops=device)
@@ -72,7 +72,7 @@ def test_tables_are_the_cpus(device: Device, tasks: int, width: int, items: int,
     width=st.integers(1, 40),
     items=counts,
     requests=st.integers(0, 9),
-    element=elements,
+    dtype=elements,
     k=st.sampled_from([1, 7, 100]),
     seed=seeds,
 )

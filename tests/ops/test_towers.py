@@ -95,7 +95,7 @@ def test_request_form_has_the_bits_of_the_dense_form(
     plan=plans(max_tasks=6),
     batch=batches,
     requests=st.integers(1, 5),
-    element=st.sampled_from(PRECISIONS),
+    dtype=st.sampled_from(PRECISIONS),
     fusion=fusions,
     per=st.sampled_from(WEIGHTS_PER),
     seed=seeds,

@@ -25,7 +25,7 @@ counts = st.one_of(st.integers(0, 20), st.sampled_from([31, 32, 33, 160, 300]))
     width=widths,
     items=counts,
     requests=st.integers(0, 9),
-    element=elements,
+    dtype=elements,
     fusion=fusions,
     per=st.sampled_from(WEIGHTS_PER),
     non_increasing=st.booleans(),
@@ -56,7 +56,7 @@ def test_scores_are_exact(
     assert_exact(case.listed(), exact, weights, BUDGET[element])
 
 
-@given(tasks=tasks_of, width=widths, items=counts, element=elements, seed=seeds)
+@given(tasks=tasks_of, width=widths, items=counts, dtype=elements, seed=seeds)
 def test_tables_are_near_their_vectors(tasks: int, width: int, items: int, element: str, seed: int) -> None:
     case = TwinCase(tasks, width, items, 1, element, seed=seed)
     vectors = case.vectors.double().reshape(items, tasks, width)
@@ -74,7 +74,7 @@ def test_tables_are_near_their_vectors(tasks: int, width: int, items: int, eleme
     width=st.integers(1, 70),
     items=counts,
     requests=st.integers(0, 20),
-    element=elements,
+    dtype=elements,
     k=st.sampled_from([1, 2, 7, 100]),
     seed=seeds,
 )
@@ -118,9 +118,7 @@ def test_topk_of_many_tiles_and_threads(element: str, threads: int) -> None:
         torch.set_num_threads(before)
 
 
-@given(
-    tasks=tasks_of, width=widths, items=st.integers(1, 200), requests=st.integers(1, 5), element=elements, seed=seeds
-)
+@given(tasks=tasks_of, width=widths, items=st.integers(1, 200), requests=st.integers(1, 5), dtype=elements, seed=seeds)
 def test_batch_invariance(tasks: int, width: int, items: int, requests: int, element: str, seed: int) -> None:
     """The same bits from the stream and from lists, shuffled, alone, and from a part of the table or of the users."""
     case = TwinCase(tasks, width, items, requests, element, "multiplicative", CALL, seed)
