@@ -201,8 +201,6 @@ void check_columns_sum(const char* op, const Plan& plan, const TensorView& user,
   }
 }
 
-int64_t fusion_weight_count(Fusion fusion, int64_t tasks) { return tasks + (fusion == Fusion::expected_value ? 1 : 0); }
-
 void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int64_t fusion, int64_t weights_per,
                   int64_t candidates, int64_t requests) {
   constexpr auto kForms = static_cast<int64_t>(Fusion::count);

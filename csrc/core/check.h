@@ -69,7 +69,4 @@ void check_packed(const char* op, const Plan& plan, const TensorView& packed);
 
 void check_positive(const char* op, const char* argument, int64_t value);
 
-// Numbers of fusion weights of one candidate.
-int64_t fusion_weight_count(Fusion fusion, int64_t tasks);
-
 }  // namespace resflow

@@ -18,10 +18,19 @@ enum class Head : int32_t {
 };
 
 enum class Fusion : int32_t {
-#define RESFLOW_FUSION(name) name,
+#define RESFLOW_FUSION(name, extra_weights) name,
 #include "contract/enums.def"
   count
 };
+
+// How many fusion weights a candidate has: one per task, and those that the fusion's row adds.
+constexpr int64_t fusion_weight_count(Fusion fusion, int64_t tasks) {
+  constexpr int64_t kExtra[] = {
+#define RESFLOW_FUSION(name, extra_weights) extra_weights,
+#include "contract/enums.def"
+  };
+  return tasks + kExtra[static_cast<int32_t>(fusion)];
+}
 
 enum class WeightsPer : int32_t {
 #define RESFLOW_WEIGHTS_PER(name) name,

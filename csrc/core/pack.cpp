@@ -71,8 +71,10 @@ void pack_layer(const Plan& plan, const LayerLayout& layer, const float* weight,
         return static_cast<uint8_t>(128 + static_cast<int>(steps));
       });
     }
-    default:
+    case Precision::float32:
       return pack_matrix<float>(layer, panels, value);
+    case Precision::count:
+      return;
   }
 }
 

@@ -34,9 +34,12 @@ constexpr int64_t bytes_of(Precision element) {
     case Precision::bfloat16:
     case Precision::float16:
       return 2;
-    default:
-      return 4;
+    case Precision::float32:
+    case Precision::tensorfloat32:
+    case Precision::count:
+      break;
   }
+  return 4;
 }
 
 constexpr int64_t inputs_per_word(Precision precision) { return 4 / bytes_of(precision); }

@@ -8,9 +8,10 @@ numpy.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 _ENTRY = re.compile(r"^RESFLOW_(\w+)\(([^()\"]*(?:\"[^\"]*\"[^()\"]*)*)\)", re.MULTILINE)
 _FIELD = re.compile(r'"([^"]*)"|([^\s,][^,"]*)')
@@ -67,6 +68,9 @@ OP_SCHEMAS |= _values("ops.def", "OP") | _values("ops.def", "TRAINING_OP")
 ACTIVATIONS = _names("enums.def", "ACTIVATION")
 HEADS = _names("enums.def", "HEAD")
 FUSIONS = _names("enums.def", "FUSION")
+FUSION_EXTRA_WEIGHTS = {
+    name: int(extra) for name, extra in _values("enums.def", "FUSION").items()
+}  # beyond one per task
 WEIGHTS_PER = _names("enums.def", "WEIGHTS_PER")
 PRECISIONS = _names("enums.def", "PRECISION")
 GPU_PRECISIONS = _names("enums.def", "GPU_PRECISION")
@@ -74,6 +78,23 @@ STATISTICS = _names("enums.def", "STATISTICS")
 PLAN_FIELDS = _names("plan.def", "PLAN_FIELD")
 PLAN_LIMITS = {name: int(value) for name, value in _values("plan.def", "PLAN_LIMIT").items()}
 _EXPECTED = _values("errors.def", "EXPECT")
+
+_Row = TypeVar("_Row")
+
+
+def complete(what: str, names: tuple[str, ...], rows: Mapping[str, _Row]) -> dict[str, _Row]:
+    """``rows`` in the order of a list of ``enums.def``, one per name.
+
+    Raises:
+        ImportError: a name without its row, or a row without its name.
+    """
+    for name in names:
+        if name not in rows:
+            raise ImportError(f"{what} {name!r} of contract/enums.def without its row")
+    for name in rows:
+        if name not in names:
+            raise ImportError(f"{what} {name!r} without its name in contract/enums.def")
+    return {name: rows[name] for name in names}
 
 
 def error_message(op: str, argument: str, expected: str, got: object, *details: object) -> str:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..core import fold
+from ..reference import activations
 
-ACTIVATION_MODULES: dict[str, Any] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "prelu": nn.PReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
+ACTIVATION_MODULES = activations.MODULES
 
 
 class TowerLayer(nn.Module):
@@ -100,14 +89,10 @@ def activation_name(module: nn.Module) -> str:
     Raises:
         ValueError: the module is none of :data:`ACTIVATION_MODULES`.
     """
-    if isinstance(module, (nn.PReLU, nn.LeakyReLU)):
-        return "prelu"
-    if isinstance(module, nn.GELU):
-        return "gelu" if module.approximate == "none" else "gelu_tanh"
-    for name in ("identity", "relu", "silu", "tanh", "sigmoid"):
-        if type(module) is ACTIVATION_MODULES[name]:
-            return name
-    raise ValueError(f"activation must be one of {', '.join(ACTIVATION_MODULES)}, got {module}")
+    name = activations.name_of(module)
+    if name is None:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATION_MODULES)}, got {module}")
+    return name
 
 
 def norm_affine(norm: nn.BatchNorm1d) -> fold.Affine:

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ..contract import FUSIONS
 from ..contract.results import Scores, TopK
+from ..core.fusion import FORMS
 from ..core.plan import Plan
+from . import activations
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -29,25 +31,9 @@ for _result in (Scores, TopK):
 
 def activate(name: str, value: Tensor, slope: Tensor | None = None) -> Tensor:
     """One activation of the contract's list; ``slope [H]`` is PReLU's."""
-    match name:
-        case "identity":
-            return value
-        case "relu":
-            return F.relu(value)
-        case "prelu":
-            assert slope is not None
-            return torch.where(value > 0, value, value * slope)
-        case "silu":
-            return F.silu(value)
-        case "gelu":
-            return F.gelu(value)
-        case "gelu_tanh":
-            return F.gelu(value, approximate="tanh")
-        case "tanh":
-            return torch.tanh(value)
-        case "sigmoid":
-            return torch.sigmoid(value)
-    raise ValueError(f"unknown activation {name!r}")
+    if name not in activations.ROWS:
+        raise ValueError(f"unknown activation {name!r}")
+    return activations.ROWS[name].formula(value, slope)
 
 
 def tower_logits(x: Tensor, towers: Sequence[Sequence[Layer]], heads: Sequence[Layer], plan: Plan) -> Tensor:
@@ -86,22 +72,10 @@ def _join(own: Tensor, parent: Tensor | None, plan: Plan) -> Tensor:
 
 
 def fuse(logits: Tensor, fusion_weights: Tensor, fusion: str) -> Tensor:
-    """Score ``[B]`` from logits ``[B, K]`` and weights ``[K]`` or ``[B, K]`` (``K + 1`` for expected values)."""
-    probs = torch.sigmoid(logits)
-    match fusion:
-        case "additive":
-            return (fusion_weights * probs).sum(-1)
-        case "multiplicative":
-            # p = 0 has log -inf, and -inf * 0 would be NaN: the clamp makes p ** 0 = 1 and keeps NaN.
-            logs = F.logsigmoid(logits)
-            lowest = torch.finfo(logs.dtype).min
-            return torch.exp((fusion_weights * torch.where(logs < lowest, lowest, logs)).sum(-1))
-        case "expected_value":
-            drops = probs[..., :-1] - probs[..., 1:]
-            drops = torch.where(drops < 0, 0.0, drops)
-            shares = torch.cat((1 - probs[..., :1], drops, probs[..., -1:]), dim=-1)
-            return (fusion_weights * shares).sum(-1)
-    raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
+    """Score ``[B]`` from logits ``[B, K]`` and weights ``[K]`` or ``[B, K]`` (more columns for some fusions)."""
+    if fusion not in FORMS:
+        raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
+    return FORMS[fusion].score(logits, torch.sigmoid(logits), fusion_weights)
 
 
 def finish(logits: Tensor, fusion_weights: Tensor, fusion: str) -> Scores:

@@ -6,7 +6,8 @@ What a layer is made of comes as the constants of :class:`~resflow_kernels.core.
 import triton
 import triton.language as tl
 
-from .functions import activate, at, divides, round_up, wide
+from .formulas import activate
+from .functions import at, divides, round_up, wide
 
 INPUTS = tl.constexpr(0)
 WIDTH = tl.constexpr(1)

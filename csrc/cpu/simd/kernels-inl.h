@@ -6,7 +6,7 @@
 
 #include "cpu/simd/math-inl.h"
 
-#include "cpu/towers/activations-inl.h"
+#include "cpu/simd/formulas-inl.h"
 
 #include "cpu/towers/precision-inl.h"
 

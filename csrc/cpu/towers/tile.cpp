@@ -30,9 +30,7 @@ void point_rows(const Call& call, Tiling::Rows tile, Workspace& workspace) {
     const int64_t at = tile.first + r;
     while (candidates.offsets && candidates.offsets[request + 1] <= at) ++request;
     workspace.start[r] = call.starts + (candidates.user.exists() ? request : 0) * call.start_floats();
-    const int64_t row = call.weights.per == WeightsPer::call      ? 0
-                        : call.weights.per == WeightsPer::request ? request
-                                                                  : at;
+    const int64_t row = weights_row(call.weights.per, request, at);
     workspace.fusion_weights[r] = call.weights.values + row * weight_count;
   }
 }

@@ -15,9 +15,12 @@ RESFLOW_DEVICE float value_of(const void* row, Precision element, int64_t at) {
       return float_of_float16(load_constant(static_cast<const uint16_t*>(row) + at));
     case Precision::int8:
       return static_cast<float>(load_constant(static_cast<const int8_t*>(row) + at));
-    default:
-      return load_constant(static_cast<const float*>(row) + at);
+    case Precision::float32:
+    case Precision::tensorfloat32:  // no dtype
+    case Precision::count:
+      break;
   }
+  return load_constant(static_cast<const float*>(row) + at);
 }
 
 // A row's address; Rows::from is the host's.

@@ -54,8 +54,12 @@ struct RoundRows {
         const int32_t quotient = step > 0.0f ? static_cast<int32_t>(rintf(value / step)) : 0;
         return store_global(static_cast<int8_t*>(params.to) + at, static_cast<int8_t>(quotient));
       }
-      default:
+      case Precision::float32:
         return store_global(static_cast<float*>(params.to) + at, value);
+      case Precision::float16:  // no tables
+      case Precision::tensorfloat32:
+      case Precision::count:
+        return;
     }
   }
 };

@@ -1,6 +1,9 @@
 // The tower kernels of one precision, as the host launches them. A translation unit each: tower_<precision>.cu.
 #pragma once
 
+#include <iterator>
+#include <utility>
+
 #include "cuda/towers/dispatch.h"
 #include "cuda/towers/project.h"
 #include "cuda/towers/tower.h"
@@ -22,16 +25,9 @@ void TowerLaunch<kPrecision>::tower(const TowerParams& params, const TowerChoice
     constexpr TowerVariant kOwn = kTowerVariants[kVariant];
     launch<TowerKernel<kPrecision, kOwn.rows, kOwn.in_shared>>(params, choice.blocks, choice.shared_bytes, stream);
   };
-  switch (choice.variant) {
-    case 0:
-      return run.template operator()<0>();
-    case 1:
-      return run.template operator()<1>();
-    case 2:
-      return run.template operator()<2>();
-    default:
-      return run.template operator()<3>();
-  }
+  [&]<int... kVariants>(std::integer_sequence<int, kVariants...>) {
+    ((choice.variant == kVariants ? run.template operator()<kVariants>() : void()), ...);
+  }(std::make_integer_sequence<int, static_cast<int>(std::size(kTowerVariants))>{});
 }
 
 template <Precision kPrecision>
@@ -60,9 +56,12 @@ auto in_gpu_precision(Precision precision, Run run) {
       return run.template operator()<Precision::float16>();
     case Precision::tensorfloat32:
       return run.template operator()<Precision::tensorfloat32>();
-    default:
-      return run.template operator()<Precision::float32>();
+    case Precision::float32:
+    case Precision::int8:  // refused
+    case Precision::count:
+      break;
   }
+  return run.template operator()<Precision::float32>();
 }
 
 }  // namespace resflow::cuda

@@ -18,12 +18,20 @@ constexpr Launch kByActivation[] = {
 
 Launch launch_of(const Plan& plan, int32_t groups) {
   const auto activation = static_cast<int>(plan.layer[0].activation);
-  if (plan.precision == Precision::bfloat16) {
-    return groups == 1 ? kByActivation<Precision::bfloat16, 1>[activation]
-                       : kByActivation<Precision::bfloat16, kMostGroups>[activation];
+  switch (plan.precision) {
+    case Precision::bfloat16:
+      return groups == 1 ? kByActivation<Precision::bfloat16, 1>[activation]
+                         : kByActivation<Precision::bfloat16, kMostGroups>[activation];
+    case Precision::float16:
+      return groups == 1 ? kByActivation<Precision::float16, 1>[activation]
+                         : kByActivation<Precision::float16, kMostGroups>[activation];
+    case Precision::float32:  // without tensor panels: covers_plan refuses them
+    case Precision::int8:
+    case Precision::tensorfloat32:
+    case Precision::count:
+      break;
   }
-  return groups == 1 ? kByActivation<Precision::float16, 1>[activation]
-                     : kByActivation<Precision::float16, kMostGroups>[activation];
+  return nullptr;
 }
 
 int64_t item_columns(const TowerCall& call) { return call.plan.in_features - call.candidates.user_columns; }

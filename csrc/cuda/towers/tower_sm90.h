@@ -7,8 +7,8 @@
 // (outputs of both layers for the residuals, the operand of the second layer, logits) stays in registers.
 #pragma once
 
-#include "cuda/towers/head.h"
 #include "cuda/device/numbers.h"
+#include "cuda/towers/head.h"
 #include "cuda/towers/requests.h"
 #include "cuda/towers/tower_sm90_loader.h"
 
@@ -36,9 +36,7 @@ struct TowerRow {
 
   RESFLOW_DEVICE float weight(const TowerCall& call, int32_t i) const {
     if (request < 0) return 0.0f;
-    const int64_t row = call.fusion.per == WeightsPer::candidate ? candidate
-                        : call.fusion.per == WeightsPer::request ? request
-                                                                 : 0;
+    const int64_t row = weights_row(call.fusion.per, request, candidate);
     return load_constant(call.fusion.values + row * call.fusion_weight_count + i);
   }
 };
@@ -66,8 +64,9 @@ class TowerGroup {
   }
 
  private:
-  // Activations that take many registers leave none for that.
-  static constexpr bool kBeginsEarly = kActivation != Activation::gelu && kActivation != Activation::tanh;
+  // Whether the next task's first sums are begun while a task ends: activations that take many registers leave none for
+  // them.
+  static constexpr bool kBeginsEarly = !ActivationFormula<kActivation>::kManyRegisters;
   static constexpr int kSums1 = tower_width(0) / 2, kSums2 = tower_width(1) / 2;
 
   static RESFLOW_DEVICE int lane() { return thread_index() % 32; }

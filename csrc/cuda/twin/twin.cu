@@ -6,8 +6,8 @@
 
 #include "core/check.h"
 #include "cuda/device/launch.h"
-#include "cuda/towers/rows.h"
 #include "cuda/topk/topk.h"
+#include "cuda/towers/rows.h"
 #include "cuda/twin/twin_kernel.h"
 
 namespace resflow::cuda {
@@ -92,8 +92,12 @@ void score(const TwinParams& params, Stream stream) {
       return score_items<Precision::bfloat16>(params, stream);
     case Precision::int8:
       return score_items<Precision::int8>(params, stream);
-    default:
+    case Precision::float32:
       return score_items<Precision::float32>(params, stream);
+    case Precision::float16:  // no tables
+    case Precision::tensorfloat32:
+    case Precision::count:
+      return;
   }
 }
 

@@ -327,9 +327,7 @@ struct ScoreItems {
       for (int32_t k = 0; params.logits && k < tasks; ++k) store_global(params.logits + to * tasks + k, logit(k));
       for (int32_t k = 0; params.probs && k < tasks; ++k)
         store_global(params.probs + to * tasks + k, sigmoid(logit(k)));
-      const int64_t row = params.weights.per == WeightsPer::call      ? 0
-                          : params.weights.per == WeightsPer::request ? request
-                                                                      : candidate;
+      const int64_t row = weights_row(params.weights.per, request, candidate);
       const float* const weights = params.weights.values + row * params.weight_count;
       const auto weight = [&](int32_t index) { return load_constant(weights + index); };
       store_global(params.score + to, fuse(params.weights.fusion, tasks, logit, weight));
