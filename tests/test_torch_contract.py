@@ -56,7 +56,7 @@ def op_arguments(candidates: int = 9) -> dict[str, tuple[object, ...]]:
         "catalog_scores": (*catalogue, *rest),
         "catalog_topk": (*catalogue, *rest, 3),
         "feature_scores": (*looked_up, *tables, *rest),
-        "feature_topk": (*looked_up, offsets, *tables, *rest, 3),
+        "feature_topk": (*looked_up, *tables, offsets, *rest, 3),
         "feature_request_scores": (*sides, *tables, 1, *rest),
         "feature_request_topk": (*sides, *tables, 1, *rest, 3),
     }

@@ -159,7 +159,7 @@ def side(op: str, argument: str, tensor: Tensor, plan: Plan, *floating: torch.dt
 
 def element(op: str, code: int) -> None:
     """A code of what a table holds."""
-    code_of(op, "element", code, len(PRECISIONS))
+    code_of(op, "dtype", code, len(PRECISIONS))
 
 
 def code_of(op: str, argument: str, code: int, count: int) -> None:

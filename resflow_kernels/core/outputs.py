@@ -58,8 +58,8 @@ def backward_outputs(
     logit_gradients: Tensor,
     x: Tensor,
     weights: list[Tensor],
-    own: Tensor,
-    sums: Tensor,
+    task_logits: Tensor,
+    pre_activations: Tensor,
     mean: Tensor,
     variance: Tensor,
     plan: Sequence[int],
@@ -71,9 +71,9 @@ def backward_outputs(
     decoded = _check("train_backward", x, weights, plan, statistics)
     rows, channels = x.shape[0], _channels(decoded, statistics)
     checks.contiguous("train_backward", "logit_gradients", logit_gradients, (rows, decoded.tasks))
-    checks.contiguous("train_backward", "own", own, (rows, decoded.tasks))
-    if sums.shape[0] > 0:
-        checks.contiguous("train_backward", "sums", sums, (sum_count(decoded, rows),))
+    checks.contiguous("train_backward", "task_logits", task_logits, (rows, decoded.tasks))
+    if pre_activations.shape[0] > 0:
+        checks.contiguous("train_backward", "pre_activations", pre_activations, (sum_count(decoded, rows),))
     checks.contiguous("train_backward", "mean", mean, (channels,))
     checks.contiguous("train_backward", "variance", variance, (channels,))
     x_gradients = x.new_empty((rows if x_needed else 0, decoded.in_features))

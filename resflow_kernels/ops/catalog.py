@@ -153,14 +153,14 @@ def _check_catalog(
     checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, ids.shape[0], user.shape[0], torch.float32)
 
 
-def _fake_catalog_rows(item: Tensor, packed: Tensor, plan: list[int], element: int) -> tuple[Tensor, Tensor]:
+def _fake_catalog_rows(item: Tensor, packed: Tensor, plan: list[int], dtype: int) -> tuple[Tensor, Tensor]:
     decoded = Plan.decode(plan)
     checks.side("catalog_rows", "item", item, decoded)
-    checks.element("catalog_rows", element)
+    checks.element("catalog_rows", dtype)
     checks.precision("catalog_rows", decoded, packed)
-    dtype = checks.ELEMENT_DTYPES[element]
-    table = item.new_empty((item.shape[0], decoded.table_width), dtype=dtype)
-    return table, item.new_empty((item.shape[0] if dtype == torch.int8 else 0,), dtype=torch.float32)
+    stored = checks.ELEMENT_DTYPES[dtype]
+    table = item.new_empty((item.shape[0], decoded.table_width), dtype=stored)
+    return table, item.new_empty((item.shape[0] if stored == torch.int8 else 0,), dtype=torch.float32)
 
 
 def _fake_catalog_scores(

@@ -122,7 +122,7 @@ def feature_topk(
     """
     _no_grad("feature_topk", tables, fusion_weights)
     settings = (packed, fusion_weights, plan.encoded, fusion, weights_per, k)
-    return TopK(*_ops.feature_topk(*ids, offsets, *_lists(tables), *settings))
+    return TopK(*_ops.feature_topk(*ids, *_lists(tables), offsets, *settings))
 
 
 def feature_request_scores(
@@ -273,10 +273,10 @@ def _fake_feature_topk(
     ids: Tensor,
     values: Tensor,
     value_offsets: Tensor,
-    offsets: Tensor,
     tables: list[Tensor],
     scales: list[Tensor],
     ragged: list[int],
+    offsets: Tensor,
     packed: Tensor,
     fusion_weights: Tensor,
     plan: list[int],

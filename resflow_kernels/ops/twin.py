@@ -216,14 +216,14 @@ def _check_ids(
     checks.fusion(op, fusion_weights, fusion, weights_per, len(parents), candidates, requests, torch.float32)
 
 
-def _fake_twin_rows(vectors: Tensor, tasks: int, element: int) -> tuple[Tensor, Tensor]:
+def _fake_twin_rows(vectors: Tensor, tasks: int, dtype: int) -> tuple[Tensor, Tensor]:
     checks.matrix("twin_rows", "vectors", vectors, None)
     checks.task_count("twin_rows", tasks)
     checks.task_columns("twin_rows", "vectors", vectors, tasks)
-    checks.element("twin_rows", element)
-    dtype = checks.ELEMENT_DTYPES[element]
-    count = vectors.shape[0] if dtype == torch.int8 else 0
-    return vectors.new_empty(vectors.shape, dtype=dtype), vectors.new_empty((count, tasks), dtype=torch.float32)
+    checks.element("twin_rows", dtype)
+    stored = checks.ELEMENT_DTYPES[dtype]
+    count = vectors.shape[0] if stored == torch.int8 else 0
+    return vectors.new_empty(vectors.shape, dtype=stored), vectors.new_empty((count, tasks), dtype=torch.float32)
 
 
 def _fake_twin_scores(

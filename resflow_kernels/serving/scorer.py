@@ -305,7 +305,7 @@ class Scorer:
         looked_up = self._looked_up(encoded, self._features().all)
         places = np.array([0, len(looked_up[0])], np.int64) if offsets is None else np.asarray(offsets)
         settings = (self.packed, *self._fusion(weights, weights_per), _count(k), self._threads)
-        return TopK(*self._library.feature_topk(*looked_up, places, *self._tables, *settings))
+        return TopK(*self._library.feature_topk(*looked_up, *self._tables, places, *settings))
 
     def top_k_feature_requests(
         self,
