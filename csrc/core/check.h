@@ -1,5 +1,5 @@
 // What the ops ask of their inputs. Values (of ids, offsets, a packed header) are checked where the CPU can read them;
-// see TensorView::on_device. resflow_kernels/checks.py asks the same, in the same order and words,
+// see TensorView::readable. resflow_kernels/core/checks.py asks the same, in the same order and words,
 // where a call does not reach C++.
 #pragma once
 
@@ -41,7 +41,7 @@ void check_table(const char* op, const Plan& plan, const TensorView& table, cons
 void check_ids(const char* op, const TensorView& ids, int64_t items);
 
 // The code of what a table's rows are stored as.
-void check_element(const char* op, int64_t element);
+void check_table_dtype(const char* op, int64_t dtype);
 
 // An int64 vector of `requests + 1` offsets, or of any positive number if requests is kNoRequests; its
 // values start at 0, do not decrease and end at `candidates`.

@@ -100,7 +100,7 @@ int64_t weight_count(const Plan& plan) {
 
 void check_weights(const char* op, const Plan& plan, const TensorView* weights, int64_t count, bool transposed) {
   if (count != weight_count(plan)) {
-    complain(op, "weights", expected::weight_count, std::to_string(count), std::to_string(weight_count(plan)));
+    fail(op, "weights", expected::weight_count, std::to_string(count), std::to_string(weight_count(plan)));
   }
   int64_t at = 0;
   for_each_weight(plan, [&](const WeightShape& shape) {
@@ -112,12 +112,12 @@ void check_weights(const char* op, const Plan& plan, const TensorView* weights, 
     const std::string argument = "weights[" + std::to_string(at) + "] (task " + std::to_string(shape.task) + ", " +
                                  place + ", " + kWeightNames[static_cast<int>(shape.kind)] + ")";
     if (tensor.dim != dim || !std::equal(sizes, sizes + dim, tensor.sizes)) {
-      complain(op, argument, expected::shape, list_text(tensor.sizes, tensor.dim), list_text(sizes, dim));
+      fail(op, argument, expected::shape, list_text(tensor.sizes, tensor.dim), list_text(sizes, dim));
     }
-    if (std::strcmp(tensor.dtype, "float32") != 0) complain(op, argument, expected::dtype, tensor.dtype, "float32");
+    if (std::strcmp(tensor.dtype, "float32") != 0) fail(op, argument, expected::dtype, tensor.dtype, "float32");
     const bool rows_follow = dim == 1 || sizes[0] <= 1 || tensor.strides[0] == sizes[1];
     if ((sizes[dim - 1] > 1 && tensor.strides[dim - 1] != 1) || !rows_follow) {
-      complain(op, argument, expected::contiguous, "strides " + list_text(tensor.strides, tensor.dim));
+      fail(op, argument, expected::contiguous, "strides " + list_text(tensor.strides, tensor.dim));
     }
     ++at;
   });

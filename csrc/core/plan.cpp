@@ -9,7 +9,7 @@ namespace resflow {
 namespace {
 
 void require(bool holds, const char* op, const std::string& rule, int64_t got) {
-  if (!holds) complain(op, "plan", expected::plan, std::to_string(got), rule);
+  if (!holds) fail(op, "plan", expected::plan, std::to_string(got), rule);
 }
 
 // FNV-1a over the numbers: two plans share packed weights only if they are the same plan.

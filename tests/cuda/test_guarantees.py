@@ -236,7 +236,7 @@ def test_weights_at_an_odd_address_are_refused(device: Device, place: int) -> No
 CHECKED = """
 import sys, torch
 from resflow_kernels import ops
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import random_weights
 from tests.support.devices import Device
 device, plan = Device(sys.argv[1]), Plan(6, (5, 4), (-1, 0), affine=True)

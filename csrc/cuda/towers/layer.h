@@ -20,7 +20,8 @@ RESFLOW_DEVICE RowInfo row_info(const TowerCall& call, int64_t candidate) {
     info.request = request_of(candidates.offsets, candidates.requests, candidate);
     if (info.request < 0) info.scored = 0;
   }
-  if (call.starts && info.scored) info.start = call.starts + info.request * call.plan.tasks * call.plan.first_padded();
+  if (call.accum_init && info.scored)
+    info.start = call.accum_init + info.request * call.plan.tasks * call.plan.first_padded();
   if (candidates.ids) {
     const int64_t id = load_constant(candidates.ids + candidate);
     if (id < 0 || id >= candidates.table.items) {
@@ -85,7 +86,8 @@ RESFLOW_DEVICE void as_table(const Rows& table, Run run) {
 }
 
 // What sums of the first layer begin with: the user's projection, or the biases where there is none, and the row of the
-// catalogue. `task_column` is where the panel's columns are in starts and tables, which have the tasks' side by side.
+// catalogue. `task_column` is where the panel's columns are in accum_init and tables, which have the tasks' side by
+// side.
 struct FirstSums {
   const TowerCall& call;
   const RowInfo* rows;

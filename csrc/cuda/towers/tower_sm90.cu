@@ -34,10 +34,12 @@ Launch launch_of(const Plan& plan, int32_t groups) {
   return nullptr;
 }
 
-int64_t item_columns(const TowerCall& call) { return call.plan.in_features - call.candidates.user_columns; }
+int64_t item_columns(const Plan& plan, const Candidates& candidates) {
+  return plan.in_features - candidates.user_columns;
+}
 
-TowerSchedule schedule_of(const TowerCall& call, const Device& device, int32_t groups) {
-  return tower_schedule(call.plan.tasks, call.plan.in_features, item_columns(call), call.candidates.count, groups,
+TowerSchedule schedule_of(const Plan& plan, const Candidates& candidates, const Device& device, int32_t groups) {
+  return tower_schedule(plan.tasks, plan.in_features, item_columns(plan, candidates), candidates.count, groups,
                         device.shared_bytes);
 }
 
@@ -45,8 +47,8 @@ int64_t most_blocks(const Device& device) { return device.multiprocessors / kTow
 
 // Small tiles while all of them run at once: a tile's time is what the call takes.
 TowerSchedule chosen_schedule(const TowerCall& call, const Device& device) {
-  const TowerSchedule small = schedule_of(call, device, 1);
-  return small.tiles <= most_blocks(device) ? small : schedule_of(call, device, kMostGroups);
+  const TowerSchedule small = schedule_of(call.plan, call.candidates, device, 1);
+  return small.tiles <= most_blocks(device) ? small : schedule_of(call.plan, call.candidates, device, kMostGroups);
 }
 
 // A single row's stride may be anything.
@@ -81,19 +83,19 @@ bool covers_rows(const Rows& x, Precision precision, int64_t columns, int64_t co
 
 }  // namespace
 
-bool covered_by_tower_sm90(const TowerCall& call, const Device& device) {
-  const Candidates& candidates = call.candidates;
+bool covered_by_tower_sm90(const Plan& plan, const Candidates& candidates, const Device& device) {
   if (device.capability != 90 || candidates.x.pooled() || candidates.ids) return false;
   if (candidates.requests > kMostRows) return false;
-  return covers_plan(call.plan) &&
-         covers_rows(candidates.x.rows, call.plan.precision, item_columns(call), candidates.count) &&
-         schedule_of(call, device, kMostGroups).stages > 0;
+  return covers_plan(plan) &&
+         covers_rows(candidates.x.rows, plan.precision, item_columns(plan, candidates), candidates.count) &&
+         schedule_of(plan, candidates, device, kMostGroups).stages > 0;
 }
 
 void launch_tower_sm90(const TowerCall& call, const Device& device, Stream stream) {
   if (call.candidates.count == 0) return;
   const Rows& x = call.candidates.x.rows;
-  const int64_t columns = item_columns(call), count = call.candidates.count, element_bytes = bytes_of(x.element);
+  const int64_t columns = item_columns(call.plan, call.candidates), count = call.candidates.count,
+                element_bytes = bytes_of(x.element);
   const TowerSchedule schedule = chosen_schedule(call, device);
   const TensorMap map = make_tensor_map(x.data, columns, count, row_stride(x, columns, count) * element_bytes,
                                         static_cast<int>(element_bytes), kChunkInputs, schedule.rows());

@@ -118,14 +118,14 @@ class TowerGroup {
   }
 
   RESFLOW_DEVICE void begin_first(int32_t task) {
-    if (!call_.starts) {
+    if (!call_.accum_init) {
       const float* const biases = weights_of(task) + plan_.layer[0].bias;
       return begin_sums(sums1_, [&](int at) { return load_constant(reinterpret_cast<const Pair*>(biases + at)); });
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int32_t request = shuffle_from(row_.request, owner(i));
-      const float* const start = call_.starts + (int64_t{request} * plan_.tasks + task) * tower_width(0);
+      const float* const start = call_.accum_init + (int64_t{request} * plan_.tasks + task) * tower_width(0);
 #pragma unroll
       for (int j = 0; j < kSums1 / 4; ++j) {
         Pair own{};
