@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "core/feature_form.h"
 #include "core/pack.h"
+#include "core/packed_layout.h"
 #include "core/request.h"
 #include "cpu/simd/isa.h"
 #include "cpu/towers/score.h"
@@ -286,6 +287,7 @@ PYBIND11_MODULE(_runtime, m) {
   using namespace resflow::runtime;
   m.doc() = "The CPU kernels on NumPy arrays; see resflow_kernels.serving.scorer.";
   m.def("pack_towers", &runtime::pack_towers, py::arg("weights"), py::arg("plan"));
+  m.def("packed_layout", &packed_layout, py::arg("plan"));
   m.def("dense_scores", &dense_scores, py::arg("x"), py::arg("packed"), py::arg("fusion_weights"), py::arg("plan"),
         py::arg("fusion"), py::arg("weights_per"), py::arg("threads") = 0);
   m.def("dense_topk", &dense_topk, py::arg("x"), py::arg("offsets"), py::arg("packed"), py::arg("fusion_weights"),

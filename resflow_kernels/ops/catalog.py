@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract import PRECISIONS
+from ..contract import PRECISION_ROWS, TABLE_PRECISIONS
 from ..core import checks
 from ..core.outputs import empty_scores, empty_topk
 from ..core.plan import Plan
@@ -47,13 +47,13 @@ def catalog_rows(
         ValueError: bad input; the message names the argument, what was expected and what was got.
     """
     checks.no_grad("catalog_rows", item=item)
-    if element not in PRECISIONS:
-        raise ValueError(f"catalog_rows: element must be one of {', '.join(PRECISIONS)}, got {element!r}")
+    if element not in TABLE_PRECISIONS:
+        raise ValueError(f"catalog_rows: element must be one of {', '.join(TABLE_PRECISIONS)}, got {element!r}")
     if not (backend is None and (backends.direct_cpu if item.is_cpu else backends.direct_cuda)):
         other = backends.function_of("catalog_rows", "catalogue", item.device.type, plan, backend)
         if other is not None:
             return other(item, packed, plan, element)
-    return _ops.catalog_rows(item, packed, plan.encoded, PRECISIONS.index(element))
+    return _ops.catalog_rows(item, packed, plan.encoded, PRECISION_ROWS[element].code)
 
 
 def catalog_scores(

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..contract import OP_SCHEMAS
+from ..contract import OP_SCHEMAS, PLAN_OPS
 from ..core import checks
 from ..core.outputs import empty_scores, empty_topk
 from ..core.plan import Plan
@@ -466,7 +466,7 @@ def _fake_request_topk(
 
 _FORMS = catalog.FAKES | feature.FAKES | twin.FAKES | training.FAKES
 
-for _name in OP_SCHEMAS:
+for _name in (name for name in OP_SCHEMAS if name not in PLAN_OPS):  # those are asked, not traced
     torch.library.register_fake(f"resflow::{_name}", _FORMS.get(_name) or globals()[f"_fake_{_name}"])
     if _compiled and _name not in _FORMS:
         # Autocast would hand the op bfloat16 rows; it computes in float32. The other forms' tables are to be taken as

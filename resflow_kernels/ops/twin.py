@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract import PRECISIONS
+from ..contract import PRECISION_ROWS, TABLE_PRECISIONS
 from ..core import checks
 from ..core.outputs import empty_scores, empty_topk
 from ..reference import Scores, TopK
@@ -50,9 +50,9 @@ def twin_rows(vectors: Tensor, tasks: int, element: str = "int8") -> tuple[Tenso
         (torch.int8, torch.Size([1000, 3]))
     """
     checks.no_grad("twin_rows", vectors=vectors)
-    if element not in PRECISIONS:
-        raise ValueError(f"twin_rows: element must be one of {', '.join(PRECISIONS)}, got {element!r}")
-    return _ops.twin_rows(vectors, tasks, PRECISIONS.index(element))
+    if element not in TABLE_PRECISIONS:
+        raise ValueError(f"twin_rows: element must be one of {', '.join(TABLE_PRECISIONS)}, got {element!r}")
+    return _ops.twin_rows(vectors, tasks, PRECISION_ROWS[element].code)
 
 
 def twin_scores(

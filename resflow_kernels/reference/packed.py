@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..contract import PRECISIONS
+from ..contract import PRECISION_ROWS
 from ..core import checks
-from ..core.packed_layout import unpack_towers
 from ..core.plan import Plan, padded
-from . import Scores, TopK
+from . import Scores, TopK, int8_rows
+from .unpack import unpack_towers
 
 _ROWS = checks.row_dtypes("cuda")
 
@@ -90,7 +90,7 @@ def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: str) -> tupl
     products = reference.catalog_rows(item.float(), unpack_towers(packed, plan), plan)
     columns = padded(plan.hidden[0]) - plan.hidden[0]
     rows = torch.nn.functional.pad(products, (0, columns)).reshape(len(item), plan.table_width)
-    dtype = checks.ELEMENT_DTYPES[PRECISIONS.index(element)]
+    dtype = checks.ELEMENT_DTYPES[PRECISION_ROWS[element].code]
     if dtype == torch.int8:
         return int8_rows(rows)
     return rows.to(dtype), rows.new_empty((0,))
@@ -142,14 +142,6 @@ def catalog_topk(
     catalogue = (user, ids, offsets, table, scales)
     scores = catalog_scores(*catalogue, packed, plan, fusion_weights, fusion, weights_per, op)
     return reference.topk(scores.score, offsets, k)
-
-
-def int8_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows as bytes times a scale each: their largest magnitude over 127, NaN where a value is not finite."""
-    scales = rows.abs().amax(1) / 127
-    scales = torch.where(scales.isfinite(), scales, float("nan"))
-    steps = torch.where(scales[:, None] > 0, torch.round(rows / scales[:, None]), 0.0)
-    return steps.to(torch.int8), scales
 
 
 def _dense(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract import PRECISIONS
+from ..contract import PRECISION_ROWS
 from ..core import checks
 from ..core.plan import Plan
 from . import custom_ops, scoring, tuning
@@ -77,7 +77,7 @@ def request_topk(
 
 
 def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: str) -> tuple[Tensor, Tensor]:
-    return scoring.catalog_rows(item, packed, plan, PRECISIONS.index(element))
+    return scoring.catalog_rows(item, packed, plan, PRECISION_ROWS[element].code)
 
 
 def catalog_scores(

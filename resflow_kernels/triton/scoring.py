@@ -18,7 +18,7 @@ from ..contract import WEIGHTS_PER
 from ..core import checks
 from ..core.outputs import empty_scores
 from ..core.plan import Plan
-from ..reference.packed import int8_rows
+from ..reference import int8_rows
 from .chain import chain_kernel
 from .configs import config_of
 from .launch import Launch, Sources, project_launch, score_launch
