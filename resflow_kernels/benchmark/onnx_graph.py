@@ -1,10 +1,10 @@
 """A ranker as an ONNX graph of plain operators, which ONNX Runtime and OpenVINO both load.
 
 Its outputs are ``probs [B, K]`` and ``score [B]``; its inputs are ``x [B, D]``, or ``user [R, Du]``, ``item [N, Di]``
-and, for several requests, ``request [N]``, each item's own. Needs onnx.
+and, for several requests, ``request [N]``, the request of each item. Needs onnx.
 
-Whether the first layers of all tasks are one product or one a task is a choice. Measured on two cores of Zen 5 with
-three tasks of 576-128-64: one a task is up to a seventh faster with 1 to 16 rows (ONNX Runtime and OpenVINO) and in
+The first layers of all tasks are either one product or one product per task. Measured on two cores of Zen 5 with
+three tasks of 576-128-64: one per task is up to a seventh faster with 1 to 16 rows (ONNX Runtime and OpenVINO) and in
 OpenVINO's float32 split of any size, and otherwise the same. (PyTorch eager is faster with one for all.)
 """
 
@@ -19,18 +19,18 @@ from ..core.fusion import Fusion
 from ..core.plan import Plan
 from ..core.weights import towers_of
 
-OPSET = 20  # the first with Gelu
-IR_VERSION = 10  # what every ONNX Runtime since 1.18 reads
+OPSET = 20  # the first opset with Gelu
+IR_VERSION = 10  # readable by every ONNX Runtime since 1.18
 
 
 def dense_graph(plan: Plan, weights: Sequence[np.ndarray], fusion: Fusion, joined: bool = False) -> bytes:
-    """The dense form: serialized ONNX.
+    """The serialized ONNX graph of the dense form.
 
     Args:
         plan: the network.
         weights: float32 canonical weights, as ``plan.weight_shapes`` lists them.
         fusion: how probabilities become a score.
-        joined: the first layers of all tasks are one matrix product, instead of one a task.
+        joined: the first layers of all tasks are one matrix product, instead of one per task.
     """
     graph, own = _Graph(), _Weights(plan, weights)
     parts = []
@@ -49,7 +49,7 @@ def split_graph(
     several_requests: bool,
     joined: bool = False,
 ) -> bytes:
-    """The request form, split by hand: the user's part is computed once a request. Arguments as above."""
+    """The request form, split by hand: the user's part is computed once per request. Arguments as in dense_graph."""
     graph, own = _Graph(), _Weights(plan, weights)
     parts = []
     for group in own.groups(joined):
@@ -70,7 +70,7 @@ def split_graph(
 
 
 class _Weights:
-    """Canonical weights by name, the first layers' joined over the tasks."""
+    """Canonical weights by name: first layers, later layers and heads of every task."""
 
     def __init__(self, plan: Plan, weights: Sequence[np.ndarray]) -> None:
         self.plan = plan
@@ -80,7 +80,7 @@ class _Weights:
         self.heads = [(tower.head["weight"][:, None], tower.head["bias"]) for tower in towers]
 
     def groups(self, joined: bool) -> list[dict[str, np.ndarray]]:
-        """The first layers' weights a matrix product, for all tasks or for each."""
+        """The first layers' weights by matrix product: one group joined over all tasks, or one group per task."""
         if not joined:
             return self._firsts
         names = self._firsts[0]
@@ -88,7 +88,7 @@ class _Weights:
 
 
 class _Graph:
-    """Nodes and constants under names that are given as they come."""
+    """Nodes and constants, named in order of creation."""
 
     def __init__(self) -> None:
         self._nodes: list[Any] = []
@@ -99,7 +99,7 @@ class _Graph:
         return self.nodes(kind, inputs, [f"v{len(self._nodes)}" if output is None else output], **attributes)[0]
 
     def nodes(self, kind: str, inputs: Sequence[str], outputs: list[str], **attributes: Any) -> list[str]:
-        """Append a node of several outputs."""
+        """Append a node with several outputs; returns their names."""
         from onnx import helper
 
         self._nodes.append(helper.make_node(kind, list(inputs), outputs, **attributes))
@@ -186,7 +186,7 @@ def _activate(graph: _Graph, activation: str, value: str, own: dict[str, np.ndar
 
 
 def _probabilities(graph: _Graph, plan: Plan, own: list[str]) -> str:
-    """``probs [B, K]`` from each task's own logit ``[B, 1]``."""
+    """``probs [B, K]`` from the task logits ``[B, 1]``, before the residual."""
     if plan.head == "conditional":
         probs: list[str] = []
         for task, parent in enumerate(plan.parents):
@@ -214,7 +214,7 @@ def _fuse(graph: _Graph, probs: str, tasks: int, fusion: Fusion) -> None:
         return
     shares = probs
     if fusion.kind == "expected_value":
-        # The shares of the K + 1 buckets are the drops along 1, p_0, ..., p_{K-1}, 0; those that grow count as none.
+        # The shares of the K + 1 buckets are the decreases along 1, p_0, ..., p_{K-1}, 0; an increase counts as 0.
         columns = [graph.constant(np.array([value])) for value in (0, 1, 1)]  # Slice's start, end and axis
         first = graph.node("Slice", probs, *columns)
         zero = graph.node("Sub", first, first)

@@ -39,7 +39,7 @@ class Fusion:
 
     def weight_count(self, tasks: int) -> int:
         """How many weights one candidate needs."""
-        return weight_count(self.code, tasks)
+        return weight_count(self.kind, tasks)
 
     def weights_for(self, tasks: int) -> tuple[float, ...]:
         """The default weights for ``tasks`` tasks."""
@@ -91,9 +91,9 @@ class ExpectedValue(Fusion):
 FORMS: dict[str, type[Fusion]] = {form.kind: form for form in (Additive, Multiplicative, ExpectedValue)}
 
 
-def weight_count(fusion: int, tasks: int) -> int:
-    """Weights a candidate needs under fusion number ``fusion``: ``K``, or ``K + 1`` bucket values."""
-    return tasks + (FUSIONS[fusion] == "expected_value")
+def weight_count(fusion: str, tasks: int) -> int:
+    """Number of weights per candidate of a fusion: ``K``, or ``K + 1`` bucket values."""
+    return tasks + (fusion == "expected_value")
 
 
 def by_name(kind: str, weights: tuple[float, ...] | None = None) -> Fusion:

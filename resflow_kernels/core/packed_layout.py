@@ -67,9 +67,7 @@ def layout_of(encoded: tuple[int, ...]) -> PackedLayout:
     layers = tuple(PackedLayer(**_take(numbers, PACKED_LAYER_FIELDS)) for _ in range(counts["layers"]))
     slot = tuple(numbers)
     if len(slot) != counts["tasks"]:
-        raise ImportError(
-            "the compiled library answers packed_layout for another version of the package; build it anew"
-        )
+        raise ImportError("the compiled library is of another version of the package: build it anew")
     return PackedLayout(**fields, layers=layers, slot=slot)
 
 

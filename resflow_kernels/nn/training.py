@@ -13,13 +13,13 @@ from ..core import fold
 from ..core.plan import Plan
 from ..core.weights import Tower, in_order
 from .layers import TowerLayer, norm_affine, slope_of
-from .ranker import side_by_side
+from .ranker import contiguous_rows
 
 if TYPE_CHECKING:
     from .resflow import ResFlow
 
 
-def obstacle(model: ResFlow) -> str | None:
+def untrainable_reason(model: ResFlow) -> str | None:
     """Why the training ops cannot serve this model as it is set now; ``None`` if they can."""
     reason = altered(model)
     if reason is not None:
@@ -48,13 +48,13 @@ def altered(model: ResFlow) -> str | None:
     for tower, head in zip(model._tower_layers(), model._head_layers(), strict=True):
         reason = _altered(head, nn.Linear)
         for layer, activation in zip(tower, model.plan.activations, strict=True):
-            reason = reason or _layer_obstacle(layer, activation)
+            reason = reason or _altered_layer(layer, activation)
         if reason is not None:
             return reason
     return None
 
 
-def _layer_obstacle(layer: TowerLayer, activation: str) -> str | None:
+def _altered_layer(layer: TowerLayer, activation: str) -> str | None:
     dropout = layer.dropout
     if not (dropout is None or isinstance(dropout, (nn.Identity, nn.modules.dropout._DropoutNd))):
         return f"its towers have a {type(dropout).__name__} between layers"
@@ -79,7 +79,7 @@ def logits(model: ResFlow, x: Tensor) -> Tensor:
     if model.input_norm is not None:
         x = model.input_norm(x)
     layers = list(_layers(model))
-    first, x = layers[0], side_by_side(x)
+    first, x = layers[0], contiguous_rows(x)
     if not _uses_batch(first.norm):
         weights = _weights(model, model.plan)
         return ops.training_logits(x, weights, model.plan, recompute=model.recompute)[0]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contract import FUSIONS, WEIGHTS_PER
+from ..contract import FUSIONS
 from ..contract.results import Scores, TopK
 from ..core.plan import Plan
 from ..core.weights import towers_of
@@ -87,10 +87,10 @@ def _join(own: Tensor, parent: Tensor | None, plan: Plan) -> Tensor:
     return (torch.where(own > 0, 0.0, own) if plan.non_increasing else own) + parent
 
 
-def fuse(logits: Tensor, fusion_weights: Tensor, fusion: int) -> Tensor:
+def fuse(logits: Tensor, fusion_weights: Tensor, fusion: str) -> Tensor:
     """Score ``[B]`` from logits ``[B, K]`` and weights ``[K]`` or ``[B, K]`` (``K + 1`` for expected values)."""
     probs = torch.sigmoid(logits)
-    match FUSIONS[fusion]:
+    match fusion:
         case "additive":
             return (fusion_weights * probs).sum(-1)
         case "multiplicative":
@@ -103,17 +103,17 @@ def fuse(logits: Tensor, fusion_weights: Tensor, fusion: int) -> Tensor:
             drops = torch.where(drops < 0, 0.0, drops)
             shares = torch.cat((1 - probs[..., :1], drops, probs[..., -1:]), dim=-1)
             return (fusion_weights * shares).sum(-1)
-    raise AssertionError(FUSIONS[fusion])
+    raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
 
 
-def finish(logits: Tensor, fusion_weights: Tensor, fusion: int) -> Scores:
+def finish(logits: Tensor, fusion_weights: Tensor, fusion: str) -> Scores:
     """Probabilities and score of logits ``[B, K]``."""
     return Scores(logits, torch.sigmoid(logits), fuse(logits, fusion_weights, fusion))
 
 
-def spread_weights(weights: Tensor, weights_per: int, request_of: Tensor | None) -> Tensor:
+def spread_weights(weights: Tensor, weights_per: str, request_of: Tensor | None) -> Tensor:
     """Fusion weights as :func:`fuse` takes them; ``request_of [N]`` is each candidate's request."""
-    if WEIGHTS_PER[weights_per] == "request":
+    if weights_per == "request":
         assert request_of is not None
         return weights[request_of]
     return weights
@@ -125,12 +125,16 @@ def request_of_candidates(offsets: Tensor, candidates: int) -> Tensor:
     return torch.repeat_interleave(requests, offsets.diff(), output_size=candidates)
 
 
+def dense_logits(x: Tensor, weights: Sequence[Tensor], plan: Plan) -> Tensor:
+    """Logits ``[B, K]`` of rows ``x [B, D]`` on canonical weights (``Plan.weight_shapes``)."""
+    return _logits([_Part(x, 0)], weights, plan)
+
+
 def dense_scores(
-    x: Tensor, weights: Sequence[Tensor], plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int
+    x: Tensor, weights: Sequence[Tensor], plan: Plan, fusion_weights: Tensor, fusion: str, weights_per: str
 ) -> Scores:
     """Form 1 on canonical weights (``Plan.weight_shapes``); arguments as the op's."""
-    logits = _logits([_Part(x, 0)], weights, plan)
-    return finish(logits, spread_weights(fusion_weights, weights_per, None), fusion)
+    return finish(dense_logits(x, weights, plan), spread_weights(fusion_weights, weights_per, None), fusion)
 
 
 def request_scores(
@@ -140,8 +144,8 @@ def request_scores(
     weights: Sequence[Tensor],
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
+    fusion: str,
+    weights_per: str,
 ) -> Scores:
     """Form 2 by its definition: every candidate's input is its request's user row and its own item row.
 
@@ -179,8 +183,8 @@ def catalog_scores(
     weights: Sequence[Tensor],
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
+    fusion: str,
+    weights_per: str,
 ) -> Scores:
     """Form 3 on the candidates' rows ``[N, K, H_1]`` of the table."""
     request = request_of_candidates(offsets, products.shape[0])

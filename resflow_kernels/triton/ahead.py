@@ -102,4 +102,4 @@ def launch_of(
         table = empty(count, plan.table_width, dtype=torch.bfloat16)
         ids = empty(count, dtype=torch.int64)
         sources = Sources(None, plan.in_features, count, starts, offsets, ids, table)
-    return score_launch(sources, packed, plan, empty(plan.tasks), 0, 0, config, outputs, False)
+    return score_launch(sources, packed, plan, empty(plan.tasks), "additive", "call", config, outputs, False)
