@@ -57,9 +57,10 @@ constexpr uint32_t flags_of(Precision precision) {
   case Precision::name:                             \
     return flags;
 #include "contract/enums.def"
-    default:
-      return 0;
+    case Precision::count:
+      break;
   }
+  return 0;
 }
 
 constexpr bool has(Precision precision, uint32_t flag) { return (flags_of(precision) & flag) != 0; }
@@ -70,19 +71,14 @@ constexpr int64_t bytes_of(Precision precision) {
   case Precision::name:                             \
     return bytes;
 #include "contract/enums.def"
-    default:
-      return 0;
+    case Precision::count:
+      break;
   }
+  return 0;
 }
 
 // Packed weights are words of 32 bits.
 constexpr int64_t inputs_per_word(Precision precision) { return 4 / bytes_of(precision); }
-
-// How many precisions tables are stored in.
-constexpr int64_t kTableElements = 0
-#define RESFLOW_PRECISION(name, code, bytes, flags) +has(Precision::name, precision_flag::in_tables)
-#include "contract/enums.def"
-    ;
 
 enum class Statistics : int32_t {
 #define RESFLOW_STATISTICS(name) name,

@@ -35,6 +35,13 @@ void score_tile(const Tile& tile) {
   fuse(tile);
 }
 
+// Null in a precision that CPUs do not multiply in.
+template <Precision kPrecision>
+constexpr ScoreTile score_tile_in() {
+  if constexpr (has(kPrecision, precision_flag::on_cpu)) return score_tile<kPrecision>;
+  return nullptr;
+}
+
 template <Precision kPrecision>
 void project_in(const Plan& plan, const float* weights, const Projection& projection) {
   const LayerLayout& layer = plan.layer[0];
@@ -95,7 +102,7 @@ double peak_operations(Precision precision, int64_t count, float* sink) {
 const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET),
                                  RESFLOW_TARGET::kBlockRows,
                                  {
-#define RESFLOW_PRECISION(name) RESFLOW_TARGET::score_tile<Precision::name>,
+#define RESFLOW_PRECISION(name, code, bytes, flags) RESFLOW_TARGET::score_tile_in<Precision::name>(),
 #include "contract/enums.def"
                                  },
                                  RESFLOW_TARGET::pool,
