@@ -1,4 +1,4 @@
-// The tower kernels of one precision, as the host launches them. A translation unit each: tower_<precision>.cu.
+// Launches the tower kernels of one precision. Each precision has a translation unit: tower_<precision>.cu.
 #pragma once
 
 #include "cuda/towers/dispatch.h"
@@ -12,7 +12,7 @@ template <Precision kPrecision>
 struct TowerLaunch {
   static void tower(const TowerParams& params, const TowerChoice& choice, Stream stream);
   static void split(const SplitParams& params, Stream stream);
-  // tile_memory is set where the operand does not fit into shared memory.
+  // tile_memory is set if the operand does not fit into shared memory.
   static void project(const ProjectParams& params, int64_t blocks, Stream stream);
 };
 

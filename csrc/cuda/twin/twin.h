@@ -1,7 +1,7 @@
-// Scoring by twin towers. The calls are those of cpu/twin.h, every pointer of a TwinCall on the device.
+// Scoring by twin towers. The functions are those of cpu/twin.h; every pointer of a TwinCall is device memory.
 //
-// Ids that are no rows of the table give NaN, and so does every candidate of a call whose offsets do not grow from 0 to
-// count. Workspaces are aligned to 16 bytes.
+// Ids that are no rows of the table give NaN, and so does every candidate of a call whose offsets do not increase from
+// 0 to count. Workspaces are aligned to 16 bytes.
 #pragma once
 
 #include "core/candidates.h"
@@ -11,11 +11,11 @@ namespace resflow::cuda {
 
 int64_t twin_score_workspace_bytes(const TwinCall& call);
 
-// Writes logits [candidates, K] and probs [candidates, K], which may be null, and score [candidates]; candidates are
-// the ids, or [requests, items].
+// Writes logits [candidates, K] and probs [candidates, K], which may be null, and score [candidates]; the candidates
+// are the ids, or [requests, items].
 void twin_score(const TwinCall& call, float* logits, float* probs, float* score, void* workspace, Stream stream);
 
-// Scores that top-k over all items keeps at once: it goes over the items in passes of so many that these fit, or k.
+// Bytes of scores that top-k over all items keeps at once: a pass covers as many items as fit, and at least k.
 constexpr int64_t kTwinPassBytes = 64 << 20;
 
 int64_t twin_topk_workspace_bytes(const TwinCall& call, int64_t k, int64_t pass_bytes = kTwinPassBytes);
