@@ -65,7 +65,7 @@ if(NOT CUDA_LEFT_OUT)
   # As the host's code: what is contracted to one rounding is the source's choice (fmaf), not the compiler's, or two
   # kernels could score the same candidate differently.
   set(nvcc_flags -std=c++20 -O3 --fmad=false --expt-relaxed-constexpr ${RESFLOW_GENCODE} -Xptxas -v
-    -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall -I ${CMAKE_SOURCE_DIR}/csrc
+    -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Werror=switch -I ${CMAKE_SOURCE_DIR}/csrc
     -I ${CMAKE_SOURCE_DIR}/resflow_kernels)
   set(objects "")
   file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/cuda)
@@ -95,6 +95,7 @@ endif()
 set_source_files_properties(
   ${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
 add_library(resflow_cuda_emulated STATIC EXCLUDE_FROM_ALL ${RESFLOW_KERNELS})
+target_compile_options(resflow_cuda_emulated PRIVATE -Werror=switch-enum)
 target_link_libraries(resflow_cuda_emulated PUBLIC resflow_emulator)
 if(NOT TORCH_LEFT_OUT AND RESFLOW_CUDA_OPS)
   resflow_torch_library(_emulated ${RESFLOW_CUDA_OPS})

@@ -7,12 +7,11 @@ Programs take tiles in turn, so that the workspace does not grow with the candid
 import triton
 import triton.language as tl
 
+from .formulas import add_to_score, finish_score
 from .functions import at, wide
 from .inputs import add_rows, candidates_of, first_sums, later_sums
 from .outputs import (
-    add_to_score,
     column_of,
-    finish_score,
     join_logit,
     store_outputs,
     task_value,

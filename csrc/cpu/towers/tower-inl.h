@@ -144,14 +144,7 @@ inline void finish_activation(const Epilogue& epilogue, const Sums& sums, const 
 template <class Sums>
 inline void finish(Activation activation, const Epilogue& epilogue, const Sums& sums, const Block& block, float* out,
                    int64_t stride) {
-  switch (activation) {
-#define RESFLOW_ACTIVATION(name) \
-  case Activation::name:         \
-    return finish_activation<Activation::name>(epilogue, sums, block, out, stride);
-#include "contract/enums.def"
-    case Activation::count:
-      return;
-  }
+  with_activation(activation, [&](auto own) { finish_activation<own.value>(epilogue, sums, block, out, stride); });
 }
 
 // Rows times some consecutive words of a layer's weights.
@@ -165,13 +158,13 @@ struct MatrixProduct {
 };
 
 // What sums begin with: a row of floats each, one for all of them, or zeros.
-struct StartRows {
+struct AccumInit {
   const float* same;
   const float* const* each = nullptr;
   int64_t offset = 0;  // of what is read in each
   int64_t column_step = 1;
 
-  static StartRows zeros(const float* panel_of_zeros) { return {panel_of_zeros, nullptr, 0, 0}; }
+  static AccumInit zeros(const float* panel_of_zeros) { return {panel_of_zeros, nullptr, 0, 0}; }
   const float* of(int64_t row, int64_t column) const {
     return (each ? each[row] + offset : same) + column * column_step;
   }
@@ -184,7 +177,7 @@ static_assert(kSumsRows % kBlockRows == 0);
 // Hands a panel's sums [rows][kPanelWidth] to done(sums, first row, block) while they are in L1; calls after_block()
 // after each register block.
 template <Precision kPrecision, class AfterBlock, class Done>
-inline void multiply(const MatrixProduct& p, const StartRows& start, AfterBlock after_block, Done done) {
+inline void multiply(const MatrixProduct& p, const AccumInit& start, AfterBlock after_block, Done done) {
   const LayerLayout& layer = *p.layer;
   alignas(64) float sums[kSumsRows * kPanelWidth];
   for (int64_t column = 0; column < layer.padded; column += kPanelWidth) {
@@ -220,9 +213,13 @@ inline auto in_precision(Precision precision, Run run) {
       return run(Constant<Precision::bfloat16>{});
     case Precision::int8:
       return run(Constant<Precision::int8>{});
-    default:
-      return run(Constant<Precision::float32>{});
+    case Precision::float32:
+    case Precision::float16:  // this one and the next are GPUs', which check_precision refuses here
+    case Precision::tensorfloat32:
+    case Precision::count:
+      break;
   }
+  return run(Constant<Precision::float32>{});
 }
 
 // Rows as the first layer multiplies them, some consecutive inputs on.
@@ -300,7 +297,7 @@ inline void look_up_layer(const Tile& tile, int32_t task, const Epilogue& epilog
   const LayerLayout& layer = tile.plan->layer[0];
   for (int64_t r = 0; r < tile.rows; r += kBlockRows) {
     const Block block{tile.rows - r < kBlockRows ? tile.rows - r : kBlockRows, 0, layer.padded};
-    const TableSums<Table> sums{tile.table_rows + r, tile.table_scales + r, tile.start + r, task * layer.padded};
+    const TableSums<Table> sums{tile.table_rows + r, tile.table_scales + r, tile.accum_init + r, task * layer.padded};
     const float* const parent = epilogue.parent ? epilogue.parent + r * layer.padded : nullptr;
     finish(layer.activation, {epilogue.slope, epilogue.scale, epilogue.shift, parent}, sums, block,
            hidden + r * layer.padded, layer.padded);
@@ -314,8 +311,12 @@ inline void look_up(const Tile& tile, int32_t task, const Epilogue& epilogue, fl
       return look_up_layer<uint16_t>(tile, task, epilogue, hidden, fetcher);
     case Precision::int8:
       return look_up_layer<int8_t>(tile, task, epilogue, hidden, fetcher);
-    default:
+    case Precision::float32:
       return look_up_layer<float>(tile, task, epilogue, hidden, fetcher);
+    case Precision::float16:  // no tables
+    case Precision::tensorfloat32:
+    case Precision::count:
+      return;
   }
 }
 
@@ -336,13 +337,13 @@ inline void run_tower(const Tile& tile, const FirstLayerRows& x, int32_t task, c
              block, hidden + row * layer.padded, layer.padded);
     };
     if (l > 0) {
-      multiply<kPrecision>({&layer, weights, 0, layer.words, operand, tile.rows}, StartRows{weights + layer.bias},
+      multiply<kPrecision>({&layer, weights, 0, layer.words, operand, tile.rows}, AccumInit{weights + layer.bias},
                            fetch, finish_block);
     } else if (tile.table_rows) {
       look_up(tile, task, epilogue, hidden, fetcher);
     } else {
       multiply<kPrecision>({&layer, weights, x.first_word, x.words, operand, tile.rows},
-                           StartRows{nullptr, tile.start, task * layer.padded}, fetch, finish_block);
+                           AccumInit{nullptr, tile.accum_init, task * layer.padded}, fetch, finish_block);
     }
     if (l + 1 < plan.layers) operand = hidden_operand<kPrecision>(tile, l, hidden);
     hidden += tile.rows * layer.padded;
@@ -369,7 +370,7 @@ inline void run_head(const Plan& plan, const float* weights, const float* hidden
 
 // Own logits r_k of all tasks.
 template <Precision kPrecision>
-inline void run_towers_in(const Tile& tile) {
+inline void run_towers(const Tile& tile) {
   const Plan& plan = *tile.plan;
   const int64_t columns = tile.table_rows ? 0 : plan.in_features - tile.first_input;
   const FirstLayerRows x = first_layer_rows<kPrecision>(tile.x, tile.rows, tile.first_input, columns, tile.x_operand);
@@ -383,10 +384,6 @@ inline void run_towers_in(const Tile& tile) {
     run_tower<kPrecision>(tile, x, k, parent, hidden, fetcher);
     run_head(plan, tile.weights + k * plan.task_floats, hidden + last_offset, tile.rows, tile.logits + k * tile.stride);
   }
-}
-
-inline void run_towers(const Tile& tile) {
-  in_precision(tile.plan->precision, [&](auto precision) { run_towers_in<precision.value>(tile); });
 }
 
 }  // namespace resflow::cpu::RESFLOW_TARGET

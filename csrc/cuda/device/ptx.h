@@ -7,7 +7,6 @@
 #include <cstdint>
 
 #define RESFLOW_DEVICE __device__ __forceinline__
-#define RESFLOW_BOTH __host__ __device__ __forceinline__
 
 namespace resflow::cuda {
 

@@ -20,6 +20,8 @@
 
 #include <cstdint>
 
+#include "core/both.h"
+
 #if defined(RESFLOW_EMULATED)
 #include "emulator/device.h"
 #include "emulator/device_sm90.h"

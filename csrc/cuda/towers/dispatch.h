@@ -17,6 +17,8 @@ constexpr TowerVariant kTowerVariants[] = {{64, true}, {32, true}, {16, true}, {
 
 // The small-batch kernel takes batches whose tiles of 16 rows would leave at least half of the SMs idle.
 constexpr int64_t kSplitTilesPerMultiprocessor = 2;
+constexpr int kSplitRows = 16;
+constexpr int64_t split_tiles(int64_t rows) { return (rows + kSplitRows - 1) / kSplitRows; }
 
 // Blocks of the tower kernel that fit on an SM: bounded by shared memory (the system takes 1 KiB per block) and by
 // registers, which allow at most three at 144 to 168 per thread.
@@ -58,6 +60,7 @@ struct ProjectChoice {
   int64_t stride;  // of the operand, in words
   int32_t parts;   // blocks that share a tile of rows
   int64_t blocks;
+  int64_t shared_bytes;
   int64_t tile_memory_bytes;  // 0 if operands are in shared memory
 };
 
@@ -73,6 +76,7 @@ constexpr ProjectChoice choose_project(const Plan& plan, int64_t first_input, in
   choice.blocks = tiles * choice.parts;
   const int64_t tile_bytes = 4 * kProjectRows * choice.stride;
   const bool fits = kRingBytes + tile_bytes <= device.shared_bytes;
+  choice.shared_bytes = kRingBytes + (fits ? tile_bytes : 0);
   choice.tile_memory_bytes = fits ? 0 : choice.blocks * tile_bytes;
   return choice;
 }

@@ -21,7 +21,8 @@ RESFLOW_DEVICE RowInfo row_info(const TowerCall& call, int64_t candidate) {
     info.request = request_of(candidates.offsets, candidates.requests, candidate);
     if (info.request < 0) info.scored = 0;
   }
-  if (call.starts && info.scored) info.start = call.starts + info.request * call.plan.tasks * call.plan.first_padded();
+  if (call.accum_init && info.scored)
+    info.start = call.accum_init + info.request * call.plan.tasks * call.plan.first_padded();
   if (candidates.ids) {
     const int64_t id = load_constant(candidates.ids + candidate);
     if (id < 0 || id >= candidates.table.items) {
@@ -75,9 +76,13 @@ RESFLOW_DEVICE void as_table(const Rows& table, Run run) {
     case Precision::int8:
       return at_once ? run.template operator()<Precision::int8, true>()
                      : run.template operator()<Precision::int8, false>();
-    default:
+    case Precision::float32:
       return at_once ? run.template operator()<Precision::float32, true>()
                      : run.template operator()<Precision::float32, false>();
+    case Precision::float16:  // no tables
+    case Precision::tensorfloat32:
+    case Precision::count:
+      return;
   }
 }
 
@@ -121,14 +126,7 @@ RESFLOW_DEVICE void activate_sums(PanelSums<kRows>& sums, int width, const float
 
 template <int kRows>
 RESFLOW_DEVICE void activate_sums(Activation activation, PanelSums<kRows>& sums, int width, const float* slopes) {
-  switch (activation) {
-#define RESFLOW_ACTIVATION(name) \
-  case Activation::name:         \
-    return activate_sums<Activation::name, kRows>(sums, width, slopes);
-#include "contract/enums.def"
-    default:
-      return;
-  }
+  with_activation(activation, [&](auto own) { activate_sums<own.value, kRows>(sums, width, slopes); });
 }
 
 // Applies affine(act(.)) to a panel's sums in place; `weights` is the task's packed block.
@@ -177,10 +175,8 @@ RESFLOW_DEVICE float head_logit(const Plan& plan, const float* weights, Hidden h
 // Writes a candidate's outputs from its logits z [tasks], by one thread; NaN if it cannot be scored.
 RESFLOW_DEVICE void write_outputs(const TowerCall& call, int64_t candidate, const RowInfo& info, const float* logits) {
   const int32_t tasks = call.plan.tasks;
-  const int64_t weights_row = call.fusion.per == WeightsPer::call      ? 0
-                              : call.fusion.per == WeightsPer::request ? (info.scored ? info.request : 0)
-                                                                       : candidate;
-  const float* const weights = call.fusion.values + weights_row * call.fusion_weight_count;
+  const int64_t row = weights_row(call.fusion.per, info.scored ? info.request : 0, candidate);
+  const float* const weights = call.fusion.values + row * call.fusion_weight_count;
   const auto logit = [&](int32_t k) { return info.scored ? logits[k] : kNan; };
   const auto weight = [&](int32_t i) { return load_constant(weights + i); };
   if (call.logits) {

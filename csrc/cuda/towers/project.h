@@ -27,9 +27,6 @@ struct ProjectKernel {
   static constexpr int kMinBlocks = 1;
   static constexpr const char* kName = "project";
 
-  static int64_t tile_bytes(const Params& params) { return 4 * kRows * params.stride; }
-  static int64_t shared_bytes(const Params& params) { return kRingBytes + (kShared ? tile_bytes(params) : 0); }
-
   static RESFLOW_DEVICE void run(const Params& params, char* shared) {
     const LayerLayout& layer = params.plan.layer[0];
     const auto* const weights = reinterpret_cast<const float*>(static_cast<const char*>(params.packed) + kHeaderBytes);

@@ -18,18 +18,28 @@ constexpr Launch kByActivation[] = {
 
 Launch launch_of(const Plan& plan, int32_t groups) {
   const auto activation = static_cast<int>(plan.layer[0].activation);
-  if (plan.precision == Precision::bfloat16) {
-    return groups == 1 ? kByActivation<Precision::bfloat16, 1>[activation]
-                       : kByActivation<Precision::bfloat16, kMostGroups>[activation];
+  switch (plan.precision) {
+    case Precision::bfloat16:
+      return groups == 1 ? kByActivation<Precision::bfloat16, 1>[activation]
+                         : kByActivation<Precision::bfloat16, kMostGroups>[activation];
+    case Precision::float16:
+      return groups == 1 ? kByActivation<Precision::float16, 1>[activation]
+                         : kByActivation<Precision::float16, kMostGroups>[activation];
+    case Precision::float32:  // without tensor panels: covers_plan refuses them
+    case Precision::int8:
+    case Precision::tensorfloat32:
+    case Precision::count:
+      break;
   }
-  return groups == 1 ? kByActivation<Precision::float16, 1>[activation]
-                     : kByActivation<Precision::float16, kMostGroups>[activation];
+  return nullptr;
 }
 
-int64_t item_columns(const TowerCall& call) { return call.plan.in_features - call.candidates.user_columns; }
+int64_t item_columns(const Plan& plan, const Candidates& candidates) {
+  return plan.in_features - candidates.user_columns;
+}
 
-TowerSchedule schedule_of(const TowerCall& call, const Device& device, int32_t groups) {
-  return tower_schedule(call.plan.tasks, call.plan.in_features, item_columns(call), call.candidates.count, groups,
+TowerSchedule schedule_of(const Plan& plan, const Candidates& candidates, const Device& device, int32_t groups) {
+  return tower_schedule(plan.tasks, plan.in_features, item_columns(plan, candidates), candidates.count, groups,
                         device.shared_bytes);
 }
 
@@ -37,8 +47,8 @@ int64_t most_blocks(const Device& device) { return device.multiprocessors / kTow
 
 // Small tiles as long as all of them run at once: the call then takes the time of one tile.
 TowerSchedule chosen_schedule(const TowerCall& call, const Device& device) {
-  const TowerSchedule small = schedule_of(call, device, 1);
-  return small.tiles <= most_blocks(device) ? small : schedule_of(call, device, kMostGroups);
+  const TowerSchedule small = schedule_of(call.plan, call.candidates, device, 1);
+  return small.tiles <= most_blocks(device) ? small : schedule_of(call.plan, call.candidates, device, kMostGroups);
 }
 
 // The stride of a single row is arbitrary, so it is replaced.
@@ -73,19 +83,19 @@ bool covers_rows(const Rows& x, Precision precision, int64_t columns, int64_t co
 
 }  // namespace
 
-bool covered_by_tower_sm90(const TowerCall& call, const Device& device) {
-  const Candidates& candidates = call.candidates;
+bool covered_by_tower_sm90(const Plan& plan, const Candidates& candidates, const Device& device) {
   if (device.capability != 90 || candidates.x.pooled() || candidates.ids) return false;
   if (candidates.requests > kMostRows) return false;
-  return covers_plan(call.plan) &&
-         covers_rows(candidates.x.rows, call.plan.precision, item_columns(call), candidates.count) &&
-         schedule_of(call, device, kMostGroups).stages > 0;
+  return covers_plan(plan) &&
+         covers_rows(candidates.x.rows, plan.precision, item_columns(plan, candidates), candidates.count) &&
+         schedule_of(plan, candidates, device, kMostGroups).stages > 0;
 }
 
 void launch_tower_sm90(const TowerCall& call, const Device& device, Stream stream) {
   if (call.candidates.count == 0) return;
   const Rows& x = call.candidates.x.rows;
-  const int64_t columns = item_columns(call), count = call.candidates.count, element_bytes = bytes_of(x.element);
+  const int64_t columns = item_columns(call.plan, call.candidates), count = call.candidates.count,
+                element_bytes = bytes_of(x.element);
   const TowerSchedule schedule = chosen_schedule(call, device);
   const TensorMap map = make_tensor_map(x.data, columns, count, row_stride(x, columns, count) * element_bytes,
                                         static_cast<int>(element_bytes), kChunkInputs, schedule.rows());

@@ -37,9 +37,7 @@ struct TowerRow {
 
   RESFLOW_DEVICE float weight(const TowerCall& call, int32_t i) const {
     if (request < 0) return 0.0f;
-    const int64_t row = call.fusion.per == WeightsPer::candidate ? candidate
-                        : call.fusion.per == WeightsPer::request ? request
-                                                                 : 0;
+    const int64_t row = weights_row(call.fusion.per, request, candidate);
     return load_constant(call.fusion.values + row * call.fusion_weight_count + i);
   }
 };
@@ -67,9 +65,9 @@ class TowerGroup {
   }
 
  private:
-  // Whether the next task's first sums are initialised during a task's epilogue. gelu and tanh need too many registers
-  // for that.
-  static constexpr bool kBeginsEarly = kActivation != Activation::gelu && kActivation != Activation::tanh;
+  // Whether the next task's first sums are initialised during a task's epilogue: activations that take many registers
+  // leave none for that.
+  static constexpr bool kBeginsEarly = !ActivationFormula<kActivation>::kManyRegisters;
   static constexpr int kSums1 = tower_width(0) / 2, kSums2 = tower_width(1) / 2;
 
   static RESFLOW_DEVICE int lane() { return thread_index() % 32; }
@@ -121,14 +119,14 @@ class TowerGroup {
   }
 
   RESFLOW_DEVICE void begin_first(int32_t task) {
-    if (!call_.starts) {
+    if (!call_.accum_init) {
       const float* const biases = weights_of(task) + plan_.layer[0].bias;
       return begin_sums(sums1_, [&](int at) { return load_constant(reinterpret_cast<const Pair*>(biases + at)); });
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int32_t request = shuffle_from(row_.request, owner(i));
-      const float* const start = call_.starts + (int64_t{request} * plan_.tasks + task) * tower_width(0);
+      const float* const start = call_.accum_init + (int64_t{request} * plan_.tasks + task) * tower_width(0);
 #pragma unroll
       for (int j = 0; j < kSums1 / 4; ++j) {
         Pair own{};

@@ -10,11 +10,10 @@
 // first, the tower kernel's order, so results are bitwise the same).
 #pragma once
 
+#include "cuda/towers/dispatch.h"
 #include "cuda/towers/layer.h"
 
 namespace resflow::cuda {
-
-constexpr int kSplitRows = 16;
 
 struct SplitParams {
   TowerCall call;
@@ -25,7 +24,7 @@ struct SplitParams {
 
   // The workspace. Counters are zero when the kernel starts.
   int32_t* counters;  // [0]: jobs drawn, [1]: projections done, then [layers][tiles]: panels done
-  float* starts;      // [requests][tasks * first_padded()]
+  float* accum_init;  // [requests][tasks * first_padded()]
   float* hidden;      // layer after layer, [tiles * kSplitRows][tasks][padded width]
 
   constexpr int64_t user_jobs() const { return user_tiles * call.plan.tasks * panels_of(call.plan.layer[0]); }
@@ -201,7 +200,7 @@ class SplitBlock {
     const int64_t padded = plan_.layer[job.layer].padded;
     for_each_pair<kSplitRows>(sums, width, [&](int row, int at, float low, float high) {
       if (row >= range.count) return;
-      float* const to = projects ? params_.starts + ((range.first + row) * plan_.tasks + job.task) * padded
+      float* const to = projects ? params_.accum_init + ((range.first + row) * plan_.tasks + job.task) * padded
                                  : hidden_at(job.layer, range.first + row, job.task);
       store_global(reinterpret_cast<Pair*>(to + column + at), Pair{low, high});
     });

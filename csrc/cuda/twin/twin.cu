@@ -92,8 +92,12 @@ void score(const TwinParams& params, Stream stream) {
       return score_items<Precision::bfloat16>(params, stream);
     case Precision::int8:
       return score_items<Precision::int8>(params, stream);
-    default:
+    case Precision::float32:
       return score_items<Precision::float32>(params, stream);
+    case Precision::float16:  // no tables
+    case Precision::tensorfloat32:
+    case Precision::count:
+      return;
   }
 }
 
@@ -201,68 +205,87 @@ void topk_of_group(const TwinCall& call, const TwinParams& params, const Passes&
   }
 }
 
+// Parts of a call's workspace, as Parts lays them out: first without memory, which measures them.
+template <class Parts, class... Arguments>
+Parts laid_out(Queue& queue, const Arguments&... arguments) {
+  Workspace measured{nullptr};
+  Parts(measured, arguments...);
+  Workspace workspace{static_cast<char*>(queue.workspace(measured.bytes))};
+  return Parts(workspace, arguments...);
+}
+
+struct ScoresParts {
+  TwinUsers users;
+  int32_t* wrong;
+
+  ScoresParts(Workspace& workspace, const TwinCall& call)
+      : users(users_in(workspace, call)), wrong(workspace.take<int32_t>(1)) {}
+};
+
+struct ListParts {
+  TwinUsers users;
+  float* scores;
+  int32_t* wrong;
+  char* topk;
+
+  ListParts(Workspace& workspace, const TwinCall& call, int64_t k)
+      : users(users_in(workspace, call)),
+        scores(workspace.take<float>(call.count)),
+        wrong(workspace.take<int32_t>(1)),
+        topk(workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k))) {}
+};
+
+struct StreamParts {
+  TwinUsers users;
+  Passes passes;
+
+  StreamParts(Workspace& workspace, const TwinCall& call, int64_t k, int64_t pass_bytes)
+      : users(users_in(workspace, call)), passes(call, k, pass_bytes, workspace) {}
+};
+
+void list_topk(const TwinCall& call, const TopKOut& out, Queue& queue) {
+  const auto parts = laid_out<ListParts>(queue, call, out.k);
+  prepare(call, parts.users, queue.stream());
+  if (call.count > 0) score_lists(call, params_of(call, parts.users), parts.scores, parts.wrong, queue.stream());
+  topk(parts.scores, call.offsets, call.requests, call.count, out.k, out.scores, out.positions, parts.topk,
+       queue.stream());
+}
+
 }  // namespace
 
-int64_t twin_score_workspace_bytes(const TwinCall& call) {
-  Workspace workspace{nullptr};
-  users_in(workspace, call);
-  workspace.take<int32_t>(1);
-  return workspace.bytes;
-}
-
-void twin_score(const TwinCall& call, float* logits, float* probs, float* score, void* memory, Stream stream) {
+void twin_scores(const TwinCall& call, const ScoresOut& out, Queue& queue) {
   if (call.count == 0 || (!call.ids && call.requests == 0)) return;
-  Workspace workspace{static_cast<char*>(memory)};
-  const TwinUsers users = users_in(workspace, call);
-  prepare(call, users, stream);
-  TwinParams params = params_of(call, users);
-  params.logits = logits;
-  params.probs = probs;
+  const auto parts = laid_out<ScoresParts>(queue, call);
+  prepare(call, parts.users, queue.stream());
+  TwinParams params = params_of(call, parts.users);
+  params.logits = out.logits;
+  params.probs = out.probs;
   if (call.ids) {
-    score_lists(call, params, score, workspace.take<int32_t>(1), stream);
+    score_lists(call, params, out.score, parts.wrong, queue.stream());
   } else {
-    score_stream(params, 0, call.requests, 0, call.count, score, call.count, stream);
+    score_stream(params, 0, call.requests, 0, call.count, out.score, call.count, queue.stream());
   }
 }
 
-int64_t twin_topk_workspace_bytes(const TwinCall& call, int64_t k, int64_t pass_bytes) {
-  Workspace workspace{nullptr};
-  users_in(workspace, call);
-  if (call.ids) {
-    workspace.take<float>(call.count);
-    workspace.take<int32_t>(1);
-    workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k));
-  } else {
-    Passes(call, k, pass_bytes, workspace);
+void stream_topk(const TwinCall& call, const TopKOut& out, int64_t pass_bytes, Queue& queue) {
+  const auto parts = laid_out<StreamParts>(queue, call, out.k, pass_bytes);
+  prepare(call, parts.users, queue.stream());
+  const TwinParams params = params_of(call, parts.users);
+  const int64_t group = parts.passes.requests, k = out.k;
+  for (int64_t first = 0; first < call.requests; first += group) {
+    topk_of_group(call, params, parts.passes, first, std::min(group, call.requests - first), k, out.scores + first * k,
+                  out.positions + first * k, queue.stream());
   }
-  return workspace.bytes;
 }
 
-void twin_topk(const TwinCall& call, int64_t k, float* scores, int64_t* positions, void* memory, Stream stream,
-               int64_t pass_bytes) {
+void twin_topk(const TwinCall& call, const TopKOut& out, Queue& queue) {
   if (call.requests == 0) return;
-  Workspace workspace{static_cast<char*>(memory)};
-  const TwinUsers users = users_in(workspace, call);
-  prepare(call, users, stream);
-  const TwinParams params = params_of(call, users);
-  if (call.ids) {
-    float* const all = workspace.take<float>(call.count);
-    auto* const wrong = workspace.take<int32_t>(1);
-    if (call.count > 0) score_lists(call, params, all, wrong, stream);
-    topk(all, call.offsets, call.requests, call.count, k, scores, positions,
-         workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k)), stream);
-    return;
-  }
-  const Passes passes(call, k, pass_bytes, workspace);
-  for (int64_t first = 0; first < call.requests; first += passes.requests) {
-    topk_of_group(call, params, passes, first, std::min(passes.requests, call.requests - first), k, scores + first * k,
-                  positions + first * k, stream);
-  }
+  call.ids ? list_topk(call, out, queue) : stream_topk(call, out, kTwinPassBytes, queue);
 }
 
-void twin_rows(const Rows& vectors, int64_t count, int64_t tasks, int64_t width, Precision element, void* rows,
-               float* scales, Stream stream) {
-  round_rows(vectors, count, tasks, width, element, rows, scales, stream);
+void twin_rows(const Rows& vectors, int64_t count, int64_t tasks, int64_t width, Precision precision, void* rows,
+               float* scales, Queue& queue) {
+  round_rows(vectors, count, tasks, width, precision, rows, scales, queue.stream());
 }
 
 }  // namespace resflow::cuda

@@ -59,17 +59,14 @@ struct PrepareUsers {
     }
     const float scale = scale_of_row(user, params.user.element, first, width, lane);
     if (lane == 0) store_global(params.to.scales + part, scale);
-    const float steps = scale > 0.0f ? 1.0f / scale : 0.0f;
+    const float reciprocal = int8_reciprocal(scale);
     for (int64_t at = lane; at < count; at += 32) {
       uint32_t word = 0;
-      for (int i = 0; i < 4; ++i) word |= byte_of(value(4 * at + i) * steps) << 8 * i;
+      for (int i = 0; i < 4; ++i) {
+        word |= (static_cast<uint32_t>(int8_step(value(4 * at + i) * reciprocal)) & 0xff) << 8 * i;
+      }
       store_global(words + at, word);
     }
-  }
-
-  // Not a number, or beyond a byte (of a subnormal scale): 0.
-  static RESFLOW_DEVICE uint32_t byte_of(float value) {
-    return fabsf(value) < 128.0f ? static_cast<uint32_t>(static_cast<int32_t>(rintf(value))) & 0xff : 0;
   }
 };
 
@@ -328,9 +325,7 @@ struct ScoreItems {
       for (int32_t k = 0; params.logits && k < tasks; ++k) store_global(params.logits + to * tasks + k, logit(k));
       for (int32_t k = 0; params.probs && k < tasks; ++k)
         store_global(params.probs + to * tasks + k, sigmoid(logit(k)));
-      const int64_t row = params.weights.per == WeightsPer::call      ? 0
-                          : params.weights.per == WeightsPer::request ? request
-                                                                      : candidate;
+      const int64_t row = weights_row(params.weights.per, request, candidate);
       const float* const weights = params.weights.values + row * params.weight_count;
       const auto weight = [&](int32_t index) { return load_constant(weights + index); };
       store_global(params.score + to, fuse(params.weights.fusion, tasks, logit, weight));
