@@ -44,6 +44,16 @@ enum class Precision : int32_t {
   count  // no precision; above all codes
 };
 
+// Tables by precision have an entry per row of the list, in its order.
+constexpr bool precisions_are_in_order() {
+  int place = 0;
+  bool in_order = true;
+#define RESFLOW_PRECISION(name, code, bytes, flags) in_order = in_order && code == place++;
+#include "contract/enums.def"
+  return in_order;
+}
+static_assert(precisions_are_in_order(), "contract/enums.def lists precisions by ascending codes, without a gap");
+
 namespace precision_flag {
 constexpr uint32_t on_cpu = 1, on_gpu = 2, in_rows = 4, in_gpu_rows = 8, in_tables = 16, column_scales = 32,
                    tensor_panels = 64;

@@ -166,7 +166,7 @@ def test_rows_that_a_call_rounds(way: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_towers(dtype: torch.dtype) -> None:
-    """Columns of one weight each: the hidden outputs are the row's bytes; whoever stands beside a row changes nothing."""
+    """Columns of one weight each pass the row's bytes on; whoever stands beside a row changes nothing."""
     plan = Plan(WIDTH, (WIDTH, WIDTH), (-1,), "identity", precision="int8")
     matrices = [torch.eye(WIDTH), torch.zeros(WIDTH), torch.eye(WIDTH), torch.zeros(WIDTH)]
     packed = ops.pack_towers([*matrices, torch.ones(WIDTH), torch.zeros(1)], plan)

@@ -35,13 +35,6 @@ void score_tile(const Tile& tile) {
   fuse(tile);
 }
 
-// Null in a precision that CPUs do not multiply in.
-template <Precision kPrecision>
-constexpr ScoreTile score_tile_in() {
-  if constexpr (has(kPrecision, precision_flag::on_cpu)) return score_tile<kPrecision>;
-  return nullptr;
-}
-
 template <Precision kPrecision>
 void project_in(const Plan& plan, const float* weights, const Projection& projection) {
   const LayerLayout& layer = plan.layer[0];
@@ -93,6 +86,17 @@ double peak_operations_in(int64_t count, float* sink) {
 
 double peak_operations(Precision precision, int64_t count, float* sink) {
   return in_precision(precision, [&](auto p) { return peak_operations_in<p.value>(count, sink); });
+}
+
+using ScoreTile = void (*)(const Tile& tile);
+
+template <Precision kPrecision>
+constexpr ScoreTile score_tile_in() {
+  if constexpr (has(kPrecision, precision_flag::on_cpu)) {
+    return score_tile<kPrecision>;
+  } else {
+    return nullptr;
+  }
 }
 
 }  // namespace RESFLOW_TARGET

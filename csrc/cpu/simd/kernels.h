@@ -103,14 +103,12 @@ struct TwinTile {
   int64_t stride;  // rows rounded up to kLane
 };
 
-using ScoreTile = void (*)(const Tile& tile);
-
 struct Kernels {
   const char* name;
   int64_t block_rows;  // rows a register block holds: tiles of a multiple waste nothing
 
-  // Towers, heads, probabilities and score of one tile, by the code of the plan's precision.
-  ScoreTile score_tile[static_cast<int>(Precision::count)];
+  // Towers, heads, probabilities and score of one tile, by the plan's precision; null for those of GPUs alone.
+  void (*score_tile[static_cast<int>(Precision::count)])(const Tile& tile);
 
   // Pools candidates first to first + rows into out [rows][pooled_stride(width)], in float32 and in list order.
   void (*pool)(const Features& features, int64_t first, int64_t rows, float* out);

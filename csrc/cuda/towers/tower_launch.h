@@ -1,4 +1,4 @@
-// The tower kernels of one precision, as the host launches them. A translation unit each: tower_<precision>.cu.
+// Launches the tower kernels of one precision. Each precision has a translation unit: tower_<precision>.cu.
 #pragma once
 
 #include <iterator>
@@ -16,8 +16,8 @@ using LaunchOf = void (*)(const Params&, int64_t blocks, int64_t shared_bytes, S
 
 template <Precision kPrecision>
 struct TowerLaunch {
-  static const LaunchOf<TowerParams> kTower[4];      // as kTowerVariants
-  static const LaunchOf<ProjectParams> kProject[2];  // by whether the operand lies in shared memory
+  static const LaunchOf<TowerParams> kTower[4];      // indexed like kTowerVariants
+  static const LaunchOf<ProjectParams> kProject[2];  // indexed by whether the operand is in shared memory
   static const LaunchOf<SplitParams> kSplit;
 };
 
