@@ -4,12 +4,12 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <iterator>
 #include <memory>
 #include <tuple>
 #include <vector>
 
 #include "bindings/op.h"
+#include "core/precision.h"
 #include "torch/tensor.h"
 
 namespace resflow::torch_ops {
@@ -50,20 +50,14 @@ inline constexpr ScalarType kTypeOf<int64_t> = ScalarType::Long;
 template <>
 inline constexpr ScalarType kTypeOf<uint8_t> = ScalarType::Byte;
 
+template <>
+inline constexpr ScalarType kTypeOf<uint16_t> = ScalarType::BFloat16;
+template <>
+inline constexpr ScalarType kTypeOf<int8_t> = ScalarType::Char;
+
 // What a table's rows are stored as.
 inline ScalarType table_type(Precision precision) {
-  switch (precision) {
-    case Precision::bfloat16:
-      return ScalarType::BFloat16;
-    case Precision::int8:
-      return ScalarType::Char;
-    case Precision::float32:
-    case Precision::float16:  // this one and the next have no tables
-    case Precision::tensorfloat32:
-    case Precision::count:
-      break;
-  }
-  return ScalarType::Float;
+  return with_precision<precision_flag::in_tables>(precision, [](auto p) { return kTypeOf<Stored<p.value>>; });
 }
 
 // An argument off the stack, whose owner the result is.
