@@ -23,6 +23,22 @@ namespace py = pybind11;
 
 inline int64_t thread_count(int64_t threads) { return threads > 0 ? threads : cpu::usable_cores(); }
 
+// What NumPy stores a table's rows as. It has no bfloat16: those are the bits as uint16.
+inline const char* table_type(Precision precision) {
+  switch (precision) {
+    case Precision::bfloat16:
+      return "uint16";
+    case Precision::int8:
+      return "int8";
+    case Precision::float32:
+    case Precision::float16:  // this one and the next have no tables
+    case Precision::tensorfloat32:
+    case Precision::count:
+      break;
+  }
+  return "float32";
+}
+
 // An op's result.
 struct Output {
   py::array array;
@@ -53,7 +69,7 @@ class NumpyCall {
   static constexpr bool rereads_values() { return false; }
   int64_t resources() const { return thread_count(threads_); }
 
-  // NumPy counts strides in bytes, a view in elements; and it has no bfloat16: a table's bits come as uint16.
+  // NumPy counts strides in bytes, a view in elements; a table of uint16 holds bfloat16, see table_type.
   TensorView view(std::string_view argument, const py::array& array) {
     Shape& shape = shapes_.emplace_back();
     shape.dtype = py::str(array.dtype());
@@ -75,9 +91,7 @@ class NumpyCall {
     return {py::array_t<T>(sizes)};
   }
   Output empty_table(Precision precision, std::initializer_list<py::ssize_t> sizes) {
-    constexpr const char* kTypes[] = {"float32", "uint16", "int8"};
-    static_assert(std::size(kTypes) == kTableElements, "a precision of contract/enums.def without its dtype");
-    return {py::array(py::dtype(kTypes[static_cast<int>(precision)]), sizes)};
+    return {py::array(py::dtype(table_type(precision)), sizes)};
   }
   Output pack(const Plan& plan, const Tensors& weights) {
     Output packed = empty<uint8_t>({plan.packed_bytes});

@@ -52,9 +52,18 @@ inline constexpr ScalarType kTypeOf<uint8_t> = ScalarType::Byte;
 
 // What a table's rows are stored as.
 inline ScalarType table_type(Precision precision) {
-  constexpr ScalarType kTypes[] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Char};
-  static_assert(std::size(kTypes) == kTableElements, "a precision of contract/enums.def without its dtype");
-  return kTypes[static_cast<int>(precision)];
+  switch (precision) {
+    case Precision::bfloat16:
+      return ScalarType::BFloat16;
+    case Precision::int8:
+      return ScalarType::Char;
+    case Precision::float32:
+    case Precision::float16:  // this one and the next have no tables
+    case Precision::tensorfloat32:
+    case Precision::count:
+      break;
+  }
+  return ScalarType::Float;
 }
 
 // An argument off the stack, whose owner the result is.

@@ -11,10 +11,10 @@ import torch
 
 from resflow_kernels import ResFlow, ops, reference
 from resflow_kernels.contract import PRECISIONS
-from resflow_kernels.core.packed_layout import unpack_towers
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.ops import backends
 from resflow_kernels.ops.backends import Installed, choose
+from resflow_kernels.reference.unpack import unpack_towers
 from resflow_kernels.testing import assert_exact
 from tests.support.cases import TowerCase
 from tests.support.comparisons import same_bits
