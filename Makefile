@@ -1,53 +1,107 @@
-# make build   .venv, dependencies, compiled extension
-# make score   the main job: train on the KuaiRand slice, rank its catalogue for 512 users
-# make test    the tests
-# make check   ruff, mypy, clang-format
-# make gpu     on a machine with an NVIDIA GPU: build, tests, sanitizer and benchmarks within 9 minutes, without network;
-#              PYTHON needs torch (a CUDA build) and NumPy, PATH nvcc and CMake: bench/results/gpu-<name>.md,
-#              and with OUT=folder the report and the logs there too
-# make bench   ours beside PyTorch, ONNX Runtime and OpenVINO: bench/results/<machine>.md (bench-quick: 3 minutes)
+# make build        .venv with all that is needed, and the compiled extension (so does `make` alone)
+# make score        the main job: train on the KuaiRand slice, rank its catalog for 512 users
+# make test         the tests
+# make check        ruff, mypy, clang-format
+# make format       what they can put right by themselves
+# make bench        compare with PyTorch, ONNX Runtime and OpenVINO: bench/results/<machine>.md (bench-quick: 3 minutes)
+# make gpu          on a machine with an NVIDIA GPU: build, tests, sanitizer and benchmarks within 9 minutes, without
+#                   network; PYTHON needs torch (a CUDA build) and NumPy, PATH nvcc and CMake:
+#                   bench/results/gpu-<name>.md, and with OUT=folder the report and the logs there too
+# make test-matrix  the wheel, built once, tested with the oldest torch, the usual and the newest that pip finds:
+#                   gigabytes of downloads
+# make clean        deletes what was compiled and what the example wrote; .venv stays
+# make help         this list
 #
 # PYTHON=python3.12        the interpreter to build with
 # TORCH=torch==2.11.0      another torch (2.10 or newer); TORCH=installed uses the one PYTHON has
-PYTHON ?= python3
-TORCH ?= torch==2.13.0
+#                          Both are remembered with .venv; other ones make it anew.
+# RESFLOW_CUDA=OFF         no GPU kernels, though there is an nvcc; ON: an error where there is none
+# MATRIX="2.10.0 2.15.0"   for test-matrix: other versions of torch
+# MATRIX_FOLDER=folder     for test-matrix: where the environments are made, build/matrix otherwise
+.DEFAULT_GOAL := build
+
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 EXAMPLE := out
 
-NATIVE := $(shell find csrc python cmake -type f) CMakeLists.txt setup.py pyproject.toml resflow_kernels/contract/ops.def \
-  resflow_kernels/contract/enums.def resflow_kernels/contract/errors.def resflow_kernels/contract/plan.def
+# Settings that are not given are those that .venv was made with, if they were given then.
+given = $(or $($1),$(shell cat $(VENV)/settings $(VENV)/options 2>/dev/null | sed -n 's/^$1=//p'))
+GIVEN_PYTHON := $(call given,PYTHON)
+GIVEN_TORCH := $(call given,TORCH)
+PYTHON := $(or $(GIVEN_PYTHON),python3)
+USUAL := 2.13.0
+TORCH := $(or $(GIVEN_TORCH),torch==$(USUAL))
+export RESFLOW_CUDA := $(or $(call given,RESFLOW_CUDA),AUTO)
+# For a torch that brings no Triton.
+TRITON := triton==3.6.0
 
-.PHONY: build score test check bench bench-quick gpu format clean
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Nothing that is installed later may replace torch: what needs another one is an error.
+INSTALL := $(PIP) install -c $(VENV)/constraints.txt
+NATIVE := $(shell find csrc python cmake -type f) $(shell find resflow_kernels -name '*.def') CMakeLists.txt setup.py
 
-build: $(VENV)/built
+.PHONY: build score test check bench bench-quick gpu format clean help test-matrix always
 
-$(VENV)/torch:
+build: $(VENV)/built $(VENV)/packages
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+define SETTINGS
+PYTHON=$(GIVEN_PYTHON)
+TORCH=$(GIVEN_TORCH)
+made with $(PYTHON) and $(TORCH)
+endef
+export SETTINGS
+
+# Looked at in every call, written when something else is asked for: then .venv is of no use any more.
+$(VENV)/settings: always
+	@[ "$$(cat $@ 2>/dev/null)" = "$$SETTINGS" ] || { \
+	  if [ -e $@ ]; then echo "== .venv is made anew: it was $$(tail -n 1 $@), now $(PYTHON) and $(TORCH)"; rm -rf $(VENV); fi; \
+	  mkdir -p $(VENV) && printf '%s\n' "$$SETTINGS" > $@; }
+
+$(VENV)/options: always $(VENV)/settings
+	@[ "$$(cat $@ 2>/dev/null)" = "RESFLOW_CUDA=$$RESFLOW_CUDA" ] || echo "RESFLOW_CUDA=$$RESFLOW_CUDA" > $@
+
+$(VENV)/torch: $(VENV)/settings
+	@"$(PYTHON)" tools/environment.py start
 	@echo "== .venv with $(TORCH)"
+	"$(PYTHON)" -m venv $(if $(filter installed,$(TORCH)),--system-site-packages) $(VENV)
 ifeq ($(TORCH),installed)
-	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(BIN)/python -c "import torch; v = tuple(map(int, torch.__version__.split('.')[:2])); assert v >= (2, 10), f'torch must be 2.10 or newer, got {torch.__version__}'"
+	"$(PYTHON)" tools/environment.py parents > "$$($(BIN)/python tools/environment.py home)/parents.pth"
 else
-	$(PYTHON) -m venv $(VENV)
 	$(PIP) install "$(TORCH)"
 endif
-	$(PIP) install "setuptools>=77" wheel "cmake>=3.25" "pybind11>=2.13"
+	$(BIN)/python tools/environment.py constraint > $(VENV)/constraints.txt
+	@echo "== what compiles: CMake, pybind11"
+	$(INSTALL) "setuptools>=77" wheel "cmake>=3.25" "pybind11>=2.13"
 	@touch $@
 
-$(VENV)/built: $(VENV)/torch $(NATIVE)
+# Not by pip, which would not show how far it is; afterwards it finds all compiled.
+$(VENV)/built: $(VENV)/torch $(VENV)/options $(NATIVE)
 	@echo "== compiling"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation -e ".[dev]"
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/packages: pyproject.toml setup.py $(VENV)/torch | $(VENV)/built
+	@echo "== packages"
+	$(INSTALL) --no-build-isolation -e ".[dev]"
+	@$(BIN)/python -c "import triton" 2>/dev/null || [ "$$(uname -s)" != Linux ] || $(INSTALL) $(TRITON) \
+	  || echo "== no $(TRITON) for this machine: the tests of Triton's kernels will be skipped"
+	@$(BIN)/python tools/environment.py check $(VENV)/constraints.txt
 	@touch $@
 
 score: build
 	$(BIN)/python -m examples.kuairand.train -o $(EXAMPLE)/kuairand.safetensors
-	$(BIN)/resflow score $(EXAMPLE)/kuairand.safetensors $(EXAMPLE)/requests.parquet --catalogue $(EXAMPLE)/videos.parquet \
+	$(BIN)/resflow score $(EXAMPLE)/kuairand.safetensors $(EXAMPLE)/requests.parquet --catalog $(EXAMPLE)/videos.parquet \
 	  --labels $(EXAMPLE)/labels.parquet --top-k 100 -o $(EXAMPLE)/scores.parquet --compare-eager
 
 test: build
 	$(BIN)/ctest --test-dir build/$$($(BIN)/python -c "import sys; print(sys.implementation.cache_tag)")-editable --output-on-failure
 	$(BIN)/python -m pytest -n auto --dist worksteal -q
+
+test-matrix: build
+	$(BIN)/python -m tools.matrix --folder "$(or $(MATRIX_FOLDER),build/matrix)" $(or $(MATRIX),2.10.0 $(USUAL) newest)
 
 CPP := $(shell find csrc python tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -62,16 +116,17 @@ format: build
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-# The peers are no part of a development install, so that it stays small.
-$(VENV)/peers: $(VENV)/built
-	@echo "== peers"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation -e ".[bench]"
+# The baselines are not part of a development install, so that it stays small.
+$(VENV)/baselines: $(VENV)/packages
+	@echo "== baselines"
+	$(INSTALL) --no-build-isolation -e ".[bench]"
+	@$(BIN)/python tools/environment.py check $(VENV)/constraints.txt
 	@touch $@
 
-bench: $(VENV)/peers
+bench: build $(VENV)/baselines
 	$(BIN)/python -m bench.run
 
-bench-quick: $(VENV)/peers
+bench-quick: build $(VENV)/baselines
 	$(BIN)/python -m bench.run --quick
 
 # Not through .venv: what the machine's Python has is all there is.
@@ -79,4 +134,4 @@ gpu:
 	$(PYTHON) -m bench.gpu.run
 
 clean:
-	rm -rf build $(EXAMPLE) resflow_kernels/*.so resflow_kernels/_build.json $(VENV)/built $(VENV)/peers
+	rm -rf build $(EXAMPLE) resflow_kernels/*.so resflow_kernels/_build.json $(VENV)/built

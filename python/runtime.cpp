@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "array.h"
+#include "core/packed_layout.h"
 #include "cpu/simd/isa.h"
 
 namespace resflow::runtime {
@@ -55,6 +56,7 @@ PYBIND11_MODULE(_runtime, m) {
   define<ops::form##_topk<NumpyCall, cpu::model##_topk>>(m);
 #define RESFLOW_OP(name, schema) define<ops::name<NumpyCall>>(m);
 #include "contract/ops.def"
+  m.def("packed_layout", &packed_layout, py::arg("plan"));
   m.def("isa", [] { return std::string(cpu::kernels().name); }, "The instruction set in use.");
   m.def("compiled_isas", &cpu::compiled_isas, "Instruction sets compiled in, best first.");
   m.def("supported_isas", &cpu::supported_isas, "Those of them this machine can run.");

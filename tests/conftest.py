@@ -1,9 +1,22 @@
-"""One hypothesis profile: the same examples every run, no deadline on noisy machines."""
+"""One hypothesis profile, one choice of what runs Triton's kernels, and the devices that ops are tested on."""
 
 from __future__ import annotations
 
+import os
+
+import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
+from resflow_kernels.ops import backends
+
+pytest.register_assert_rewrite("tests.support")
+
+# Where there is no GPU Triton's kernels are interpreted, which has to be asked for before Triton is imported.
+if backends.has_triton() and torch.cuda.device_count() == 0:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+# The same examples every run, and no deadline on noisy machines.
 settings.register_profile(
     "resflow", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )

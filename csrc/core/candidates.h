@@ -68,6 +68,21 @@ struct Candidates {
   Table table;
 };
 
+// Which row of the fusion weights is a candidate's.
+constexpr int64_t weights_row(WeightsPer per, int64_t request, int64_t candidate) {
+  switch (per) {
+    case WeightsPer::call:
+      return 0;
+    case WeightsPer::request:
+      return request;
+    case WeightsPer::candidate:
+      return candidate;
+    case WeightsPer::count:
+      break;
+  }
+  return 0;
+}
+
 struct FusionWeights {
   Fusion fusion;
   WeightsPer per;

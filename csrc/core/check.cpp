@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "core/error.h"
 #include "core/pack.h"
@@ -14,12 +15,35 @@ constexpr const char* kPerNames[] = {
 #include "contract/enums.def"
 };
 
-constexpr const char* kPrecisionNames[] = {
-#define RESFLOW_PRECISION(name) #name,
-#include "contract/enums.def"
-#define RESFLOW_GPU_PRECISION(name) #name,
+struct NamedPrecision {
+  Precision precision;
+  const char* name;
+};
+constexpr NamedPrecision kPrecisions[] = {
+#define RESFLOW_PRECISION(name, code, bytes, flags) {Precision::name, #name},
 #include "contract/enums.def"
 };
+
+const char* name_of(Precision precision) {
+  for (const NamedPrecision& one : kPrecisions) {
+    if (one.precision == precision) return one.name;
+  }
+  return "unknown";
+}
+
+// "float32, bfloat16": the precisions with one of some flags.
+std::string names_with(uint32_t flags, const char* before_last = ", ") {
+  std::vector<std::string> names;
+  for (const NamedPrecision& one : kPrecisions) {
+    if (has(one.precision, flags)) names.emplace_back(one.name);
+  }
+  std::string text;
+  for (size_t at = 0; at < names.size(); ++at) {
+    if (at > 0) text += at + 1 == names.size() ? before_last : ", ";
+    text += names[at];
+  }
+  return text;
+}
 
 }  // namespace
 
@@ -57,8 +81,8 @@ void check_contiguous(const char* op, const char* argument, const TensorView& te
 }
 
 Precision element_of(const TensorView& tensor) {
-  for (int64_t at = 0; at < static_cast<int64_t>(Precision::count); ++at) {
-    if (std::strcmp(tensor.dtype, kPrecisionNames[at]) == 0) return static_cast<Precision>(at);
+  for (const NamedPrecision& one : kPrecisions) {
+    if (std::strcmp(tensor.dtype, one.name) == 0) return one.precision;
   }
   return Precision::count;
 }
@@ -71,16 +95,24 @@ void check_side(const char* op, const char* argument, const Plan& plan, const Te
 }
 
 void check_table_dtype(const char* op, int64_t dtype) {
-  if (dtype >= 0 && dtype < kTableElements) return;
-  fail(op, "dtype", expected::one_of, std::to_string(dtype), "0 to " + std::to_string(kTableElements - 1));
+  std::string known;
+  for (const NamedPrecision& one : kPrecisions) {
+    if (!is_table_element(one.precision)) continue;
+    const auto code = static_cast<int64_t>(one.precision);
+    if (code == dtype) return;
+    known += (known.empty() ? "" : ", ") + std::to_string(code) + " (" + one.name + ")";
+  }
+  fail(op, "dtype", expected::one_of, std::to_string(dtype), known);
 }
 
-bool is_table_element(Precision element) { return static_cast<int64_t>(element) < kTableElements; }
+bool is_table_element(Precision element) { return has(element, precision_flag::in_tables); }
+
+std::string table_precisions() { return names_with(precision_flag::in_tables, " or "); }
 
 // What a table holds, side by side in each row.
 void check_table_element(const char* op, const TensorView& table) {
   if (!is_table_element(element_of(table))) {
-    fail(op, "table", expected::dtype, table.dtype, "float32, bfloat16 or int8");
+    fail(op, "table", expected::dtype, table.dtype, table_precisions());
   }
   if (table.sizes[0] > 0 && table.strides[1] != 1) {
     fail(op, "table", expected::unit_stride, strides_text(table));
@@ -147,12 +179,11 @@ void check_ids(const char* op, const TensorView& ids, int64_t items) {
   fail(op, "ids[" + std::to_string(at) + "]", expected::ids, std::to_string(values[at]), std::to_string(items - 1));
 }
 
-// GPUs read float16 rows as well.
 void check_row_dtype(const char* op, const char* argument, const TensorView& tensor) {
-  const Precision element = element_of(tensor);
-  if (element == Precision::bfloat16 || (tensor.on_device && element == Precision::float16)) return;
-  check_dtype(op, argument, tensor, "float32",
-              tensor.on_device ? "float32, bfloat16 or float16" : "float32 or bfloat16");
+  using namespace precision_flag;
+  const uint32_t flags = tensor.on_device ? in_rows | in_gpu_rows : in_rows;
+  if (has(element_of(tensor), flags)) return;
+  fail(op, argument, expected::dtype, tensor.dtype, names_with(flags, " or "));
 }
 
 void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns) {
@@ -201,8 +232,6 @@ void check_columns_sum(const char* op, const Plan& plan, const TensorView& user,
   }
 }
 
-int64_t fusion_weight_count(Fusion fusion, int64_t tasks) { return tasks + (fusion == Fusion::expected_value ? 1 : 0); }
-
 void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int64_t fusion, int64_t weights_per,
                   int64_t candidates, int64_t requests) {
   constexpr auto kForms = static_cast<int64_t>(Fusion::count);
@@ -237,16 +266,10 @@ void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int6
 }
 
 void check_precision(const char* op, const Plan& plan, bool on_device) {
-  const auto known = [&](int64_t code) {
-    return on_device ? code != static_cast<int64_t>(Precision::int8) : code < kTableElements;
-  };
-  if (known(static_cast<int64_t>(plan.precision))) return;
-  std::string names;
-  for (int64_t code = 0; code < static_cast<int64_t>(Precision::count); ++code) {
-    if (known(code)) names += (names.empty() ? "" : ", ") + std::string(kPrecisionNames[code]);
-  }
-  fail(op, "plan precision", expected::precision, kPrecisionNames[static_cast<int64_t>(plan.precision)], names,
-       on_device ? "a GPU" : "the CPU");
+  const uint32_t flag = on_device ? precision_flag::on_gpu : precision_flag::on_cpu;
+  if (has(plan.precision, flag)) return;
+  fail(op, "plan precision", expected::precision, name_of(plan.precision), names_with(flag),
+           on_device ? "a GPU" : "the CPU");
 }
 
 void check_packed(const char* op, const Plan& plan, const TensorView& packed) {

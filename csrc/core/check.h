@@ -32,6 +32,7 @@ void check_matrix(const char* op, const char* argument, const TensorView& tensor
 // The precision a tensor's dtype is named after (a checked one's).
 Precision element_of(const TensorView& tensor);
 bool is_table_element(Precision element);
+std::string table_precisions();  // "float32, bfloat16 or int8"
 
 // The user's or the item's part of the plan's input: at most as wide.
 void check_side(const char* op, const char* argument, const Plan& plan, const TensorView& side);
@@ -68,8 +69,5 @@ void check_precision(const char* op, const Plan& plan, bool on_device);
 void check_packed(const char* op, const Plan& plan, const TensorView& packed);
 
 void check_positive(const char* op, const char* argument, int64_t value);
-
-// Numbers of fusion weights of one candidate.
-int64_t fusion_weight_count(Fusion fusion, int64_t tasks);
 
 }  // namespace resflow

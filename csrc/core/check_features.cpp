@@ -21,7 +21,7 @@ int64_t ragged_of(const FeatureTables& tables, const FeatureIds& ids) {
 void check_table_form(const char* op, const std::string& argument, const TensorView& table) {
   if (table.dim != 2) fail(op, argument, expected::any_matrix, sizes_text(table));
   if (!is_table_element(element_of(table))) {
-    fail(op, argument, expected::dtype, table.dtype, "float32, bfloat16 or int8");
+    fail(op, argument, expected::dtype, table.dtype, table_precisions());
   }
   if (table.sizes[0] > 0 && table.sizes[1] > 1 && table.strides[1] != 1) {
     fail(op, argument, expected::unit_stride, strides_text(table));

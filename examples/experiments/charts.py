@@ -73,7 +73,7 @@ def _figure(panels: int, share_y: bool = False) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure  # no display is needed this way
     except ImportError as missing:
-        raise ImportError("charts need matplotlib: pip install 'resflow-kernels[examples]'") from missing
+        raise ImportError("charts need matplotlib: pip install matplotlib") from missing
     figure = Figure(figsize=(4.2 * panels, 3.8), layout="constrained")
     return figure, figure.subplots(1, panels, squeeze=False, sharey=share_y)[0]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from examples.experiments import charts, methods, report, tables
-from examples.experiments.catalogue import Requests, probabilities
+from examples.experiments.catalog import Requests, probabilities
 from examples.experiments.grid import Experimenter, Outcome, cells, runs_of
 from examples.experiments.methods import NAMES
 from examples.experiments.multitask import loss_of, mean_auc

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from examples.experiments.catalogue import Requests
+from examples.experiments.catalog import Requests
 from examples.experiments.data import Encoded, Split
 from resflow_kernels.data.features import Feature, FeatureSet
 from resflow_kernels.training.ranker import encode_rows

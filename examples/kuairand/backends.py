@@ -73,10 +73,10 @@ def score(bundle: bundles.Bundle, days: Impressions, form: str, precision: str) 
     scorer = Scorer.from_bundle(bundle, precision=precision)
     match form:
         case "dense":
-            return scorer.scores(days.rows).probs
+            return scorer.dense_scores(days.rows).probs
         case "request":
             return scorer.request_scores(days.user, days.item, days.offsets).probs
-        case "catalogue":
+        case "catalog":
             catalog = scorer.catalog_rows(days.item, precision)
             return scorer.catalog_scores(days.user, np.arange(len(days.labels)), days.offsets, catalog).probs
         case "features":
@@ -91,7 +91,7 @@ def score(bundle: bundles.Bundle, days: Impressions, form: str, precision: str) 
     raise AssertionError(form)
 
 
-FORMS = ("dense", "request", "catalogue", "features", "dense, torch op")
+FORMS = ("dense", "request", "catalog", "features", "dense, torch op")
 
 
 def exact(bundle: bundles.Bundle, days: Impressions) -> NDArray[np.float64]:
@@ -159,7 +159,7 @@ def markdown(rows: list[Row], wanted: list[float], tasks: tuple[str, ...], count
     largest = max(abs(own - auc) for row in rows for own, auc in zip(row.auc, wanted, strict=True))
     return (
         f"# One model, every backend and precision\n\n{count:,} impressions of the test days. AUCs are differences\n"
-        f"from the float64 reference's; the largest is {largest:.6f}. The catalogue form's table is in the precision\n"
+        f"from the float64 reference's; the largest is {largest:.6f}. The catalog form's table is in the precision\n"
         f"of the row, embedding tables are in float32.\n\n{table}\n"
     )
 

@@ -16,14 +16,16 @@ def build_app() -> typer.Typer:
     """The typer application."""
     import typer
 
-    from . import bench, info, inspect, quantize, score, train
+    from . import _options, bench, info, inspect, quantize, score, train
 
     app = typer.Typer(
         help="Fast inference of ResFlow residual multi-task rankers, and their training.",
         add_completion=False,
         no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
     )
+    app.callback()(_options.options)
     app.command("score")(score.score)
     app.command("train")(train.train)
     app.command("quantize")(quantize.quantize)
@@ -37,6 +39,6 @@ def main() -> None:
     """Entry point of the console script ``resflow``."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        print(f"resflow: needs {', '.join(missing)}: pip install 'resflow-kernels[cli]'", file=sys.stderr)
+        print(f"resflow: needs {', '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
         raise SystemExit(2)
     build_app()(prog_name="resflow")

@@ -16,6 +16,13 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError, MemoryError, pa.ArrowException) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(_text(error).split()) or type(error).__name__
         print(f"resflow: {text}", file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+def _text(error: Exception) -> str:
+    """The file first, as everywhere else, instead of ``[Errno 2] No such file or directory: 'name'``."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)

@@ -92,7 +92,7 @@ def _triton() -> dict[str, Any]:
 
 
 def _decision(kind: str) -> dict[str, str]:
-    """Whose kernels score a float32 model's dense, request and catalogue forms on a type of device, and why."""
+    """Whose kernels score a float32 model's dense, request and catalog forms on a type of device, and why."""
     from ..core.plan import Plan
     from ..ops import backends
 
@@ -113,10 +113,11 @@ def _gpu(properties: Any) -> dict[str, Any]:
 def _cuda(gpus: list[dict[str, Any]]) -> dict[str, Any]:
     """The GPU kernels: whether they were built, by what and for what, and whether they are loaded."""
     from .. import ops
+    from ..core import build
     from ..ops import library
 
     built = library.CUDA_LIBRARY.exists()
-    facts = library.build_facts() if built else {}
+    facts = build.facts() if built else {}
     loaded, text = ops.cuda_status()
     return {
         "built": built,

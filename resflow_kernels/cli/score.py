@@ -29,7 +29,7 @@ from . import _report
 from ._errors import one_line_errors
 from ._feedback import Feedback
 from ._ranker import Ranker
-from ._requests import Requests, embedded_requests, read_catalogue_requests, read_requests
+from ._requests import Requests, embedded_requests, read_catalog_requests, read_requests
 from ._types import Ranked, Timing
 
 _WRITE_ROWS = 1 << 16  # rows of the output kept before they are written
@@ -40,8 +40,8 @@ def score(
     candidates: Annotated[
         Path,
         typer.Argument(
-            help="Parquet: request id, user and item feature columns, one row a candidate; with --catalogue "
-            "request id and user columns, one row a request. The file is read whole.",
+            help="Parquet: request id, user and item feature columns, one row per candidate; with --catalog "
+            "request id and user columns, one row per request. The file is read whole.",
             show_default=False,
         ),
     ],
@@ -51,7 +51,7 @@ def score(
     fusion: Annotated[str | None, typer.Option(help=f"Instead of the model's: {', '.join(fusions.FORMS)}.")] = None,
     weights: Annotated[str | None, typer.Option(help="Fusion weights instead of the model's, as 1,20,20.")] = None,
     precision: Annotated[str | None, typer.Option(help=f"Instead of the model's: {', '.join(PRECISIONS)}.")] = None,
-    catalogue: Annotated[Path | None, typer.Option(help="Parquet of items: every request ranks them all.")] = None,
+    catalog: Annotated[Path | None, typer.Option(help="Parquet of items: every request ranks them all.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Parquet of request id, item id, weight: print Weighted Recall@K.")
     ] = None,
@@ -66,11 +66,11 @@ def score(
             raise ValueError("--compare-eager must find PyTorch installed, got none")
         bundle = load(model)
         scorer = Scorer.from_bundle(bundle, threads, _chosen_fusion(bundle, fusion, weights), precision)
-        requests = _read(bundle, model, candidates, catalogue)
+        requests = _read(bundle, model, candidates, catalog)
         feedback = Feedback(labels, _features(bundle, model), requests) if labels else None
-        _refuse_overwriting(output, [model, candidates, catalogue, labels])
+        _refuse_overwriting(output, [model, candidates, catalog, labels])
         console, timing = Console(), Timing()
-        ranker = Ranker(scorer, requests.is_catalogue)
+        ranker = Ranker(scorer, requests.is_catalog)
         first = _write_ranking(output, requests, ranker, top_k, timing, feedback)
         _report.ranking(console, requests, first, scorer)
         _report.throughput(console, requests, timing)
@@ -80,11 +80,11 @@ def score(
             _compare(console, requests, ranker, bundle, top_k, compare_requests)
 
 
-def _read(bundle: Bundle, model: Path, candidates: Path, catalogue: Path | None) -> Requests:
+def _read(bundle: Bundle, model: Path, candidates: Path, catalog: Path | None) -> Requests:
     features = _features(bundle, model)
-    if catalogue is None:
+    if catalog is None:
         return read_requests(candidates, features)
-    return read_catalogue_requests(candidates, catalogue, features)
+    return read_catalog_requests(candidates, catalog, features)
 
 
 def _features(bundle: Bundle, model: Path) -> FeatureSet:

@@ -37,9 +37,7 @@ def train(
     with one_line_errors():
         for module in ("torch", "torchmetrics"):
             if not find_spec(module):
-                raise ValueError(
-                    f"train needs {module}, which is not installed: pip install 'resflow-kernels[cli]' torch"
-                )
+                raise ValueError(f"train needs {module}, which is not installed: pip install {module}")
         from ..training import config as configs
         from ..training import pipeline
 

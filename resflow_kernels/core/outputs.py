@@ -26,8 +26,16 @@ def empty_topk(like: Tensor, requests: int, k: int) -> tuple[Tensor, Tensor]:
     return like.new_empty(shape, dtype=torch.float32), like.new_empty(shape, dtype=torch.int64)
 
 
-def sum_count(plan: Plan, rows: int) -> int:
-    """Floats of all layers' sums."""
+def empty_table(like: Tensor, rows: int, columns: int, dtype: int, tasks: int | None = None) -> tuple[Tensor, Tensor]:
+    """A table, and its scales if it is int8: one per row, or with ``tasks`` one per row and task."""
+    stored = checks.TABLE_DTYPES[dtype]
+    count = rows if stored == torch.int8 else 0
+    scales = (count,) if tasks is None else (count, tasks)
+    return like.new_empty((rows, columns), dtype=stored), like.new_empty(scales, dtype=torch.float32)
+
+
+def pre_activation_count(plan: Plan, rows: int) -> int:
+    """Number of floats of all pre-activations."""
     return rows * plan.tasks * sum(padded(width) for width in plan.hidden)
 
 
@@ -50,8 +58,8 @@ def forward_outputs(
     decoded = _check("train_forward", x, weights, plan, statistics)
     rows, channels = x.shape[0], _channels(decoded, statistics)
     logits = x.new_empty((rows, decoded.tasks))
-    sums = x.new_empty((sum_count(decoded, rows) if keep else 0,))
-    return logits, torch.empty_like(logits), sums, x.new_empty((channels,)), x.new_empty((channels,))
+    pre_activations = x.new_empty((pre_activation_count(decoded, rows) if keep else 0,))
+    return logits, torch.empty_like(logits), pre_activations, x.new_empty((channels,)), x.new_empty((channels,))
 
 
 def backward_outputs(
@@ -73,7 +81,7 @@ def backward_outputs(
     checks.contiguous("train_backward", "logit_gradients", logit_gradients, (rows, decoded.tasks))
     checks.contiguous("train_backward", "task_logits", task_logits, (rows, decoded.tasks))
     if pre_activations.shape[0] > 0:
-        checks.contiguous("train_backward", "pre_activations", pre_activations, (sum_count(decoded, rows),))
+        checks.contiguous("train_backward", "pre_activations", pre_activations, (pre_activation_count(decoded, rows),))
     checks.contiguous("train_backward", "mean", mean, (channels,))
     checks.contiguous("train_backward", "variance", variance, (channels,))
     x_gradients = x.new_empty((rows if x_needed else 0, decoded.in_features))

@@ -117,7 +117,7 @@ def score_dataset(
         >>> score_dataset("ranker.safetensors", dataset, concurrency=8)  # doctest: +SKIP
     """
     if find_spec("ray") is None:
-        raise ImportError("score_dataset needs Ray, which is not installed: pip install 'resflow-kernels[ray]'")
+        raise ImportError("score_dataset needs Ray, which is not installed: pip install 'ray[data]'")
     settings = (os.path.abspath(bundle), keep, precision, threads)
     BatchScorer(*settings).check(dataset.schema().names)
     return dataset.map_batches(

@@ -189,5 +189,5 @@ def _torchmetrics() -> Any:
     try:
         from torchmetrics.functional import classification
     except ImportError as error:
-        raise ImportError("this metric needs torchmetrics: pip install 'resflow-kernels[cli]'") from error
+        raise ImportError("this metric needs torchmetrics: pip install torchmetrics") from error
     return classification

@@ -97,7 +97,7 @@ def tune_fusion(
     _require(all(0 <= one < math.inf for one in first) and any(first), "default", "not negative, one above 0", first)
 
     def measured(found: Weights) -> float:
-        score = reference.fuse(logits, logits.new_tensor(found), start.code)
+        score = reference.fuse(logits, logits.new_tensor(found), start.kind)
         return weighted_recall_at_k(score, weights, offsets, k)
 
     default_recall = measured(first)  # checks what is left to check
@@ -277,7 +277,7 @@ def plot_surface(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plot_surface needs matplotlib: pip install 'resflow-kernels[plot]'") from error
+        raise ImportError("plot_surface needs matplotlib: pip install matplotlib") from error
     count = tuned.surface.shape[1] - 1
     _require(count in (2, 3), "tuned", "of two or three tasks", f"one of {count}")
     names = [f"task {task}" for task in range(count)] if tasks is None else list(tasks)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, reference
-from ..contract import PRECISIONS
+from ..contract import TABLE_PRECISIONS
 from ..core import checks
 from ..ops import FeatureIds, FeatureTables
 from ..reference import Scores, TopK
@@ -23,29 +23,25 @@ from .packed import PackedResFlow
 from .resflow import ResFlow
 
 
-def round_table(table: Tensor, element: str) -> tuple[Tensor, Tensor | None]:
+def round_table(table: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
     """A float32 table ``[rows, width]`` as the feature ops take it.
 
     Args:
         table: float32.
-        element: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (symmetric, a scale a row: its largest magnitude over 127).
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (symmetric, a scale a row: its largest magnitude over 127).
 
     Returns:
         the rounded table, and in int8 its scales ``[rows]`` float32, else ``None``. A row with a NaN or an infinity
         has a scale of NaN in int8.
 
     Raises:
-        ValueError: an unknown element.
+        ValueError: an unknown dtype.
     """
-    if element not in PRECISIONS:
-        raise ValueError(f"round_table: element must be one of {', '.join(PRECISIONS)}, got {element!r}")
-    if element != "int8":
-        return table.detach().to(torch.float32 if element == "float32" else torch.bfloat16), None
-    rows = table.detach().float()
-    largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
-    scales = torch.where(largest.isfinite(), largest / 127, float("nan"))
-    steps = torch.where(scales > 0, scales, 1.0)
-    return torch.round(rows / steps[:, None]).nan_to_num(0.0).clamp(-127, 127).to(torch.int8), scales
+    if dtype not in TABLE_PRECISIONS:
+        raise ValueError(f"round_table: dtype must be one of {', '.join(TABLE_PRECISIONS)}, got {dtype!r}")
+    if dtype != "int8":
+        return table.detach().to(getattr(torch, dtype)), None
+    return reference.int8_rows(table.detach().float())
 
 
 class _FeatureScorer(nn.Module, ABC):
@@ -63,12 +59,12 @@ class _FeatureScorer(nn.Module, ABC):
     def _fused_weights(self) -> Tensor | None:
         """The towers' packed weights, or ``None`` where plain PyTorch has to score."""
 
-    def forward(self, ids: FeatureIds, weights: Tensor | None = None, weights_per: str = "call") -> Scores:
+    def forward(self, ids: FeatureIds, fusion_weights: Tensor | None = None, weights_per: str = "call") -> Scores:
         """Score ``B`` candidates.
 
         Args:
             ids: what they look up in the tables.
-            weights: fusion weights for this call, as in :meth:`ResFlow.forward`.
+            fusion_weights: for this call, as in :meth:`ResFlow.forward`.
             weights_per: ``"call"`` or ``"candidate"``.
 
         Returns:
@@ -79,64 +75,66 @@ class _FeatureScorer(nn.Module, ABC):
         """
         packed = self._fused_weights()
         if packed is None:
-            return cast(Scores, self.towers(self.rows(ids), weights, weights_per))
-        fusion = self.towers._fusion(weights, weights_per)
+            return cast(Scores, self.towers(self.rows(ids), fusion_weights, weights_per))
+        fusion = self.towers._fusion(fusion_weights, weights_per)
         return ops.feature_scores(ids, self.feature_tables, packed, self.towers.plan, *fusion)
 
-    def forward_requests(
+    feature_scores = forward
+
+    def feature_request_scores(
         self,
         user: FeatureIds,
         item: FeatureIds,
         offsets: Tensor,
-        weights: Tensor | None = None,
+        fusion_weights: Tensor | None = None,
         weights_per: str = "call",
     ) -> Scores:
-        """Score the candidates of requests: the user's features are looked up once a request.
+        """Score the candidates of requests: the user's features are looked up once per request.
 
         Args:
             user: of ``R`` requests, in the first ``user_features`` tables.
-            item: of ``N`` candidates, those of all requests one after another, in the other tables.
+            item: of ``N`` candidates, of all requests, concatenated, in the other tables.
             offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
-            weights: as in :meth:`ResFlow.forward_requests`.
+            fusion_weights: as in :meth:`ResFlow.request_scores`.
         """
         packed = self._fused_weights()
         if packed is None:
-            return self.towers.forward_requests(*self._split_rows(user, item), offsets, weights, weights_per)
-        fusion = self.towers._fusion(weights, weights_per)
+            return self.towers.request_scores(*self._split_rows(user, item), offsets, fusion_weights, weights_per)
+        fusion = self.towers._fusion(fusion_weights, weights_per)
         inputs = (user, item, offsets, self.feature_tables, self.user_features)
         return ops.feature_request_scores(*inputs, packed, self.towers.plan, *fusion)
 
-    def top_k(
+    def feature_topk(
         self,
         ids: FeatureIds,
         k: int,
         offsets: Tensor | None = None,
-        weights: Tensor | None = None,
+        fusion_weights: Tensor | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """The ``k`` best candidates of each request, see :meth:`ResFlow.top_k`; no offsets: all are one request."""
+        """The ``k`` best candidates of each request, see :meth:`ResFlow.dense_topk`; no offsets: one request."""
         packed = self._fused_weights()
         if packed is None:
-            return self.towers.top_k(self.rows(ids), k, offsets, weights, weights_per)
+            return self.towers.dense_topk(self.rows(ids), k, offsets, fusion_weights, weights_per)
         if offsets is None:
             offsets = torch.tensor([0, ids.ids.shape[0]], dtype=torch.int64)
-        fusion = self.towers._fusion(weights, weights_per)
+        fusion = self.towers._fusion(fusion_weights, weights_per)
         return ops.feature_topk(ids, offsets, self.feature_tables, packed, self.towers.plan, *fusion, k)
 
-    def top_k_requests(
+    def feature_request_topk(
         self,
         user: FeatureIds,
         item: FeatureIds,
         offsets: Tensor,
         k: int,
-        weights: Tensor | None = None,
+        fusion_weights: Tensor | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """:meth:`top_k` of requests; arguments as in :meth:`forward_requests`."""
+        """:meth:`feature_topk` of requests; arguments as in :meth:`feature_request_scores`."""
         packed = self._fused_weights()
         if packed is None:
-            return self.towers.top_k_requests(*self._split_rows(user, item), offsets, k, weights, weights_per)
-        fusion = self.towers._fusion(weights, weights_per)
+            return self.towers.request_topk(*self._split_rows(user, item), offsets, k, fusion_weights, weights_per)
+        fusion = self.towers._fusion(fusion_weights, weights_per)
         inputs = (user, item, offsets, self.feature_tables, self.user_features)
         return ops.feature_request_topk(*inputs, packed, self.towers.plan, *fusion, k)
 
@@ -204,11 +202,11 @@ class FeatureRanker(_FeatureScorer):
         weights = [cast(Tensor, embedding.weight) for embedding in self.embeddings]
         return FeatureTables(weights, (), self.ragged)
 
-    def packed(self, element: str = "float32") -> PackedFeatureRanker:
-        """This model for serving and export: weights packed, tables copied, and rounded to ``element``.
+    def packed(self, dtype: str = "float32") -> PackedFeatureRanker:
+        """This model for serving and export: weights packed, tables copied, and rounded to ``dtype``.
 
         Args:
-            element: ``"float32"``, ``"bfloat16"`` or ``"int8"``; see :func:`round_table`.
+            dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"``; see :func:`round_table`.
 
         Raises:
             ValueError: the towers are a baseline's.
@@ -218,7 +216,7 @@ class FeatureRanker(_FeatureScorer):
         rounded: dict[int, tuple[Tensor, Tensor | None]] = {}
         for table in self.feature_tables.tables:
             if id(table) not in rounded:  # features that share a table still do
-                held, own_scales = round_table(table, element)
+                held, own_scales = round_table(table, dtype)
                 rounded[id(table)] = (held.clone(), own_scales)
         parts = [rounded[id(table)] for table in self.feature_tables.tables]
         scales = [one for _, one in parts if one is not None]
@@ -226,7 +224,7 @@ class FeatureRanker(_FeatureScorer):
         return PackedFeatureRanker(tables, self.towers.packed(), self.user_features).eval()
 
     def _fused_weights(self) -> Tensor | None:
-        if isinstance(self.towers, Baseline) or not self.towers._use_fused(*self.feature_tables.tables, form="feature"):
+        if isinstance(self.towers, Baseline) or not self.towers._use_fused("feature", self.feature_tables.tables):
             return None
         return self.towers._packed_weights()
 

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..core import fold
+from ..reference import activations
 
-ACTIVATION_MODULES: dict[str, Any] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "prelu": nn.PReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
+ACTIVATION_MODULES = activations.MODULES
 
 
 class TowerLayer(nn.Module):
@@ -59,8 +48,8 @@ class TowerLayer(nn.Module):
         """The activation's name in the plan (LeakyReLU is a PReLU there)."""
         return activation_name(self.activation)
 
-    def canonical_weights(self, affine: bool, input_affine: fold.Affine | None) -> list[Tensor]:
-        """The layer's part of ``Plan.weight_shapes``, in float64."""
+    def canonical_weights(self, input_affine: fold.Affine | None) -> dict[str, Tensor]:
+        """The layer's canonical weights by kind, in float64; scale and shift are 1 and 0 where it needs none."""
         weight = self.linear.weight.double().T
         bias = linear_bias(self.linear, weight)
         if input_affine is not None:
@@ -69,12 +58,10 @@ class TowerLayer(nn.Module):
         if norm is not None and not self.norm_after_activation:
             weight, bias = fold.after_linear(weight, bias, norm)
             norm = None
-        weights = [weight, bias]
-        if self.activation_name == "prelu":
-            weights.append(slope_of(self.activation, bias).double())
-        if affine:
-            weights += [torch.ones_like(bias), torch.zeros_like(bias)] if norm is None else [norm.scale, norm.shift]
-        return weights
+        if norm is None:
+            norm = fold.Affine(torch.ones_like(bias), torch.zeros_like(bias))
+        slope = {"slope": slope_of(self.activation, bias).double()} if self.activation_name == "prelu" else {}
+        return {"weight": weight, "bias": bias, **slope, "scale": norm.scale, "shift": norm.shift}
 
 
 def check_layer_settings(activation: str, norm: str | None) -> None:
@@ -100,14 +87,10 @@ def activation_name(module: nn.Module) -> str:
     Raises:
         ValueError: the module is none of :data:`ACTIVATION_MODULES`.
     """
-    if isinstance(module, (nn.PReLU, nn.LeakyReLU)):
-        return "prelu"
-    if isinstance(module, nn.GELU):
-        return "gelu" if module.approximate == "none" else "gelu_tanh"
-    for name in ("identity", "relu", "silu", "tanh", "sigmoid"):
-        if type(module) is ACTIVATION_MODULES[name]:
-            return name
-    raise ValueError(f"activation must be one of {', '.join(ACTIVATION_MODULES)}, got {module}")
+    name = activations.name_of(module)
+    if name is None:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATION_MODULES)}, got {module}")
+    return name
 
 
 def norm_affine(norm: nn.BatchNorm1d) -> fold.Affine:

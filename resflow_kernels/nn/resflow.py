@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -22,12 +21,15 @@ from .. import ops, reference
 from ..core import checks
 from ..core.fusion import Additive, Fusion
 from ..core.plan import Plan, chain
+from ..core.weights import Tower, in_order
 from ..ops import backends
+from ..ops.call import OPS
 from ..reference import Scores, TopK
 from . import training
 from .layers import TowerLayer, check_layer_settings, linear_bias, make_layer, norm_affine
 from .packed import PackedResFlow
-from .ranker import LayeredRanker, one_request, side_by_side
+from .ranker import LayeredRanker, contiguous_rows
+from .watch import Watch
 
 
 class ResFlow(LayeredRanker):
@@ -50,8 +52,8 @@ class ResFlow(LayeredRanker):
         precision: what the fused kernels round weights and rows to: ``"float32"``, ``"bfloat16"``, on the CPU
             ``"int8"``, on a GPU ``"float16"`` or ``"tensorfloat32"`` (:class:`~resflow_kernels.Plan`); training
             and the reference path are not rounded.
-        recompute: in training, compute the layers' sums again on the way back instead of keeping them (``B * K`` times
-            the padded widths, in floats); ``None``: where they are more than 1 GiB.
+        recompute: in training, compute pre-activations again in the backward pass instead of keeping them (``B * K``
+            times the padded widths, in floats); ``None``: where they are more than 1 GiB.
         backend: whose kernels score: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else
             ``"auto"``. An attribute, so it can be changed; one that cannot serve a call makes it raise.
         conditional: ESMM's head, ``p_k = p_parent(k) * sigmoid(r_k)``; excludes ``logit_residual``.
@@ -135,7 +137,8 @@ class ResFlow(LayeredRanker):
         # Training knows a BatchNorm before the activation, which scoring folds into the Linear, as affines too.
         self.affine_plan = replace(plan, affine=True, precision="float32")
         self._packed: Tensor | None = None
-        self._packed_from: tuple[Any, ...] = ()
+        self._packed_from: list[Any] | None = None
+        self._watch: Watch | None = None
 
     @classmethod
     def from_layers(
@@ -152,82 +155,16 @@ class ResFlow(LayeredRanker):
         model._build(plan, tasks, fusion, towers, heads, input_norm)
         return model
 
-    def forward(self, x: Tensor, weights: Tensor | None = None, weights_per: str = "call") -> Scores:
-        """Score candidates.
-
-        Args:
-            x: ``[B, D]`` float32.
-            weights: fusion weights for this call instead of the model's own: ``[K]``, or ``[B, K]`` with
-                ``weights_per="candidate"`` (``K + 1`` values for :class:`ExpectedValue`).
-            weights_per: ``"call"`` or ``"candidate"``.
-
-        Returns:
-            :class:`Scores`: logits ``[B, K]``, probs ``[B, K]``, score ``[B]``.
-
-        Raises:
-            ValueError: an input of the wrong shape, dtype or device; the message names it.
-        """
-        if not self._use_fused(x):
-            return super().forward(x, weights, weights_per)
-        fusion = self._fusion(weights, weights_per)
-        return ops.dense_scores(side_by_side(x), self._packed_weights(), self.plan, *fusion, backend=self.backend)
-
-    def forward_requests(
-        self, user: Tensor, item: Tensor, offsets: Tensor, weights: Tensor | None = None, weights_per: str = "call"
-    ) -> Scores:
-        """Score the candidates of requests: one user row, many items; the user's part is computed once.
-
-        Args:
-            user: ``[R, Du]`` float32, one row a request.
-            item: ``[N, Di]`` float32, the candidates of all requests one after another; ``Du + Di = D``.
-            offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
-            weights: as in :meth:`forward`, also ``[R, K]`` with ``weights_per="request"``.
-
-        Returns:
-            :class:`Scores` of the ``N`` candidates, to the bit those of :meth:`forward` on the joined rows.
-        """
-        if not self._use_fused(user, item, form="request"):
-            return super().forward_requests(user, item, offsets, weights, weights_per)
-        fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
-        rows = (side_by_side(user), side_by_side(item), offsets)
-        return ops.request_scores(*rows, packed, self.plan, *fusion, backend=self.backend)
-
-    def top_k(
-        self, x: Tensor, k: int, offsets: Tensor | None = None, weights: Tensor | None = None, weights_per: str = "call"
-    ) -> TopK:
-        """The ``k`` best candidates of each request, without their scores in memory.
-
-        Args:
-            x: ``[B, D]`` float32.
-            k: how many, at least 1.
-            offsets: ``[R + 1]`` int64; ``None``: all rows are one request.
-
-        Returns:
-            :class:`TopK`: scores ``[R, k]`` and positions ``[R, k]`` within the request. Equal scores stand by
-            lower position, NaN after every number; a request with fewer than ``k`` candidates is filled up with
-            score NaN and position -1.
-        """
-        if not self._use_fused(x):
-            return super().top_k(x, k, offsets, weights, weights_per)
-        offsets = one_request(x) if offsets is None else offsets
-        fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
-        return ops.dense_topk(side_by_side(x), offsets, packed, self.plan, *fusion, k, backend=self.backend)
-
-    def top_k_requests(
-        self,
-        user: Tensor,
-        item: Tensor,
-        offsets: Tensor,
-        k: int,
-        weights: Tensor | None = None,
-        weights_per: str = "call",
-    ) -> TopK:
-        """:meth:`top_k` of the request form; arguments as in :meth:`forward_requests`."""
-        if not self._use_fused(user, item, form="request"):
-            return super().top_k_requests(user, item, offsets, k, weights, weights_per)
-        fusion, packed = self._fusion(weights, weights_per), self._packed_weights()
-        rows = (side_by_side(user), side_by_side(item), offsets)
-        return ops.request_topk(*rows, packed, self.plan, *fusion, k, backend=self.backend)
+    def _run(
+        self, op: str, inputs: tuple[Tensor, ...], fusion_weights: Tensor | None, weights_per: str, *k: int
+    ) -> Any:
+        scoring = OPS[op]
+        if not self._use_fused(scoring.form.name, inputs):
+            return super()._run(op, inputs, fusion_weights, weights_per, *k)
+        rows = tuple(contiguous_rows(tensor) for tensor in inputs)
+        fusion = self._fusion(fusion_weights, weights_per)
+        made = scoring.towers(rows, self._packed_weights(), self.plan, *fusion, *k, backend=self.backend)
+        return TopK(*made) if k else Scores(*made)
 
     def packed(self, precision: str | None = None) -> PackedResFlow:
         """This model with its weights packed once and for all: the form for export and for serving.
@@ -253,13 +190,12 @@ class ResFlow(LayeredRanker):
                 f"ResFlow: layers must be as they were made to have canonical weights, got a model where {reason}"
             )
         input_affine = None if self.input_norm is None else norm_affine(self.input_norm)
-        weights: list[Tensor] = []
-        for tower, head in zip(self._tower_layers(), self._head_layers(), strict=True):
-            for level, layer in enumerate(tower):
-                weights += layer.canonical_weights(self.plan.affine, input_affine if level == 0 else None)
+        towers: list[Tower] = []
+        for layers, head in zip(self._tower_layers(), self._head_layers(), strict=True):
+            own = (layer.canonical_weights(input_affine if at == 0 else None) for at, layer in enumerate(layers))
             weight = head.weight.double().T
-            weights += [weight[:, 0], linear_bias(head, weight)]
-        return [weight.float().contiguous() for weight in weights]
+            towers.append(Tower(tuple(own), {"weight": weight[:, 0], "bias": linear_bias(head, weight)}))
+        return [weight.float().contiguous() for weight in in_order(self.plan, towers)]
 
     def _tower_layers(self) -> list[list[TowerLayer]]:
         return [cast("list[TowerLayer]", list(cast(nn.ModuleList, tower))) for tower in self.towers]
@@ -277,33 +213,51 @@ class ResFlow(LayeredRanker):
         heads = [squeezed(head) for head in self._head_layers()]
         return reference.tower_logits(x, self._tower_layers(), heads, self.plan)
 
-    def _use_fused(self, *inputs: Tensor, form: str = "dense") -> bool:
+    def _use_fused(self, form: str, inputs: Sequence[Tensor]) -> bool:
         """Whether this call goes to the scoring ops; where it cannot though the user would expect it, say why once."""
         if self.training or self._needs_gradient(inputs):
             return False
-        device, precision = self._device(), self.plan.precision
-        # The feature form has no choice of backends.
-        backend = device if form == "feature" else backends.decide_quickly(device, self.plan, form, self.backend)
-        named = None if form == "feature" else backends.named(self.backend)
-        if backend == "reference" and named:
-            return False
-        if backend == "triton":
-            unavailable, imprecise = None, ops.why_imprecise("cuda", precision)
-        else:
-            unavailable, imprecise = ops.why_unavailable(device), ops.why_imprecise(device, precision)
-        if unavailable is None and imprecise is not None:
-            _warn_once(f"ResFlow scores in float32: {imprecise}")
-            return False
-        reason = self._obstacle(unavailable) or training.altered(self)
-        if reason is not None:
-            if named:
-                raise ValueError(f"ResFlow: backend must be one that serves this model, got {named!r}: {reason}")
-            _warn_once(f"ResFlow scores with the slow PyTorch reference: {reason}")
+        weight = self._head_layers()[0].weight
+        question = (form, weight.device.type, weight.dtype, self.backend, self.plan.precision)
+        if torch.compiler.is_compiling():
+            return self._decide(*question)
+        answers = self._watched().answers
+        if question not in answers:
+            answers[question] = self._decide(*question)
+        return answers[question]
+
+    def _decide(self, form: str, device: str, dtype: torch.dtype, asked: str | None, precision: str) -> bool:
+        reason, named = self._unsupported(form, device, dtype, asked, precision)
+        if named and reason is not None:
+            raise ValueError(f"ResFlow: backend must be one that serves this model, got {named!r}: {reason}")
+        if reason:
+            _warn_once(reason)
         return reason is None
+
+    def _unsupported(
+        self, form: str, device: str, dtype: torch.dtype, asked: str | None, precision: str
+    ) -> tuple[str | None, str | None]:
+        """Why no scoring op serves this model (an empty text: as requested), and the backend that was requested."""
+        # The feature form has no choice of backends.
+        backend = device if form == "feature" else backends.decide_quickly(device, self.plan, form, asked)
+        named = None if form == "feature" else backends.named(asked)
+        if backend == "reference" and named:
+            return "", None
+        on = "cuda" if backend == "triton" else device
+        unavailable = None if backend == "triton" else ops.unsupported_reason(device)
+        imprecise = ops.unsupported_precision(on, precision)
+        if unavailable is None and imprecise is not None:
+            return f"ResFlow scores in float32: {imprecise}", None
+        reason = _unsupported_dtype(dtype) or unavailable or training.altered(self)
+        if reason is None:
+            return None, None
+        return (reason, named) if named else (f"ResFlow scores with the slow PyTorch reference: {reason}", None)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Logits ``[B, K]`` with gradients: by the training ops, or where they cannot by the reference."""
-        reason = self._obstacle(ops.why_untrainable(self._device())) or training.obstacle(self)
+        weight = self._head_layers()[0].weight
+        reason = _unsupported_dtype(weight.dtype) or ops.unsupported_reason(weight.device.type, training=True)
+        reason = reason or training.untrainable_reason(self)
         if reason is None:
             return training.logits(self, x)
         if self.training or self._needs_gradient((x,)):  # else it scores, of which _use_fused has spoken
@@ -319,30 +273,29 @@ class ResFlow(LayeredRanker):
         return x
 
     def _needs_gradient(self, inputs: Sequence[Tensor]) -> bool:
-        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *self.parameters()))
+        """Whether autograd has to see this call; an exported program in eval mode scores."""
+        if not torch.is_grad_enabled() or (torch.compiler.is_exporting() and not self.training):
+            return False
+        return any(tensor.requires_grad for tensor in (*inputs, *self.parameters()))
 
-    def _obstacle(self, of_device: str | None) -> str | None:
-        """Why no op serves this model, given whether any does on its device; ``None`` if they do."""
-        dtype = self._head_layers()[0].weight.dtype
-        if dtype != torch.float32:
-            return f"the fused ops take float32 models, this one is {dtype}"
-        return of_device
-
-    def _device(self) -> str:
-        return self._head_layers()[0].weight.device.type
+    def _watched(self) -> Watch:
+        watch = self._watch
+        if watch is None or watch.changed():
+            watch = self._watch = Watch(self)
+        return watch
 
     def _packed_weights(self) -> Tensor:
         """The packed weights of the current parameters.
 
-        Repacked whenever a parameter or statistic was replaced or written to (its version counter tells).
+        They are packed again whenever a parameter or statistic was replaced or written to (its version counter tells).
         A compiler cannot see that, so in its graphs packing is an op of its own; :meth:`packed` avoids it.
         """
         if torch.compiler.is_compiling():
+            with torch.no_grad():
+                return ops.pack_towers(self.canonical_weights(), self.plan)
+        state = self._watched().state()
+        if state is None:
             return ops.pack_towers(self.canonical_weights(), self.plan)
-        sources = [*self.parameters(), *self.buffers()]
-        if any(tensor.is_inference() for tensor in sources):  # these have no version counter
-            return ops.pack_towers(self.canonical_weights(), self.plan)
-        state = (*map(id, sources), *map(_version, sources), *map(_pointer, sources))
         if self._packed is None or state != self._packed_from:
             with torch.inference_mode(False), torch.no_grad():
                 self._packed = ops.pack_towers(self.canonical_weights(), self.plan)
@@ -351,7 +304,7 @@ class ResFlow(LayeredRanker):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles repack for themselves: ids and versions mean nothing elsewhere."""
-        return {**self.__dict__, "_packed": None, "_packed_from": ()}
+        return {**self.__dict__, "_packed": None, "_packed_from": None, "_watch": None}
 
 
 def NSE(*args: Any, **settings: Any) -> ResFlow:
@@ -364,8 +317,8 @@ def ESMM(*args: Any, **settings: Any) -> ResFlow:
     return ResFlow(*args, **{"feature_residual": False, "logit_residual": False, "conditional": True, **settings})
 
 
-_version = attrgetter("_version")
-_pointer = Tensor.data_ptr
+def _unsupported_dtype(dtype: torch.dtype) -> str | None:
+    return None if dtype == torch.float32 else f"the fused ops take float32 models, this one is {dtype}"
 
 
 _warned: set[str] = set()
@@ -376,4 +329,4 @@ def _warn_once(message: str) -> None:
         return
     if message not in _warned:
         _warned.add(message)
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=6)

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..core import fold
+from ..core.plan import Plan
+from ..core.weights import Tower, in_order
 from .layers import TowerLayer, norm_affine, slope_of
-from .ranker import side_by_side
+from .ranker import contiguous_rows
 
 if TYPE_CHECKING:
     from .resflow import ResFlow
 
 
-def obstacle(model: ResFlow) -> str | None:
+def untrainable_reason(model: ResFlow) -> str | None:
     """Why the training ops cannot serve this model as it is set now; ``None`` if they can."""
     reason = altered(model)
     if reason is not None:
@@ -46,13 +48,13 @@ def altered(model: ResFlow) -> str | None:
     for tower, head in zip(model._tower_layers(), model._head_layers(), strict=True):
         reason = _altered(head, nn.Linear)
         for layer, activation in zip(tower, model.plan.activations, strict=True):
-            reason = reason or _layer_obstacle(layer, activation)
+            reason = reason or _altered_layer(layer, activation)
         if reason is not None:
             return reason
     return None
 
 
-def _layer_obstacle(layer: TowerLayer, activation: str) -> str | None:
+def _altered_layer(layer: TowerLayer, activation: str) -> str | None:
     dropout = layer.dropout
     if not (dropout is None or isinstance(dropout, (nn.Identity, nn.modules.dropout._DropoutNd))):
         return f"its towers have a {type(dropout).__name__} between layers"
@@ -77,16 +79,16 @@ def logits(model: ResFlow, x: Tensor) -> Tensor:
     if model.input_norm is not None:
         x = model.input_norm(x)
     layers = list(_layers(model))
-    first, x = layers[0], side_by_side(x)
+    first, x = layers[0], contiguous_rows(x)
     if not _uses_batch(first.norm):
-        weights = _weights(model, model.plan.affine)
+        weights = _weights(model, model.plan)
         return ops.training_logits(x, weights, model.plan, recompute=model.recompute)[0]
     assert first.norm is not None
     if x.shape[0] < 2:
         raise ValueError(f"ResFlow: x must be at least 2 rows for a BatchNorm in training, got {x.shape[0]}")
     statistics = "batch_after" if first.norm_after_activation else "batch_before"
     settings = (model.affine_plan, statistics, first.norm.eps, model.recompute)
-    made, mean, variance = ops.training_logits(x, _weights(model, True), *settings)
+    made, mean, variance = ops.training_logits(x, _weights(model, model.affine_plan), *settings)
     with torch.no_grad():
         _update_running(model, mean, variance, x.shape[0])
     return made
@@ -101,18 +103,22 @@ def _layers(model: ResFlow) -> Iterator[TowerLayer]:
         yield from tower
 
 
-def _weights(model: ResFlow, affine: bool) -> list[Tensor]:
+def _weights(model: ResFlow, plan: Plan) -> list[Tensor]:
     """The parameters as ``training_logits`` takes them, differentiable."""
-    weights: list[Tensor] = []
-    for tower, head in zip(model._tower_layers(), model._head_layers(), strict=True):
-        for layer in tower:
-            weights += _layer_weights(layer, affine)
+    towers: list[Tower] = []
+    for layers, head in zip(model._tower_layers(), model._head_layers(), strict=True):
         bias = head.weight.new_zeros(1) if head.bias is None else head.bias
-        weights += [head.weight.view(-1), bias]
-    return [weight.contiguous() for weight in weights]
+        towers.append(
+            Tower(
+                tuple(_layer_weights(layer, plan.affine) for layer in layers),
+                {"weight": head.weight.view(-1), "bias": bias},
+            )
+        )
+    return [weight.contiguous() for weight in in_order(plan, towers)]
 
 
-def _layer_weights(layer: TowerLayer, affine: bool) -> list[Tensor]:
+def _layer_weights(layer: TowerLayer, affine: bool) -> dict[str, Tensor]:
+    """A layer's weights by kind; in an affine plan scale and shift are 1 and 0 where it has none."""
     weight = layer.linear.weight
     bias = weight.new_zeros(weight.shape[0]) if layer.linear.bias is None else layer.linear.bias
     norm = layer.norm
@@ -128,10 +134,10 @@ def _layer_weights(layer: TowerLayer, affine: bool) -> list[Tensor]:
         gamma = bias.new_ones(bias.shape) if norm.weight is None else norm.weight
         beta = bias.new_zeros(bias.shape) if norm.bias is None else norm.bias
         affines = [gamma, beta]
-    slope = [slope_of(layer.activation, bias)] if layer.activation_name == "prelu" else []
     if affine and not affines:
         affines = [bias.new_ones(bias.shape), bias.new_zeros(bias.shape)]
-    return [weight, bias, *slope, *affines]
+    slope = {"slope": slope_of(layer.activation, bias)} if layer.activation_name == "prelu" else {}
+    return {"weight": weight, "bias": bias, **slope, **dict(zip(("scale", "shift"), affines, strict=False))}
 
 
 def _update_running(model: ResFlow, mean: Tensor, variance: Tensor, rows: int) -> None:

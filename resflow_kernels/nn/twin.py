@@ -48,7 +48,7 @@ class TwinTower(nn.Module):
     Example:
         >>> model = TwinTower(320, 256, tasks=("ctr", "ctcvr"), fusion=Additive((1, 20))).eval()
         >>> table = model.build_table(torch.randn(5000, 256), "int8")
-        >>> model.top_k(torch.randn(2, 320), table, k=10).positions.shape
+        >>> model.twin_topk(torch.randn(2, 320), table, k=10).positions.shape
         torch.Size([2, 10])
     """
 
@@ -105,13 +105,13 @@ class TwinTower(nn.Module):
         """``[M, Di]`` to ``[M, K * W]``; differentiable."""
         return self._vectors(item, self.item_towers)
 
-    def forward(self, user: Tensor, item: Tensor, weights: Tensor | None = None) -> Scores:
+    def forward(self, user: Tensor, item: Tensor, fusion_weights: Tensor | None = None) -> Scores:
         """Score pairs, as training does; plain PyTorch, differentiable.
 
         Args:
             user: ``[B, Du]``, each candidate's user.
             item: ``[B, Di]``.
-            weights: fusion weights instead of the model's own, ``[K]`` or ``[B, K]``.
+            fusion_weights: instead of the model's own, ``[K]`` or ``[B, K]``.
 
         Returns:
             :class:`Scores`: logits ``[B, K]``, probs ``[B, K]``, score ``[B]``.
@@ -120,25 +120,25 @@ class TwinTower(nn.Module):
         users = self.user_vectors(user).unflatten(1, (tasks, -1))
         items = self.item_vectors(item).unflatten(1, (tasks, -1))
         logits = twin.twin_logits(users, items, self._logit_parents, self.non_increasing)
-        return reference.finish(logits, self.fusion_weights if weights is None else weights, self.fusion.code)
+        return reference.finish(
+            logits, self.fusion_weights if fusion_weights is None else fusion_weights, self.fusion.kind
+        )
 
     @torch.no_grad()
-    def build_table(self, items: Tensor, element: str = "int8", batch: int = 65536) -> TwinTable:
-        """The item vectors of a catalogue ``[M, Di]``, rounded to ``element`` (``"float32"``, ``"bfloat16"`` or
+    def build_table(self, items: Tensor, dtype: str = "int8", batch: int = 65536) -> TwinTable:
+        """The item vectors of a catalogue ``[M, Di]``, rounded to ``dtype`` (``"float32"``, ``"bfloat16"`` or
         ``"int8"``), ``batch`` items at a time. The module must be in eval mode if it has BatchNorms.
 
         Raises:
-            ValueError: an unknown ``element``, or no compiled ops for this device.
+            ValueError: an unknown ``dtype``, or no compiled ops for this device.
         """
-        parts = [
-            ops.twin_rows(self.item_vectors(part).float(), len(self.tasks), element) for part in items.split(batch)
-        ]
+        parts = [ops.twin_rows(self.item_vectors(part).float(), len(self.tasks), dtype) for part in items.split(batch)]
         rows, scales = zip(*parts, strict=True)
         return TwinTable(torch.cat(rows), torch.cat(scales))
 
     @torch.no_grad()
-    def top_k(
-        self, user: Tensor, table: TwinTable, k: int, weights: Tensor | None = None, weights_per: str = "call"
+    def twin_topk(
+        self, user: Tensor, table: TwinTable, k: int, fusion_weights: Tensor | None = None, weights_per: str = "call"
     ) -> TopK:
         """The ``k`` best items of the whole table for every user.
 
@@ -146,7 +146,7 @@ class TwinTower(nn.Module):
             user: ``[R, Du]``.
             table: from :meth:`build_table`.
             k: how many, at least 1.
-            weights: fusion weights instead of the model's own: ``[K]``, ``[R, K]`` with ``weights_per="request"``,
+            fusion_weights: instead of the model's own: ``[K]``, ``[R, K]`` with ``weights_per="request"``,
                 or one set an item ``[M, K]`` with ``"candidate"``.
 
         Returns:
@@ -154,42 +154,42 @@ class TwinTower(nn.Module):
             position, NaN after every number; a table of fewer than ``k`` items is filled up with NaN and -1.
         """
         vectors = self.user_vectors(user).float()
-        return ops.twin_topk(vectors, table.rows, table.scales, *self._settings(weights, weights_per), k)
+        return ops.twin_topk(vectors, table.rows, table.scales, *self._settings(fusion_weights, weights_per), k)
 
     @torch.no_grad()
-    def top_k_ids(
+    def twin_ids_topk(
         self,
         user: Tensor,
         ids: Tensor,
         offsets: Tensor,
         table: TwinTable,
         k: int,
-        weights: Tensor | None = None,
+        fusion_weights: Tensor | None = None,
         weights_per: str = "call",
     ) -> TopK:
         """The ``k`` best of each user's own list: ``ids [N]`` int64, rows of the table, cut by ``offsets [R + 1]``.
 
-        Positions are places in the list. A candidate's weights are ``[N, K]``; the rest as in :meth:`top_k`.
+        Positions are places in the list. A candidate's weights are ``[N, K]``; the rest as in :meth:`twin_topk`.
         """
         vectors = self.user_vectors(user).float()
         return ops.twin_ids_topk(
-            vectors, ids, offsets, table.rows, table.scales, *self._settings(weights, weights_per), k
+            vectors, ids, offsets, table.rows, table.scales, *self._settings(fusion_weights, weights_per), k
         )
 
     @torch.no_grad()
-    def score_ids(
+    def twin_ids_scores(
         self,
         user: Tensor,
         ids: Tensor,
         offsets: Tensor,
         table: TwinTable,
-        weights: Tensor | None = None,
+        fusion_weights: Tensor | None = None,
         weights_per: str = "call",
     ) -> Scores:
-        """:class:`Scores` of the ``N`` candidates of :meth:`top_k_ids`."""
+        """:class:`Scores` of the ``N`` candidates of :meth:`twin_ids_topk`."""
         vectors = self.user_vectors(user).float()
         return ops.twin_ids_scores(
-            vectors, ids, offsets, table.rows, table.scales, *self._settings(weights, weights_per)
+            vectors, ids, offsets, table.rows, table.scales, *self._settings(fusion_weights, weights_per)
         )
 
     def extra_repr(self) -> str:
@@ -199,14 +199,15 @@ class TwinTower(nn.Module):
     def _logit_parents(self) -> tuple[int, ...]:
         return self.parents if self.logit_residual else (-1,) * len(self.parents)
 
-    def _settings(self, weights: Tensor | None, weights_per: str) -> tuple[Tensor, tuple[int, ...], bool, int, int]:
+    def _settings(
+        self, fusion_weights: Tensor | None, weights_per: str
+    ) -> tuple[Tensor, tuple[int, ...], bool, str, str]:
         """Fusion weights, parents, non_increasing, fusion and weights_per, as the ops take them one after another."""
         if weights_per not in WEIGHTS_PER:
             raise ValueError(f"weights_per must be one of {', '.join(WEIGHTS_PER)}, got {weights_per!r}")
-        if weights is None:
-            weights, weights_per = self.fusion_weights, "call"
-        per = WEIGHTS_PER.index(weights_per)
-        return weights, self._logit_parents, self.non_increasing, self.fusion.code, per
+        if fusion_weights is None:
+            fusion_weights, weights_per = self.fusion_weights, "call"
+        return fusion_weights, self._logit_parents, self.non_increasing, self.fusion.kind, weights_per
 
     def _vectors(self, x: Tensor, towers: nn.ModuleList) -> Tensor:
         layers = [cast("list[TowerLayer]", list(cast(nn.ModuleList, tower))) for tower in towers]

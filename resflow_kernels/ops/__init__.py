@@ -1,71 +1,55 @@
 """The fused ops: ``torch.ops.resflow.*`` with their arguments spelled out, and what PyTorch needs to trace them.
 
-=================  ================================================================================
-``pack_towers``    canonical weights (``Plan.weight_shapes``) into the one tensor the others take
-``dense_scores``   ``x [B, D]`` to logits, probabilities and score
-``dense_topk``     the k best of each request of ``x``
-``request_scores`` one user row and many item rows a request; the user's part is computed once
-``request_topk``   the k best of each request of that form
-``catalog_rows``   items' side of the first layers, for the table of the next two
-``catalog_scores`` one user row and many ids of table rows a request
-``catalog_topk``   the k best of each request of that form
-``twin_...``       the twin tower form: :mod:`resflow_kernels.ops.twin`
-``train_...``      logits and gradients of a batch, joined by :func:`training_logits`
-=================  ================================================================================
+A scoring op is a form (where candidates come from) and an ending (``scores``: logits, probabilities and score of every
+candidate; ``topk``: the k best per request):
 
-The feature form, ``feature_scores``, ``feature_topk`` and the same of requests, takes ids and embedding tables instead
-of rows: :mod:`resflow_kernels.ops.feature`.
+====================  ===========================================================================================
+``dense_...``         ``x [B, D]``, one row per candidate
+``request_...``       one user row and many item rows per request; the user's part is computed once per request
+``catalog_...``       one user row and many ids per request, rows of a table that ``catalog_rows`` makes
+``feature_...``       ids of embedding tables, looked up and pooled in front of the dense form
+``feature_request_..``  the same in front of the request form
+``twin_...``          dot products of user vectors with all rows of a table that ``twin_rows`` makes
+``twin_ids_...``      the same with a list of rows per request
+====================  ===========================================================================================
 
-But for training, inference only: a call whose input asks for a gradient raises instead of losing it. The raw
-``torch.ops.resflow`` ops do not check that (an autograd kernel would tax every call), so prefer these
-functions or the modules of :mod:`resflow_kernels.nn` where gradients are about. Under the CPU's autocast the ops
-take rows in float32, on a GPU as they are.
+``pack_towers`` makes the one tensor of weights that the first five take; :func:`training_logits` gives logits and
+gradients of a batch.
 
-Each takes ``backend``: whose kernels compute it (:mod:`resflow_kernels.ops.backends`); those of ``_feature_ops`` and
-``_twin_ops`` do not, Triton has the dense, request and catalogue forms alone.
+Except for training these are ops for inference: a call whose input asks for a gradient raises instead of losing it. The
+raw ``torch.ops.resflow`` ops do not check that (an autograd kernel would tax every call), so prefer these functions or
+the modules of :mod:`resflow_kernels.nn` where gradients are about. Under the CPU's autocast the dense and the request
+ops take rows in float32, on a GPU as they are.
 
-On a GPU nothing is read back: where the CPU raises for what stands in a tensor (an id out of range, offsets that fall,
+The first three forms take ``backend``: whose kernels compute the call (:mod:`resflow_kernels.ops.backends`).
+
+On a GPU nothing is read back: where the CPU raises for a value in a tensor (an id out of range, offsets that decrease,
 weights packed for another plan), the candidates concerned score NaN, unless ``RESFLOW_CHECK_IDS=1``.
 """
 
-from .dense import (
+from . import fakes as _fakes  # noqa: F401  registers what PyTorch needs to trace the ops
+from .backends import unsupported_precision, unsupported_reason
+from .catalog import catalog_rows, catalog_scores, catalog_topk
+from .dense import dense_scores, dense_topk
+from .feature import (
     FeatureIds,
     FeatureTables,
-    available,
-    catalog_rows,
-    catalog_scores,
-    catalog_topk,
-    cuda_status,
-    dense_scores,
-    dense_topk,
     feature_request_scores,
     feature_request_topk,
     feature_scores,
     feature_topk,
-    library_status,
     one_id_each,
-    pack_towers,
-    reference_request_scores,
-    reference_request_topk,
-    reference_scores,
-    reference_topk,
-    request_scores,
-    request_topk,
-    training_logits,
-    twin_ids_scores,
-    twin_ids_topk,
-    twin_rows,
-    twin_scores,
-    twin_topk,
-    why_imprecise,
-    why_unavailable,
-    why_untrainable,
 )
+from .library import cuda_status
+from .library import status as library_status
+from .pack import pack_towers
+from .request import request_scores, request_topk
+from .training import training_logits
+from .twin import twin_ids_scores, twin_ids_topk, twin_rows, twin_scores, twin_topk
 
 __all__ = [
     "FeatureIds",
     "FeatureTables",
-    "available",
     "catalog_rows",
     "catalog_scores",
     "catalog_topk",
@@ -79,10 +63,6 @@ __all__ = [
     "library_status",
     "one_id_each",
     "pack_towers",
-    "reference_request_scores",
-    "reference_request_topk",
-    "reference_scores",
-    "reference_topk",
     "request_scores",
     "request_topk",
     "training_logits",
@@ -91,7 +71,6 @@ __all__ = [
     "twin_rows",
     "twin_scores",
     "twin_topk",
-    "why_imprecise",
-    "why_unavailable",
-    "why_untrainable",
+    "unsupported_precision",
+    "unsupported_reason",
 ]

@@ -8,21 +8,21 @@ names one, or its module does, or the environment variable ``RESFLOW_BACKEND``, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 
+from ..contract import FORMS
 from ..core import checks
 from ..core.plan import Plan
 from . import library
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
-FORMS = ("dense", "request", "catalogue", "feature", "twin", "training")
-TRITON_FORMS = ("dense", "request", "catalogue", "training")
-REFERENCE_FORMS = ("dense", "request", "catalogue")
+SCORING_FORMS = tuple(FORMS)
+TRITON_FORMS = (*(name for name, form in FORMS.items() if "triton" in form.flags), "training")
+REFERENCE_FORMS = tuple(name for name, form in FORMS.items() if "reference" in form.flags)
 
 library.load()
 
@@ -52,23 +52,23 @@ def choose(device: str, plan: Plan, form: str, asked: str, installed: Installed)
     if asked not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {asked!r}")
     if asked != "auto":
-        obstacle = _obstacle(asked, device, plan, form, installed)
-        if obstacle is not None:
-            raise ValueError(f"backend must be one that serves this call, got {asked!r}: {obstacle}")
-        return Decision(asked, "asked for")
+        reason = _unsupported(asked, device, plan, form, installed)
+        if reason is not None:
+            raise ValueError(f"backend must be one that serves this call, got {asked!r}: {reason}")
+        return Decision(asked, "requested")
     own = "cpu" if device == "meta" else device
     has_ops = own in ("cpu", "cuda")
     reasons = [] if has_ops else [f"there are no compiled ops for {own} tensors"]
     for backend in (*((own,) if has_ops else ()), "triton", "reference"):
         # A precision is refused by the backend that would take it otherwise, with the precisions there are.
-        obstacle = _obstacle(backend, own, None, form, installed)
-        if obstacle is None:
+        reason = _unsupported(backend, own, None, form, installed)
+        if reason is None:
             return Decision(backend, "; ".join(reasons) or f"the kernels of {own} tensors are loaded")
-        reasons.append(f"not {backend}: {obstacle}")
+        reasons.append(f"not {backend}: {reason}")
     return Decision("cpu" if own == "cpu" else "cuda", "; ".join(reasons))  # whose ops say what is missing
 
 
-def _obstacle(backend: str, device: str, plan: Plan | None, form: str, installed: Installed) -> str | None:
+def _unsupported(backend: str, device: str, plan: Plan | None, form: str, installed: Installed) -> str | None:
     """Why a backend does not serve; ``None`` if it does. Without a plan: whatever the plan."""
     if backend == "reference":
         return None if form in REFERENCE_FORMS else f"no op of the {form} form runs on it"
@@ -108,12 +108,12 @@ def installed() -> Installed:
     return Installed(
         cpu=None if loaded else why,
         cuda=library.too_old() if cuda else why_no_cuda,
-        triton=no_triton or why_no_triton_on_gpus(),
+        triton=no_triton or no_triton_on_gpus(),
         triton_interpreter=no_triton or not_interpreting,
     )
 
 
-def why_no_triton_on_gpus() -> str | None:
+def no_triton_on_gpus() -> str | None:
     """Why Triton's kernels do not run on GPU tensors; ``None`` if they do."""
     if os.environ.get("RESFLOW_NO_LIBRARY") == "1":
         return "RESFLOW_NO_LIBRARY=1 asks for the reference"
@@ -168,13 +168,13 @@ def decide_quickly(device: str, plan: Plan, form: str, asked: str | None) -> str
     return decide(device, plan, form, asked).backend
 
 
-def why_untrainable(device: str) -> str | None:
+def _untrainable_reason(device: str) -> str | None:
     """Why no backend trains on this type of device, or not the one that ``RESFLOW_BACKEND`` names.
 
     Asked at import: with ``auto`` it leaves :func:`installed` alone, so that Triton's interpreter can still be set.
     """
     if _named == "auto":
-        reason = why_no_triton_on_gpus() if device == "cuda" else None
+        reason = no_triton_on_gpus() if device == "cuda" else None
         return reason and f"the training ops of {device} tensors are Triton's: {reason}"
     try:
         decide(device, Plan(1, (1,), (-1,)), "training")
@@ -183,15 +183,49 @@ def why_untrainable(device: str) -> str | None:
     return None
 
 
-def function_of(name: str, form: str, device: str, plan: Plan, asked: str | None) -> Callable[..., Any] | None:
-    """An op's function on the backend for a call; ``None``: the compiled op."""
+def function_of(op: str, form: str, device: str, plan: Plan, asked: str | None) -> partial[Any] | None:
+    """An op's function on the backend for a call, of the op's own arguments; ``None``: the compiled op."""
     backend = decide_quickly(device, plan, form, asked)
     if backend == "triton":
-        from ..triton.dispatch import FORMS as TRITON_FUNCTIONS
+        from ..triton import dispatch
 
-        return TRITON_FUNCTIONS[name]
+        return partial(dispatch.run, op)
     if backend == "reference":
-        from ..reference.packed import FUNCTIONS
+        from ..reference import packed
 
-        return FUNCTIONS[name]
+        return partial(packed.run, op)
     return None
+
+
+# By what is asked for at import: a compiler's graphs cannot ask.
+_untrainable: dict[str, str | None] = {}
+
+
+def unsupported_reason(device: str, precision: str | None = None, training: bool = False) -> str | None:
+    """Why the ops do not serve a type of device (in this precision, or for training); ``None`` if they do.
+
+    >>> unsupported_reason("xla")
+    'there are no compiled ops for xla tensors'
+    """
+    if training:
+        reason = _untrainable.get(device)
+        return reason if reason is not None or device == "cuda" else unsupported_reason(device)
+    if device not in ("cpu", "meta", "cuda"):
+        return f"there are no compiled ops for {device} tensors"
+    loaded, reason = library.cuda_status() if device == "cuda" else library.status()
+    if not loaded:
+        return reason
+    if device == "cuda" and library.too_old() is not None:
+        return library.too_old()
+    return None if precision is None else unsupported_precision(device, precision)
+
+
+def unsupported_precision(device: str, precision: str) -> str | None:
+    """Why kernels of a type of device do not compute in this precision; ``None`` if they do."""
+    known = checks.precisions_of(device)
+    if device == "meta" or precision in known:
+        return None
+    return f"on this device ({device}) the ops compute in {', '.join(known)}, not in {precision}"
+
+
+_untrainable.update({device: _untrainable_reason(device) for device in ("cpu", "meta", "cuda")})

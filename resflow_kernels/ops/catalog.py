@@ -1,43 +1,28 @@
-"""The ops of the catalogue form: candidates are rows of a table that holds the items' side of all first layers.
-
-==================  ================================================================
-``catalog_rows``    items' side of the first layers, for the table of the next two
-``catalog_scores``  one user row and many ids of table rows a request
-``catalog_topk``    the k best of each request of that form
-==================  ================================================================
-
-Part of :mod:`resflow_kernels.ops`, which re-exports these functions.
-"""
+"""Form 3, catalog: candidates are rows of a table that holds the items' products with all first layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from ..contract import PRECISIONS
+from ..contract.results import Scores, TopK
 from ..core import checks
-from ..core.outputs import empty_scores, empty_topk
 from ..core.plan import Plan
-from ..reference import Scores, TopK
-from . import backends, library
+from . import library
+from .call import OPS, other_backend, table_dtype
 
-library.load()
-_ops = torch.ops.resflow
+_SCORES, _TOPK = OPS["catalog_scores"], OPS["catalog_topk"]
 
 
 def catalog_rows(
-    item: Tensor, packed: Tensor, plan: Plan, element: str = "bfloat16", *, backend: str | None = None
+    item: Tensor, packed: Tensor, plan: Plan, dtype: str = "bfloat16", *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The items' side of the first layer of all tasks, computed once for the catalogue form.
+    """The items' side of the first layer of all tasks, computed once for the catalog form.
 
     Args:
         item: ``[M, Di]`` float32 or bfloat16, the last ``Di`` columns of the input row.
         packed: from :func:`pack_towers`.
         plan: the plan it was packed for.
-        element: what the rows are rounded to: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (a scale a row).
+        dtype: what the rows are rounded to: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (one scale per row).
         backend: as in :func:`resflow_kernels.ops.dense_scores`.
 
     Returns:
@@ -47,13 +32,9 @@ def catalog_rows(
         ValueError: bad input; the message names the argument, what was expected and what was got.
     """
     checks.no_grad("catalog_rows", item=item)
-    if element not in PRECISIONS:
-        raise ValueError(f"catalog_rows: element must be one of {', '.join(PRECISIONS)}, got {element!r}")
-    if not (backend is None and (backends.direct_cpu if item.is_cpu else backends.direct_cuda)):
-        other = backends.function_of("catalog_rows", "catalogue", item.device.type, plan, backend)
-        if other is not None:
-            return other(item, packed, plan, element)
-    return _ops.catalog_rows(item, packed, plan.encoded, PRECISIONS.index(element))
+    arguments = (item, packed, plan.encoded, table_dtype("catalog_rows", dtype))
+    other = other_backend("catalog_rows", "catalog", item, plan, backend)
+    return library.call("catalog_rows", *arguments) if other is None else other(*arguments)
 
 
 def catalog_scores(
@@ -65,12 +46,12 @@ def catalog_scores(
     packed: Tensor,
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int = 0,
-    weights_per: int = 0,
+    fusion: str = "additive",
+    weights_per: str = "call",
     *,
     backend: str | None = None,
 ) -> Scores:
-    """Form 3: score items of a catalogue by id.
+    """Form 3: score items of a catalog by id.
 
     Args:
         user: ``[R, Du]`` float32 or bfloat16, the first ``Du`` columns of the input row.
@@ -81,8 +62,8 @@ def catalog_scores(
         packed: from :func:`pack_towers`.
         plan: the plan it was packed for.
         fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32 as ``weights_per`` says.
-        fusion: place in ``contract.FUSIONS``.
-        weights_per: place in ``contract.WEIGHTS_PER``.
+        fusion: ``"additive"``, ``"multiplicative"`` or ``"expected_value"``.
+        weights_per: ``"call"``, ``"request"`` or ``"candidate"``.
         backend: as in :func:`resflow_kernels.ops.dense_scores`.
 
     Returns:
@@ -91,13 +72,8 @@ def catalog_scores(
     Raises:
         ValueError: bad input, an id out of range among it; the message names it.
     """
-    checks.no_grad("catalog_scores", user=user, fusion_weights=fusion_weights)
-    catalogue = (user, ids, offsets, table, scales)
-    if not (backend is None and (backends.direct_cpu if user.is_cpu else backends.direct_cuda)):
-        other = backends.function_of("catalog_scores", "catalogue", user.device.type, plan, backend)
-        if other is not None:
-            return Scores(*other(*catalogue, packed, plan, fusion_weights, fusion, weights_per))
-    return Scores(*_ops.catalog_scores(*catalogue, packed, fusion_weights, plan.encoded, fusion, weights_per))
+    inputs = (user, ids, offsets, table, scales)
+    return Scores(*_SCORES.towers(inputs, packed, plan, fusion_weights, fusion, weights_per, backend=backend))
 
 
 def catalog_topk(
@@ -109,8 +85,8 @@ def catalog_topk(
     packed: Tensor,
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int = 0,
-    weights_per: int = 0,
+    fusion: str = "additive",
+    weights_per: str = "call",
     k: int = 100,
     *,
     backend: str | None = None,
@@ -125,84 +101,5 @@ def catalog_topk(
     Raises:
         ValueError: bad input; the message names it.
     """
-    checks.no_grad("catalog_topk", user=user, fusion_weights=fusion_weights)
-    catalogue = (user, ids, offsets, table, scales)
-    if not (backend is None and (backends.direct_cpu if user.is_cpu else backends.direct_cuda)):
-        other = backends.function_of("catalog_topk", "catalogue", user.device.type, plan, backend)
-        if other is not None:
-            return TopK(*other(*catalogue, packed, plan, fusion_weights, fusion, weights_per, k))
-    return TopK(*_ops.catalog_topk(*catalogue, packed, fusion_weights, plan.encoded, fusion, weights_per, k))
-
-
-def _check_catalog(
-    op: str,
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    fusion_weights: Tensor,
-    plan: Plan,
-    fusion: int,
-    weights_per: int,
-) -> None:
-    checks.side(op, "user", user, plan)
-    checks.table(op, table, scales, plan)
-    checks.ids(op, ids)
-    checks.offsets(op, offsets, user.shape[0])
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, ids.shape[0], user.shape[0], torch.float32)
-
-
-def _fake_catalog_rows(item: Tensor, packed: Tensor, plan: list[int], dtype: int) -> tuple[Tensor, Tensor]:
-    decoded = Plan.decode(plan)
-    checks.side("catalog_rows", "item", item, decoded)
-    checks.element("catalog_rows", dtype)
-    checks.precision("catalog_rows", decoded, packed)
-    stored = checks.ELEMENT_DTYPES[dtype]
-    table = item.new_empty((item.shape[0], decoded.table_width), dtype=stored)
-    return table, item.new_empty((item.shape[0] if stored == torch.int8 else 0,), dtype=torch.float32)
-
-
-def _fake_catalog_scores(
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    packed: Tensor,
-    fusion_weights: Tensor,
-    plan: list[int],
-    fusion: int,
-    weights_per: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    decoded, inputs = Plan.decode(plan), (user, ids, offsets, table, scales)
-    _check_catalog("catalog_scores", *inputs, fusion_weights, decoded, fusion, weights_per)
-    checks.precision("catalog_scores", decoded, packed)
-    return empty_scores(user, ids.shape[0], decoded.tasks)
-
-
-def _fake_catalog_topk(
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    packed: Tensor,
-    fusion_weights: Tensor,
-    plan: list[int],
-    fusion: int,
-    weights_per: int,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    decoded, inputs = Plan.decode(plan), (user, ids, offsets, table, scales)
-    _check_catalog("catalog_topk", *inputs, fusion_weights, decoded, fusion, weights_per)
-    checks.precision("catalog_topk", decoded, packed)
-    checks.positive("catalog_topk", "k", k)
-    return empty_topk(user, user.shape[0], k)
-
-
-FAKES: dict[str, Callable[..., Any]] = {
-    "catalog_rows": _fake_catalog_rows,
-    "catalog_scores": _fake_catalog_scores,
-    "catalog_topk": _fake_catalog_topk,
-}
+    inputs = (user, ids, offsets, table, scales)
+    return TopK(*_TOPK.towers(inputs, packed, plan, fusion_weights, fusion, weights_per, k, backend=backend))

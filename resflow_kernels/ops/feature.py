@@ -7,20 +7,15 @@ rows of the next tile are fetched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core import checks
-from ..core.outputs import empty_scores, empty_topk
+from ..contract.results import Scores, TopK
 from ..core.plan import Plan
-from ..reference import Scores, TopK
-from . import library
-
-library.load()
-_ops = torch.ops.resflow
+from .call import OPS
 
 
 class FeatureIds(NamedTuple):
@@ -64,8 +59,8 @@ def feature_scores(
     packed: Tensor,
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int = 0,
-    weights_per: int = 0,
+    fusion: str = "additive",
+    weights_per: str = "call",
 ) -> Scores:
     """Form 4: score candidates given by feature ids.
 
@@ -78,9 +73,9 @@ def feature_scores(
         tables: whose widths add up to the plan's input row.
         packed: from :func:`~resflow_kernels.ops.pack_towers`.
         plan: the plan it was packed for.
-        fusion_weights: ``[K]``, or ``[B, K]`` for ``weights_per=2`` (``K + 1`` for expected values), float32.
-        fusion: place in ``contract.FUSIONS``.
-        weights_per: place in ``contract.WEIGHTS_PER``.
+        fusion_weights: ``[K]``, or ``[B, K]`` per candidate (``K + 1`` for expected values), float32.
+        fusion: ``"additive"``, ``"multiplicative"`` or ``"expected_value"``.
+        weights_per: ``"call"`` or ``"candidate"``.
 
     Returns:
         :class:`Scores` of the ``B`` candidates.
@@ -94,9 +89,8 @@ def feature_scores(
         >>> ops.feature_scores(ids, tables, packed, plan, torch.ones(2)).score.shape  # of a Plan(6)
         torch.Size([2])
     """
-    _no_grad("feature_scores", tables, fusion_weights)
-    settings = (packed, fusion_weights, plan.encoded, fusion, weights_per)
-    return Scores(*_ops.feature_scores(*ids, *_lists(tables), *settings))
+    inputs = (*ids, *_lists(tables))
+    return Scores(*OPS["feature_scores"].towers(inputs, packed, plan, fusion_weights, fusion, weights_per))
 
 
 def feature_topk(
@@ -106,8 +100,8 @@ def feature_topk(
     packed: Tensor,
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int = 0,
-    weights_per: int = 0,
+    fusion: str = "additive",
+    weights_per: str = "call",
     k: int = 100,
 ) -> TopK:
     """The ``k`` best candidates of each request of form 4; ``offsets [R + 1]`` int64 cuts them into requests.
@@ -120,9 +114,8 @@ def feature_topk(
     Raises:
         ValueError: bad input; the message names it.
     """
-    _no_grad("feature_topk", tables, fusion_weights)
-    settings = (packed, fusion_weights, plan.encoded, fusion, weights_per, k)
-    return TopK(*_ops.feature_topk(*ids, *_lists(tables), offsets, *settings))
+    inputs = (*ids, *_lists(tables), offsets)
+    return TopK(*OPS["feature_topk"].towers(inputs, packed, plan, fusion_weights, fusion, weights_per, k))
 
 
 def feature_request_scores(
@@ -134,8 +127,8 @@ def feature_request_scores(
     packed: Tensor,
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int = 0,
-    weights_per: int = 0,
+    fusion: str = "additive",
+    weights_per: str = "call",
 ) -> Scores:
     """Form 4 in front of form 2: the first ``user_features`` tables are looked up and multiplied once a request.
 
@@ -148,8 +141,8 @@ def feature_request_scores(
         packed: from :func:`~resflow_kernels.ops.pack_towers`.
         plan: the plan it was packed for.
         fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32 as ``weights_per`` says.
-        fusion: place in ``contract.FUSIONS``.
-        weights_per: place in ``contract.WEIGHTS_PER``.
+        fusion: ``"additive"``, ``"multiplicative"`` or ``"expected_value"``.
+        weights_per: ``"call"``, ``"request"`` or ``"candidate"``.
 
     Returns:
         :class:`Scores` of the ``N`` candidates.
@@ -157,10 +150,8 @@ def feature_request_scores(
     Raises:
         ValueError: bad input; the message names it.
     """
-    _no_grad("feature_request_scores", tables, fusion_weights)
-    settings = (packed, fusion_weights, plan.encoded, fusion, weights_per)
     inputs = (*user, *item, offsets, *_lists(tables), user_features)
-    return Scores(*_ops.feature_request_scores(*inputs, *settings))
+    return Scores(*OPS["feature_request_scores"].towers(inputs, packed, plan, fusion_weights, fusion, weights_per))
 
 
 def feature_request_topk(
@@ -172,8 +163,8 @@ def feature_request_topk(
     packed: Tensor,
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int = 0,
-    weights_per: int = 0,
+    fusion: str = "additive",
+    weights_per: str = "call",
     k: int = 100,
 ) -> TopK:
     """The ``k`` best candidates of each request of :func:`feature_request_scores`.
@@ -186,138 +177,9 @@ def feature_request_topk(
     Raises:
         ValueError: bad input; the message names it.
     """
-    _no_grad("feature_request_topk", tables, fusion_weights)
-    settings = (packed, fusion_weights, plan.encoded, fusion, weights_per, k)
     inputs = (*user, *item, offsets, *_lists(tables), user_features)
-    return TopK(*_ops.feature_request_topk(*inputs, *settings))
-
-
-def _no_grad(op: str, tables: FeatureTables, fusion_weights: Tensor) -> None:
-    if torch.is_grad_enabled():
-        checks.no_grad(op, fusion_weights=fusion_weights)
-        for at, table in enumerate(tables.tables):
-            checks.no_grad(op, **{f"tables[{at}]": table})
+    return TopK(*OPS["feature_request_topk"].towers(inputs, packed, plan, fusion_weights, fusion, weights_per, k))
 
 
 def _lists(tables: FeatureTables) -> tuple[list[Tensor], list[Tensor], list[int]]:
     return list(tables.tables), list(tables.scales), list(tables.ragged)
-
-
-# Shapes for tracing, and the checks that need no data.
-
-
-def _check_dense(
-    op: str,
-    ids: FeatureIds,
-    offsets: Tensor | None,
-    tables: FeatureTables,
-    fusion_weights: Tensor,
-    plan: Plan,
-    fusion: int,
-    weights_per: int,
-) -> None:
-    checks.feature_tables(op, tables.tables, tables.scales, tables.ragged, plan)
-    lists = len(tables.ragged)
-    checks.feature_ids(op, "", *ids, len(tables.tables) - lists, lists)
-    if offsets is not None:
-        checks.offsets(op, offsets, None)
-    requests = None if offsets is None else offsets.shape[0] - 1
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, ids.ids.shape[0], requests, torch.float32)
-
-
-def _check_request(
-    op: str,
-    user: FeatureIds,
-    item: FeatureIds,
-    offsets: Tensor,
-    tables: FeatureTables,
-    user_features: int,
-    fusion_weights: Tensor,
-    plan: Plan,
-    fusion: int,
-    weights_per: int,
-) -> None:
-    checks.feature_tables(op, tables.tables, tables.scales, tables.ragged, plan)
-    count = len(tables.tables)
-    checks.user_features(op, user_features, count)
-    lists = sum(at < user_features for at in tables.ragged)
-    checks.feature_ids(op, "user_", *user, user_features - lists, lists)
-    lists = len(tables.ragged) - lists
-    checks.feature_ids(op, "item_", *item, count - user_features - lists, lists)
-    requests, candidates = user.ids.shape[0], item.ids.shape[0]
-    checks.offsets(op, offsets, requests)
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, candidates, requests, torch.float32)
-
-
-def _fake_feature_scores(
-    ids: Tensor,
-    values: Tensor,
-    value_offsets: Tensor,
-    tables: list[Tensor],
-    scales: list[Tensor],
-    ragged: list[int],
-    packed: Tensor,
-    fusion_weights: Tensor,
-    plan: list[int],
-    fusion: int,
-    weights_per: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    decoded, looked_up = Plan.decode(plan), FeatureIds(ids, values, value_offsets)
-    all_tables = FeatureTables(tables, scales, ragged)
-    _check_dense("feature_scores", looked_up, None, all_tables, fusion_weights, decoded, fusion, weights_per)
-    checks.precision("feature_scores", decoded, packed)
-    return empty_scores(ids, ids.shape[0], decoded.tasks)
-
-
-def _fake_feature_topk(
-    ids: Tensor,
-    values: Tensor,
-    value_offsets: Tensor,
-    tables: list[Tensor],
-    scales: list[Tensor],
-    ragged: list[int],
-    offsets: Tensor,
-    packed: Tensor,
-    fusion_weights: Tensor,
-    plan: list[int],
-    fusion: int,
-    weights_per: int,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    decoded, looked_up = Plan.decode(plan), FeatureIds(ids, values, value_offsets)
-    all_tables = FeatureTables(tables, scales, ragged)
-    _check_dense("feature_topk", looked_up, offsets, all_tables, fusion_weights, decoded, fusion, weights_per)
-    checks.precision("feature_topk", decoded, packed)
-    checks.positive("feature_topk", "k", k)
-    return empty_topk(ids, offsets.shape[0] - 1, k)
-
-
-def _fake_request(op: str, arguments: tuple[Any, ...]) -> tuple[Plan, Tensor, Tensor]:
-    """The checks that both request ops make of what they have in common; the plan, user ids and item ids."""
-    user, item, offsets = FeatureIds(*arguments[:3]), FeatureIds(*arguments[3:6]), arguments[6]
-    tables, user_features = FeatureTables(*arguments[7:10]), arguments[10]
-    packed, fusion_weights, plan, fusion, weights_per = arguments[11:]
-    decoded = Plan.decode(plan)
-    _check_request(op, user, item, offsets, tables, user_features, fusion_weights, decoded, fusion, weights_per)
-    checks.precision(op, decoded, packed)
-    return decoded, user.ids, item.ids
-
-
-def _fake_feature_request_scores(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    plan, _, item = _fake_request("feature_request_scores", arguments)
-    return empty_scores(item, item.shape[0], plan.tasks)
-
-
-def _fake_feature_request_topk(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *common, k = arguments
-    _, user, _ = _fake_request("feature_request_topk", tuple(common))
-    checks.positive("feature_request_topk", "k", k)
-    return empty_topk(user, user.shape[0], k)
-
-
-FAKES: dict[str, Callable[..., Any]] = {
-    "feature_scores": _fake_feature_scores,
-    "feature_topk": _fake_feature_topk,
-    "feature_request_scores": _fake_feature_request_scores,
-    "feature_request_topk": _fake_feature_request_topk,
-}

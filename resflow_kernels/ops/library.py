@@ -6,9 +6,9 @@ work, and a call says what is missing.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,45 @@ from typing import Any
 import torch
 
 from ..contract import OP_SCHEMAS
+from ..core import build, packed_layout
 
 LIBRARY = Path(__file__).parents[1] / "_ops.so"
 CUDA_LIBRARY = Path(__file__).parents[1] / "_cuda.so"
 OLDEST_CAPABILITY = (8, 0)  # what cp.async and these mma shapes need
-_HOW_TO_BUILD = "build it with `make build` or `pip install --no-build-isolation .`"
+_HOW_TO_BUILD = "build it with `make build` in a checkout, or install with `pip install --no-build-isolation .`"
+
+# The ops that every call of this package goes to.
+namespace: Any = torch.ops.resflow
 
 _python_library: torch.library.Library | None = None
 _status = (False, "not loaded yet")
 _cuda_status = (False, "not loaded yet")
+
+
+def call(op: str, *arguments: Any) -> Any:
+    """Call an op by its name.
+
+    Raises:
+        ValueError: input that the op refuses. PyTorch makes a ``ValueError`` of the kernels' exception up to 2.14, from
+            2.15 on a ``RuntimeError`` with the same text, which becomes a ``ValueError`` here.
+    """
+    try:
+        return getattr(namespace, op)(*arguments)
+    except RuntimeError as error:
+        if type(error) is RuntimeError and str(error).startswith(f"{op}: "):
+            raise ValueError(str(error)) from None
+        raise
+
+
+@contextmanager
+def use(other: Any) -> Iterator[None]:
+    """Send all calls to the ops of another namespace meanwhile, in all threads: for tests."""
+    global namespace
+    before, namespace = namespace, other
+    try:
+        yield
+    finally:
+        namespace = before
 
 
 def _defined() -> bool:
@@ -46,15 +76,24 @@ def load() -> tuple[bool, str]:
     elif os.environ.get("RESFLOW_NO_LIBRARY") == "1":
         _status = (False, "RESFLOW_NO_LIBRARY=1 asks for the reference")
     elif not LIBRARY.exists():
-        _status = (False, f"the compiled library {LIBRARY.name} is missing; {_HOW_TO_BUILD}")
+        _status = (False, _why_missing())
     else:
         _status = _loaded(LIBRARY)
     _python_library = torch.library.Library("resflow", "FRAGMENT")
     if not _status[0]:
         for name, schema in OP_SCHEMAS.items():
             _python_library.define(name + schema)
+    else:
+        packed_layout.answer_by(torch.ops.resflow.packed_layout)
     _cuda_status = _load_cuda() if _status[0] else _status
     return _status
+
+
+def _why_missing() -> str:
+    why = build.why_left_out("torch")
+    if why is not None:
+        return f"built without the torch ops: {why}. Build again with torch, without RESFLOW_WITHOUT=torch"
+    return f"the compiled library {LIBRARY.name} is missing; {_HOW_TO_BUILD}"
 
 
 def _loaded(library: Path) -> tuple[bool, str]:
@@ -72,7 +111,7 @@ def _load_cuda() -> tuple[bool, str]:
     if os.environ.get("RESFLOW_NO_CUDA") == "1":
         return False, "RESFLOW_NO_CUDA=1 asks for no GPU kernels"
     if not CUDA_LIBRARY.exists():
-        return False, f"built without CUDA: {build_facts().get('left_out', f'{CUDA_LIBRARY.name} is missing')}"
+        return False, f"built without CUDA: {build.why_left_out('cuda') or f'{CUDA_LIBRARY.name} is missing'}"
     if torch.version.cuda is None:
         return False, f"torch {torch.__version__} is built without CUDA"
     # Not torch.cuda.is_available(), which starts CUDA: a process forked after that could not use it.
@@ -88,12 +127,6 @@ def implement(functions: Mapping[str, Callable[..., Any]], key: str) -> None:
     for name, function in functions.items():
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"resflow::{name}", key):
             _python_library.impl(name, function, key)
-
-
-def build_facts() -> dict[str, Any]:
-    """What the build wrote down: ``cuda``, the version of nvcc or ``None``, ``architectures``, or why ``left_out``."""
-    file = Path(__file__).parents[1] / "_build.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def status() -> tuple[bool, str]:
@@ -115,7 +148,7 @@ def too_old() -> str | None:
 
 @cache
 def _too_old() -> str | None:
-    capabilities = [torch.cuda.get_device_capability(at) for at in range(torch.cuda.device_count())]
+    capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
     if any(capability >= OLDEST_CAPABILITY for capability in capabilities):
         return None
     found = ", ".join(f"{major}.{minor}" for major, minor in capabilities)

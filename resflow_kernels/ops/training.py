@@ -19,9 +19,7 @@ from ..core import checks, outputs
 from ..core.plan import Plan
 from . import backends, library
 
-_ops = torch.ops.resflow
-
-# A layer's sums are kept for the way back unless those of all layers are more bytes than this.
+# Pre-activations are kept for the backward pass unless those of all layers are more bytes than this.
 KEPT_BYTES = 1 << 30
 
 
@@ -45,8 +43,8 @@ def training_logits(
             are; ``"batch_after"`` or ``"batch_before"``, gamma and beta of a BatchNorm after or before the activation
             that normalises by the batch's own mean and variance.
         eps: of those BatchNorms.
-        recompute: compute the layers' sums again on the way back instead of keeping them; ``None``: where they are
-            more than 1 GiB.
+        recompute: compute the pre-activations again in the backward pass instead of keeping them; ``None``: where
+            they are more than 1 GiB.
         backend: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else ``"auto"``.
 
     The weights' gradients are slices of one tensor. ``torch.func`` transforms and forward mode are not served.
@@ -62,7 +60,7 @@ def training_logits(
     checks.name_of("train_forward", "statistics", statistics, STATISTICS)
     encoded = replace(plan, precision="float32").encoded if plan.precision != "float32" else plan.encoded
     if recompute is None:
-        recompute = outputs.sum_count(plan, x.shape[0]) * 4 > KEPT_BYTES
+        recompute = outputs.pre_activation_count(plan, x.shape[0]) * 4 > KEPT_BYTES
     keep = not recompute and torch.is_grad_enabled()
     interpreted = _is_interpreted(x, plan, backend)
     return _TrainingLogits.apply(x, encoded, STATISTICS.index(statistics), eps, keep, interpreted, *weights)
@@ -76,13 +74,12 @@ def _is_interpreted(x: Tensor, plan: Plan, backend: str | None) -> bool:
     return backends.decide(x.device.type, own, "training", backend).backend == "triton" and not x.is_cuda
 
 
-def _functions(interpreted: bool) -> Any:
-    """What has ``train_forward`` and ``train_backward``."""
+def _call(interpreted: bool, op: str, *arguments: Any) -> Any:
     if interpreted:
         from ..triton import training
 
-        return training
-    return _ops
+        return getattr(training, op)(*arguments)
+    return library.call(op, *arguments)
 
 
 class _TrainingLogits(torch.autograd.Function):
@@ -97,7 +94,7 @@ class _TrainingLogits(torch.autograd.Function):
         interpreted: bool,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        logits, *state = _functions(interpreted).train_forward(x, list(weights), plan, statistics, eps, keep)
+        logits, *state = _call(interpreted, "train_forward", x, list(weights), plan, statistics, eps, keep)
         ctx.save_for_backward(x, *state, *weights)
         ctx.settings, ctx.interpreted = (plan, statistics, eps), interpreted
         _, _, mean, variance = state
@@ -106,11 +103,21 @@ class _TrainingLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, logit_gradients: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, own, sums, mean, variance, *weights = ctx.saved_tensors
+        x, task_logits, pre_activations, mean, variance, *weights = ctx.saved_tensors
         x_needed = ctx.needs_input_grad[0]
         with torch.no_grad():
-            x_gradients, flat = _functions(ctx.interpreted).train_backward(
-                logit_gradients.contiguous(), x, weights, own, sums, mean, variance, *ctx.settings, x_needed
+            x_gradients, flat = _call(
+                ctx.interpreted,
+                "train_backward",
+                logit_gradients.contiguous(),
+                x,
+                weights,
+                task_logits,
+                pre_activations,
+                mean,
+                variance,
+                *ctx.settings,
+                x_needed,
             )
             parts = flat.split([weight.numel() for weight in weights])
             gradients = [x_gradients, *(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))]
@@ -120,7 +127,7 @@ class _TrainingLogits(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """Gradients that depend on what they were made from, so that differentiating them is an error and not 0.
+    """Makes differentiating a second time raise instead of returning zero.
 
     PyTorch's ``once_differentiable`` lets through what depends on x or the weights alone.
     """
@@ -137,12 +144,6 @@ class _Once(torch.autograd.Function):
         )
 
 
-FAKES: dict[str, Callable[..., Any]] = {
-    "train_forward": outputs.forward_outputs,
-    "train_backward": outputs.backward_outputs,
-}
-
-
 def _on_gpus(name: str) -> Callable[..., Any]:
     def kernel(*arguments: Any) -> Any:
         from ..triton import training
@@ -152,5 +153,5 @@ def _on_gpus(name: str) -> Callable[..., Any]:
     return kernel
 
 
-if backends.why_no_triton_on_gpus() is None:
+if backends.no_triton_on_gpus() is None:
     library.implement({name: _on_gpus(name) for name in TRAINING_OPS}, "CUDA")

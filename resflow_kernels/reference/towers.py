@@ -15,9 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contract import FUSIONS, WEIGHTS_PER
+from ..contract import FUSIONS
 from ..contract.results import Scores, TopK
+from ..core.fusion import FORMS
 from ..core.plan import Plan
+from ..core.weights import towers_of
+from . import activations
+from .rounding import rounded
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -29,25 +33,9 @@ for _result in (Scores, TopK):
 
 def activate(name: str, value: Tensor, slope: Tensor | None = None) -> Tensor:
     """One activation of the contract's list; ``slope [H]`` is PReLU's."""
-    match name:
-        case "identity":
-            return value
-        case "relu":
-            return F.relu(value)
-        case "prelu":
-            assert slope is not None
-            return torch.where(value > 0, value, value * slope)
-        case "silu":
-            return F.silu(value)
-        case "gelu":
-            return F.gelu(value)
-        case "gelu_tanh":
-            return F.gelu(value, approximate="tanh")
-        case "tanh":
-            return torch.tanh(value)
-        case "sigmoid":
-            return torch.sigmoid(value)
-    raise ValueError(f"unknown activation {name!r}")
+    if name not in activations.ROWS:
+        raise ValueError(f"unknown activation {name!r}")
+    return activations.ROWS[name].formula(value, slope)
 
 
 def tower_logits(x: Tensor, towers: Sequence[Sequence[Layer]], heads: Sequence[Layer], plan: Plan) -> Tensor:
@@ -85,33 +73,21 @@ def _join(own: Tensor, parent: Tensor | None, plan: Plan) -> Tensor:
     return (torch.where(own > 0, 0.0, own) if plan.non_increasing else own) + parent
 
 
-def fuse(logits: Tensor, fusion_weights: Tensor, fusion: int) -> Tensor:
-    """Score ``[B]`` from logits ``[B, K]`` and weights ``[K]`` or ``[B, K]`` (``K + 1`` for expected values)."""
-    probs = torch.sigmoid(logits)
-    match FUSIONS[fusion]:
-        case "additive":
-            return (fusion_weights * probs).sum(-1)
-        case "multiplicative":
-            # p = 0 has log -inf, and -inf * 0 would be NaN: the clamp makes p ** 0 = 1 and keeps NaN.
-            logs = F.logsigmoid(logits)
-            lowest = torch.finfo(logs.dtype).min
-            return torch.exp((fusion_weights * torch.where(logs < lowest, lowest, logs)).sum(-1))
-        case "expected_value":
-            drops = probs[..., :-1] - probs[..., 1:]
-            drops = torch.where(drops < 0, 0.0, drops)
-            shares = torch.cat((1 - probs[..., :1], drops, probs[..., -1:]), dim=-1)
-            return (fusion_weights * shares).sum(-1)
-    raise AssertionError(FUSIONS[fusion])
+def fuse(logits: Tensor, fusion_weights: Tensor, fusion: str) -> Tensor:
+    """Score ``[B]`` from logits ``[B, K]`` and weights ``[K]`` or ``[B, K]`` (more columns for some fusions)."""
+    if fusion not in FORMS:
+        raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
+    return FORMS[fusion].score(logits, torch.sigmoid(logits), fusion_weights)
 
 
-def finish(logits: Tensor, fusion_weights: Tensor, fusion: int) -> Scores:
+def finish(logits: Tensor, fusion_weights: Tensor, fusion: str) -> Scores:
     """Probabilities and score of logits ``[B, K]``."""
     return Scores(logits, torch.sigmoid(logits), fuse(logits, fusion_weights, fusion))
 
 
-def spread_weights(weights: Tensor, weights_per: int, request_of: Tensor | None) -> Tensor:
+def spread_weights(weights: Tensor, weights_per: str, request_of: Tensor | None) -> Tensor:
     """Fusion weights as :func:`fuse` takes them; ``request_of [N]`` is each candidate's request."""
-    if WEIGHTS_PER[weights_per] == "request":
+    if weights_per == "request":
         assert request_of is not None
         return weights[request_of]
     return weights
@@ -123,12 +99,16 @@ def request_of_candidates(offsets: Tensor, candidates: int) -> Tensor:
     return torch.repeat_interleave(requests, offsets.diff(), output_size=candidates)
 
 
+def dense_logits(x: Tensor, weights: Sequence[Tensor], plan: Plan) -> Tensor:
+    """Logits ``[B, K]`` of rows ``x [B, D]`` on canonical weights (``Plan.weight_shapes``)."""
+    return _logits([_Part(x, 0)], weights, plan)
+
+
 def dense_scores(
-    x: Tensor, weights: Sequence[Tensor], plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int
+    x: Tensor, weights: Sequence[Tensor], plan: Plan, fusion_weights: Tensor, fusion: str, weights_per: str
 ) -> Scores:
     """Form 1 on canonical weights (``Plan.weight_shapes``); arguments as the op's."""
-    logits = _logits([_Part(x, 0)], weights, plan)
-    return finish(logits, spread_weights(fusion_weights, weights_per, None), fusion)
+    return finish(dense_logits(x, weights, plan), spread_weights(fusion_weights, weights_per, None), fusion)
 
 
 def request_scores(
@@ -138,8 +118,8 @@ def request_scores(
     weights: Sequence[Tensor],
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
+    fusion: str,
+    weights_per: str,
 ) -> Scores:
     """Form 2 by its definition: every candidate's input is its request's user row and its own item row.
 
@@ -177,8 +157,8 @@ def catalog_scores(
     weights: Sequence[Tensor],
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
+    fusion: str,
+    weights_per: str,
 ) -> Scores:
     """Form 3 on the candidates' rows ``[N, K, H_1]`` of the table."""
     request = request_of_candidates(offsets, products.shape[0])
@@ -222,27 +202,6 @@ def feature_rows(
     return torch.cat(parts, dim=1)
 
 
-def rounded(values: Tensor, precision: str, dim: int = -1) -> Tensor:
-    """``values`` as a precision holds them; int8 has a scale for each line along ``dim``."""
-    if precision in ("bfloat16", "float16"):
-        return values.to(getattr(torch, precision)).to(values.dtype)
-    if precision == "tensorfloat32":
-        return _tensorfloat32(values.float()).to(values.dtype)
-    if precision == "int8":
-        if values.numel() == 0:
-            return values
-        scale = values.abs().amax(dim, keepdim=True) / 127
-        return torch.where(scale > 0, torch.round(values / scale) * scale, scale * values)
-    return values
-
-
-def _tensorfloat32(values: Tensor) -> Tensor:
-    """Float32 with 10 bits of mantissa: to the nearest, ties away from zero; infinities and NaN stay."""
-    bits = values.contiguous().view(torch.int32)
-    nearest = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
-    return torch.where(values.isfinite(), nearest, values)
-
-
 class _Part(NamedTuple):
     """Some consecutive columns of the input row."""
 
@@ -270,14 +229,15 @@ class _Layer(NamedTuple):
 
 def _towers(weights: Sequence[Tensor], plan: Plan) -> list[tuple[list[_Layer], tuple[Tensor, Tensor]]]:
     """Each task's layers, and its head's weight and bias."""
-    left = iter(weights)
 
-    def layer(activation: str) -> _Layer:
-        weight, bias = next(left), next(left)
-        slope = next(left) if activation == "prelu" else None
-        return _Layer(activation, weight, bias, slope, (next(left), next(left)) if plan.affine else None)
+    def layer(activation: str, own: dict[str, Tensor]) -> _Layer:
+        affine = (own["scale"], own["shift"]) if plan.affine else None
+        return _Layer(activation, own["weight"], own["bias"], own.get("slope"), affine)
 
-    return [([layer(name) for name in plan.activations], (next(left), next(left))) for _ in range(plan.tasks)]
+    return [
+        (list(map(layer, plan.activations, tower.layers)), (tower.head["weight"], tower.head["bias"]))
+        for tower in towers_of(plan, weights)
+    ]
 
 
 def _logits(parts: Sequence[_Part], weights: Sequence[Tensor], plan: Plan, products: Tensor | None = None) -> Tensor:

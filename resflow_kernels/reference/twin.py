@@ -56,14 +56,14 @@ def twin_scores(
     fusion_weights: Tensor,
     parents: Sequence[int],
     non_increasing: bool = False,
-    fusion: int = 0,
-    weights_per: int = 0,
+    fusion: str = "additive",
+    weights_per: str = "call",
 ) -> Scores:
     """Every item for every request, ``[R * M]`` candidates; computes in ``user``'s dtype. Arguments as the op's."""
     requests, items = len(user), len(table)
     ids = torch.arange(items, device=user.device).repeat(requests)
     offsets = torch.arange(requests + 1, device=user.device) * items
-    if weights_per == 2:  # an item's
+    if weights_per == "candidate":  # an item's
         fusion_weights = fusion_weights[ids]
     settings = (parents, non_increasing, fusion, weights_per)
     return twin_ids_scores(user, ids, offsets, table, scales, fusion_weights, *settings)
@@ -78,8 +78,8 @@ def twin_ids_scores(
     fusion_weights: Tensor,
     parents: Sequence[int],
     non_increasing: bool = False,
-    fusion: int = 0,
-    weights_per: int = 0,
+    fusion: str = "additive",
+    weights_per: str = "call",
 ) -> Scores:
     """A list of items a request; computes in ``user``'s dtype. Arguments as the op's."""
     tasks = len(parents)

@@ -1,8 +1,8 @@
-"""The catalogue form's table on disk: what hardly changes about a catalogue, computed once.
+"""The catalog form's table on disk: what hardly changes about a catalog, computed once.
 
 The first layer is linear in ``[user, item]``, so the item's share of it, for all tasks, is a row of numbers that no
 request changes. :func:`build_catalog` writes those rows to a memory-mapped safetensors file, block by block, so that a
-catalogue larger than memory builds and opens; scoring gathers them by item number. Imports torch only for models
+catalog larger than memory builds and opens; scoring gathers them by item number. Imports torch only for models
 that are torch modules.
 
 The file's tensors are ``table`` (``[M, plan.table_width]``, float32, bfloat16 or int8) and ``scales`` (float32 ``[M]``
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 
-from ..contract import PRECISIONS
+from ..contract import PRECISION_ROWS, TABLE_PRECISIONS
 from ..core.plan import Plan
 from .bundle import Bundle, atomic_path, weights_digest
 from .library import Table, compiled
@@ -45,12 +45,12 @@ _BLOCK_ITEMS = 1 << 14  # items projected at a time: bounds the memory beyond th
 
 
 class CatalogError(ValueError):
-    """A catalogue file that cannot be read, or does not fit the model: names the file, expected and got."""
+    """A catalog file that cannot be read, or does not fit the model: names the file, expected and got."""
 
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
-    """An open catalogue file.
+    """An open catalog file.
 
     ``table`` is memory-mapped: rows are read from disk when they are first used, and by all processes once. Or it is
     this process's own copy: see :meth:`open`.
@@ -58,7 +58,7 @@ class Catalog:
 
     path: Path
     table: Table
-    element: str
+    dtype: str
     item_features: int
     weights: str  # digest of the canonical weights
     writable: bool = False
@@ -68,11 +68,11 @@ class Catalog:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], writable: bool = False, in_memory: bool = False) -> Catalog:
-        """Map a catalogue file, or read it.
+        """Map a catalog file, or read it.
 
         Args:
             path: written by :func:`build_catalog`.
-            writable: whether :meth:`update` may be called; only a mapped catalogue can be.
+            writable: whether :meth:`update` may be called; only a mapped catalog can be.
             in_memory: read it into this process's memory instead, in huge pages where the system grants them: ids at
                 random are then scored some 10 % faster, and updates of the file are not seen.
 
@@ -84,7 +84,7 @@ class Catalog:
         name = os.fspath(path)
         if not Path(path).is_file():
             raise CatalogError(
-                f"{name}: must be a catalogue file, got {'a directory' if Path(path).is_dir() else 'no file'}"
+                f"{name}: must be a catalog file, got {'a directory' if Path(path).is_dir() else 'no file'}"
             )
         try:
             with safe_open(name, framework="np") as file:  # checks sizes and offsets
@@ -106,16 +106,16 @@ class Catalog:
         A process that scores meanwhile may read a row half old and half new.
 
         Args:
-            model: the one the catalogue was built with.
-            ids: int ``[n]``, places in the catalogue.
+            model: the one the catalog was built with.
+            ids: int ``[n]``, places in the catalog.
             items: float32 ``[n, Di]``, their new input rows.
 
         Raises:
-            CatalogError: the catalogue is not writable, or was built with other weights.
+            CatalogError: the catalog is not writable, or was built with other weights.
             ValueError: an id out of range, or items of another number or width.
         """
         if not self.writable:
-            raise CatalogError(f"{self.path}: must be opened with writable=True to update, got a read-only catalogue")
+            raise CatalogError(f"{self.path}: must be opened with writable=True to update, got a read-only catalog")
         projection = _Projection.of(model)
         self.check(projection.digest)
         places, rows = np.asarray(ids), np.asarray(items)
@@ -128,16 +128,16 @@ class Catalog:
         _require(fits, "items", f"of shape {[len(places), self.item_features]}", list(rows.shape))
         for start in range(0, len(places), _BLOCK_ITEMS):
             part = slice(start, start + _BLOCK_ITEMS)
-            made = projection.rows(rows[part], self.element)
+            made = projection.rows(rows[part], self.dtype)
             self.table.rows[places[part]] = made.rows
-            if self.element == "int8":
+            if self.dtype == "int8":
                 self.table.scales[places[part]] = made.scales
         for array in self.table:
             if isinstance(array, np.memmap):
                 array.flush()
 
     def check(self, weights: str) -> None:
-        """Refuse a model with other weights than those the catalogue was built with.
+        """Refuse a model with other weights than those the catalog was built with.
 
         Raises:
             CatalogError: ``weights`` is another digest (:func:`resflow_kernels.serving.bundle.weights_digest`).
@@ -152,34 +152,34 @@ def build_catalog(
     model: Bundle | ResFlow,
     items: NDArray[np.float32] | Iterable[NDArray[np.float32]],
     path: str | os.PathLike[str],
-    element: str = "bfloat16",
+    dtype: str = "bfloat16",
 ) -> Catalog:
-    """Write the catalogue of a model's items; the file appears complete or not at all.
+    """Write the catalog of a model's items; the file appears complete or not at all.
 
     Args:
         model: a bundle or a torch module; the products are computed in float32 whatever its precision.
         items: float32 ``[M, Di]``, the last ``Di`` columns of the input row, or an iterable of such blocks, which is
             read once and never held.
         path: the file; replaced if it exists.
-        element: what rows are stored as: ``"float32"``, ``"bfloat16"`` (the sensible default) or ``"int8"`` (a scale
+        dtype: what rows are stored as: ``"float32"``, ``"bfloat16"`` (the sensible default) or ``"int8"`` (a scale
             a row: a quarter of float32's memory, 2 to 4 times bfloat16's error).
 
     Returns:
-        The catalogue, opened.
+        The catalog, opened.
 
     Raises:
-        ValueError: an unknown element, or a block of the wrong width or dtype.
+        ValueError: an unknown dtype, or a block of the wrong width or dtype.
         OSError: the file cannot be written.
 
     Example:
         >>> catalog = build_catalog(bundle.load("ranker.safetensors"), items, "items.catalog")  # doctest: +SKIP
-        >>> scorer.top_k_catalog(user, ids, offsets, catalog, k=100)  # doctest: +SKIP
+        >>> scorer.catalog_topk(user, ids, offsets, catalog, k=100)  # doctest: +SKIP
     """
-    _require(element in PRECISIONS, "element", f"one of {', '.join(PRECISIONS)}", repr(element))
+    _require(dtype in TABLE_PRECISIONS, "dtype", f"one of {', '.join(TABLE_PRECISIONS)}", repr(dtype))
     projection = _Projection.of(model)
     blocks: Iterable[NDArray[np.float32]] = [items] if isinstance(items, np.ndarray) else items
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        _write(file, projection, blocks, element)
+        _write(file, projection, blocks, dtype)
     return Catalog.open(path)
 
 
@@ -202,11 +202,11 @@ class _Projection:
         plan = replace(model.plan, precision="float32")
         return cls(plan, compiled().pack_towers(weights, plan.encoded), weights_digest(weights))
 
-    def rows(self, items: NDArray[np.float32], element: str) -> Table:
-        return Table(*compiled().catalog_rows(items, self.packed, self.plan.encoded, PRECISIONS.index(element)))
+    def rows(self, items: NDArray[np.float32], dtype: str) -> Table:
+        return Table(*compiled().catalog_rows(items, self.packed, self.plan.encoded, PRECISION_ROWS[dtype].code))
 
 
-def _write(file: BinaryIO, projection: _Projection, blocks: Iterable[Any], element: str) -> None:
+def _write(file: BinaryIO, projection: _Projection, blocks: Iterable[Any], dtype: str) -> None:
     file.write(b"\0" * _HEADER_BYTES)
     scales: list[NDArray[np.float32]] = []
     count, width = 0, None
@@ -216,7 +216,7 @@ def _write(file: BinaryIO, projection: _Projection, blocks: Iterable[Any], eleme
         _require(width in (None, rows.shape[1]), "items", f"of one width ({width})", rows.shape[1])
         width = rows.shape[1]
         for start in range(0, len(rows), _BLOCK_ITEMS):
-            made = projection.rows(rows[start : start + _BLOCK_ITEMS], element)
+            made = projection.rows(rows[start : start + _BLOCK_ITEMS], dtype)
             file.write(made.rows.data)
             scales.append(made.scales)
         count += len(rows)
@@ -226,15 +226,15 @@ def _write(file: BinaryIO, projection: _Projection, blocks: Iterable[Any], eleme
     facts = {
         "format": FORMAT,
         "version": VERSION,
-        "element": element,
+        "element": dtype,
         "item_features": width,
         "weights": projection.digest,
     }
-    table_bytes = count * projection.plan.table_width * _NUMPY[element].itemsize
+    table_bytes = count * projection.plan.table_width * _NUMPY[dtype].itemsize
     header = {
         "__metadata__": {"resflow": json.dumps(facts)},
         "table": {
-            "dtype": _DTYPES[element],
+            "dtype": _DTYPES[dtype],
             "shape": [count, projection.plan.table_width],
             "data_offsets": [0, table_bytes],
         },
@@ -256,13 +256,13 @@ def _mapped(path: Path, start: int, tensors: dict[str, Any], name: str, writable
     if name not in tensors:
         raise ValueError(f"tensor {name} must be in the file, got none")
     shape, (first, last) = tuple(tensors[name]["shape"]), tensors[name]["data_offsets"]
-    element = next((key for key, dtype in _DTYPES.items() if dtype == tensors[name]["dtype"]), None)
-    if element is None:
+    dtype = next((key for key, stored in _DTYPES.items() if stored == tensors[name]["dtype"]), None)
+    if dtype is None:
         raise ValueError(f"{name} must be float32, bfloat16 or int8, got {tensors[name]['dtype']}")
     if first == last:
-        return np.zeros(shape, _NUMPY[element])
+        return np.zeros(shape, _NUMPY[dtype])
     mode: Literal["r", "r+"] = "r+" if writable else "r"
-    return np.memmap(path, _NUMPY[element], mode, start + first, shape)
+    return np.memmap(path, _NUMPY[dtype], mode, start + first, shape)
 
 
 def _copied(mapped: NDArray[Any]) -> NDArray[Any]:
@@ -290,4 +290,4 @@ def _facts(metadata: dict[str, str] | None) -> dict[str, Any]:
 
 def _require(holds: bool, argument: str, expected: str, got: object) -> None:
     if not holds:
-        raise ValueError(f"catalogue: {argument} must be {expected}, got {got}")
+        raise ValueError(f"catalog: {argument} must be {expected}, got {got}")

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import build
+
 
 class Table(NamedTuple):
     """A catalogue's rows: the items' side of all first layers (:mod:`resflow_kernels.serving.catalog`)."""
@@ -27,6 +29,5 @@ def compiled() -> ModuleType:
         return import_module("resflow_kernels._runtime")
     except ImportError as error:
         raise ImportError(
-            "resflow_kernels' compiled library cannot be loaded: build it with `make build` in a checkout, or install "
-            f"the package with `pip install --no-build-isolation .` ({error})"
+            f"resflow_kernels' compiled library cannot be loaded: {build.why_no_runtime()} ({error})"
         ) from error

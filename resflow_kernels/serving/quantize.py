@@ -66,7 +66,7 @@ def measure_errors(
     """
     exact = Scorer.from_bundle(bundle, precision="float32")
     rounded = Scorer.from_bundle(bundle, precision=precision)
-    before, after = (scorer.scores(x) for scorer in (exact, rounded))
+    before, after = (scorer.dense_scores(x) for scorer in (exact, rounded))
     differences = np.abs(after.probs - before.probs)
     some = len(differences) > 0
     kept = [

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..contract import PRECISIONS, WEIGHTS_PER
+from ..contract import PRECISION_ROWS, TABLE_PRECISIONS, WEIGHTS_PER
 from ..contract.results import Scores, TopK
 from ..core.fusion import Additive, Fusion
 from ..core.plan import Plan
@@ -56,7 +56,7 @@ class Scorer:
 
     Example:
         >>> scorer = Scorer.load("ranker.safetensors")                                  # doctest: +SKIP
-        >>> best = scorer.top_k_requests(user, item, offsets, k=10)                     # doctest: +SKIP
+        >>> best = scorer.request_topk(user, item, offsets, k=10)                     # doctest: +SKIP
         >>> best.positions.shape                                                        # doctest: +SKIP
         (8, 10)
     """
@@ -87,7 +87,7 @@ class Scorer:
             check_table(feature, self.tables.get(feature.name))
         self._weights_digest: str | None = None  # known where a bundle's weights are
         self._fusion_weights = np.asarray(self.fusion.weights_for(plan.tasks), np.float32)
-        self.scores(np.empty((0, plan.in_features), np.float32))  # the library checks plan and packed weights
+        self.dense_scores(np.empty((0, plan.in_features), np.float32))  # the library checks plan and packed weights
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], threads: int | None = None, precision: str | None = None) -> Scorer:
@@ -117,12 +117,12 @@ class Scorer:
         packed: NDArray[np.uint8] = compiled().pack_towers(list(weights), plan.encoded)
         return packed
 
-    def scores(self, x: ArrayLike, weights: ArrayLike | None = None, weights_per: str = "call") -> Scores:
+    def dense_scores(self, x: ArrayLike, fusion_weights: ArrayLike | None = None, weights_per: str = "call") -> Scores:
         """Score candidates.
 
         Args:
             x: float32 ``[B, D]``.
-            weights: fusion weights for this call instead of the model's own: ``[K]``, or ``[B, K]`` with
+            fusion_weights: for this call instead of the model's own: ``[K]``, or ``[B, K]`` with
                 ``weights_per="candidate"`` (``K + 1`` values for ``ExpectedValue``).
             weights_per: ``"call"`` or ``"candidate"``.
 
@@ -132,38 +132,36 @@ class Scorer:
         Raises:
             ValueError: an input of the wrong shape or dtype; the message names it.
         """
-        fusion = self._fusion(weights, weights_per)
-        return Scores(*self._library.dense_scores(_rows(x), self.packed, *fusion, self._threads))
+        return Scores(*self._run("dense_scores", (_rows(x),), fusion_weights, weights_per))
 
     def request_scores(
         self,
         user: ArrayLike,
         item: ArrayLike,
         offsets: ArrayLike,
-        weights: ArrayLike | None = None,
+        fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> Scores:
-        """Score the candidates of requests; the user's part of the first layer is computed once a request.
+        """Score the candidates of requests; the user's part of the first layer is computed once per request.
 
         Args:
-            user: float32 ``[R, Du]``, one row a request.
-            item: float32 ``[N, Di]``, the candidates of all requests one after another; ``Du + Di = D``.
+            user: float32 ``[R, Du]``, one row per request.
+            item: float32 ``[N, Di]``, the candidates of all requests, concatenated; ``Du + Di = D``.
             offsets: int64 ``[R + 1]``; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
-            weights: as in :meth:`scores`, also ``[R, K]`` with ``weights_per="request"``.
+            fusion_weights: as in :meth:`dense_scores`, also ``[R, K]`` with ``weights_per="request"``.
 
         Returns:
             :class:`Scores` of the ``N`` candidates.
         """
         inputs = (_rows(user), _rows(item), np.asarray(offsets))
-        fusion = self._fusion(weights, weights_per)
-        return Scores(*self._library.request_scores(*inputs, self.packed, *fusion, self._threads))
+        return Scores(*self._run("request_scores", inputs, fusion_weights, weights_per))
 
-    def top_k(
+    def dense_topk(
         self,
         x: ArrayLike,
         k: int,
         offsets: ArrayLike | None = None,
-        weights: ArrayLike | None = None,
+        fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> TopK:
         """The ``k`` best candidates of each request, without their scores in memory.
@@ -172,7 +170,7 @@ class Scorer:
             x: float32 ``[B, D]``.
             k: how many, at least 1.
             offsets: int64 ``[R + 1]``; ``None``: all rows are one request.
-            weights: as in :meth:`request_scores`.
+            fusion_weights: as in :meth:`request_scores`.
 
         Returns:
             :class:`TopK`: scores ``[R, k]`` and positions ``[R, k]`` within the request. Equal scores stand by
@@ -181,36 +179,34 @@ class Scorer:
         """
         rows = _rows(x)
         places = np.array([0, *rows.shape[:1]], np.int64) if offsets is None else np.asarray(offsets)
-        fusion = self._fusion(weights, weights_per)
-        return TopK(*self._library.dense_topk(rows, places, self.packed, *fusion, _count(k), self._threads))
+        return TopK(*self._run("dense_topk", (rows, places), fusion_weights, weights_per, _count(k)))
 
-    def top_k_requests(
+    def request_topk(
         self,
         user: ArrayLike,
         item: ArrayLike,
         offsets: ArrayLike,
         k: int,
-        weights: ArrayLike | None = None,
+        fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """:meth:`top_k` of the request form; arguments as in :meth:`request_scores`."""
+        """:meth:`dense_topk` of the request form; arguments as in :meth:`request_scores`."""
         inputs = (_rows(user), _rows(item), np.asarray(offsets))
-        fusion = self._fusion(weights, weights_per)
-        return TopK(*self._library.request_topk(*inputs, self.packed, *fusion, _count(k), self._threads))
+        return TopK(*self._run("request_topk", inputs, fusion_weights, weights_per, _count(k)))
 
-    def catalog_rows(self, items: ArrayLike, element: str = "bfloat16") -> Table:
-        """The items' side of the first layers, computed once for the catalogue form.
+    def catalog_rows(self, items: ArrayLike, dtype: str = "bfloat16") -> Table:
+        """The items' side of the first layers, computed once for the catalog form.
 
         Args:
             items: float32 ``[M, Di]``, the last ``Di`` columns of the input row.
-            element: what rows are rounded to: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
+            dtype: what rows are rounded to: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
 
         Returns:
             :class:`Table` of ``M`` rows. :func:`resflow_kernels.serving.catalog.build_catalog` writes one to a file.
         """
-        if element not in PRECISIONS:
-            raise ValueError(f"catalog_rows: element must be one of {', '.join(PRECISIONS)}, got {element!r}")
-        code = PRECISIONS.index(element)
+        if dtype not in TABLE_PRECISIONS:
+            raise ValueError(f"catalog_rows: dtype must be one of {', '.join(TABLE_PRECISIONS)}, got {dtype!r}")
+        code = PRECISION_ROWS[dtype].code
         return Table(*self._library.catalog_rows(_rows(items), self.packed, self.plan.encoded, code, self._threads))
 
     def catalog_scores(
@@ -219,52 +215,52 @@ class Scorer:
         ids: ArrayLike,
         offsets: ArrayLike,
         table: Table | Catalog,
-        weights: ArrayLike | None = None,
+        fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> Scores:
-        """Score items of a catalogue by their numbers.
+        """Score items of a catalog by their numbers.
 
         Args:
-            user: float32 ``[R, Du]``, one row a request.
-            ids: int64 ``[N]``, rows of the table, the candidates of all requests one after another.
+            user: float32 ``[R, Du]``, one row per request.
+            ids: int64 ``[N]``, rows of the table, the candidates of all requests, concatenated.
             offsets: int64 ``[R + 1]``; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
-            table: an open catalogue, which is checked to be of this model's weights, or a :class:`Table` made with
+            table: an open catalog, which is checked to be of this model's weights, or a :class:`Table` made with
                 them (:meth:`catalog_rows`), which cannot be.
-            weights: as in :meth:`request_scores`.
+            fusion_weights: as in :meth:`request_scores`.
 
         Returns:
             :class:`Scores` of the ``N`` candidates.
 
         Raises:
             ValueError: an input of the wrong shape or dtype, an id out of range; the message names it.
-            CatalogError: a catalogue built with other weights.
+            CatalogError: a catalog built with other weights.
         """
         inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *self._table(table))
-        fusion = self._fusion(weights, weights_per)
-        return Scores(*self._library.catalog_scores(*inputs, self.packed, *fusion, self._threads))
+        return Scores(*self._run("catalog_scores", inputs, fusion_weights, weights_per))
 
-    def top_k_catalog(
+    def catalog_topk(
         self,
         user: ArrayLike,
         ids: ArrayLike,
         offsets: ArrayLike,
         table: Table | Catalog,
         k: int,
-        weights: ArrayLike | None = None,
+        fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """:meth:`top_k` of the catalogue form; positions are places in the request's list of ids."""
+        """:meth:`dense_topk` of the catalog form; positions are places in the request's list of ids."""
         inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *self._table(table))
-        fusion = self._fusion(weights, weights_per)
-        return TopK(*self._library.catalog_topk(*inputs, self.packed, *fusion, _count(k), self._threads))
+        return TopK(*self._run("catalog_topk", inputs, fusion_weights, weights_per, _count(k)))
 
-    def feature_scores(self, encoded: Encoded, weights: ArrayLike | None = None, weights_per: str = "call") -> Scores:
+    def feature_scores(
+        self, encoded: Encoded, fusion_weights: ArrayLike | None = None, weights_per: str = "call"
+    ) -> Scores:
         """Score candidates by their encoded features, without their embeddings in memory.
 
         Args:
             encoded: all features of ``B`` candidates, as ``FeatureSet.encode_user`` and ``encode_item`` give them
                 (both in one dict).
-            weights: as in :meth:`scores`.
+            fusion_weights: as in :meth:`dense_scores`.
 
         Returns:
             :class:`Scores` of the ``B`` candidates.
@@ -273,15 +269,15 @@ class Scorer:
             ValueError: the model has no features, or they are not the encoded ones; an index out of range.
         """
         looked_up = self._looked_up(encoded, self._features().all)
-        fusion = self._fusion(weights, weights_per)
-        return Scores(*self._library.feature_scores(*looked_up, *self._tables, self.packed, *fusion, self._threads))
+        inputs = (*looked_up, *self._tables)
+        return Scores(*self._run("feature_scores", inputs, fusion_weights, weights_per))
 
     def feature_request_scores(
         self,
         user: Encoded,
         item: Encoded,
         offsets: ArrayLike,
-        weights: ArrayLike | None = None,
+        fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> Scores:
         """:meth:`request_scores` by encoded features: the users' ``R`` rows and the items' ``N`` rows.
@@ -290,41 +286,41 @@ class Scorer:
             >>> user, item = features.encode_user(users), features.encode_item(candidates)  # doctest: +SKIP
             >>> scorer.feature_request_scores(user, item, offsets).score                    # doctest: +SKIP
         """
-        inputs, fusion = self._split(user, item, offsets), self._fusion(weights, weights_per)
-        return Scores(*self._library.feature_request_scores(*inputs, self.packed, *fusion, self._threads))
+        inputs = self._split(user, item, offsets)
+        return Scores(*self._run("feature_request_scores", inputs, fusion_weights, weights_per))
 
-    def top_k_features(
+    def feature_topk(
         self,
         encoded: Encoded,
         k: int,
         offsets: ArrayLike | None = None,
-        weights: ArrayLike | None = None,
+        fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """:meth:`top_k` by encoded features; see :meth:`feature_scores`."""
+        """:meth:`dense_topk` by encoded features; see :meth:`feature_scores`."""
         looked_up = self._looked_up(encoded, self._features().all)
         places = np.array([0, len(looked_up[0])], np.int64) if offsets is None else np.asarray(offsets)
-        settings = (self.packed, *self._fusion(weights, weights_per), _count(k), self._threads)
-        return TopK(*self._library.feature_topk(*looked_up, *self._tables, places, *settings))
+        inputs = (*looked_up, *self._tables, places)
+        return TopK(*self._run("feature_topk", inputs, fusion_weights, weights_per, _count(k)))
 
-    def top_k_feature_requests(
+    def feature_request_topk(
         self,
         user: Encoded,
         item: Encoded,
         offsets: ArrayLike,
         k: int,
-        weights: ArrayLike | None = None,
+        fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """:meth:`top_k_requests` by encoded features; see :meth:`feature_request_scores`."""
-        inputs, fusion = self._split(user, item, offsets), self._fusion(weights, weights_per)
-        return TopK(*self._library.feature_request_topk(*inputs, self.packed, *fusion, _count(k), self._threads))
+        """:meth:`request_topk` by encoded features; see :meth:`feature_request_scores`."""
+        inputs = self._split(user, item, offsets)
+        return TopK(*self._run("feature_request_topk", inputs, fusion_weights, weights_per, _count(k)))
 
     def _table(self, table: Table | Catalog) -> Table:
         if isinstance(table, Table):
             return table
         if self._weights_digest is None:
-            raise ValueError("Scorer: table must be a Table for a scorer that no bundle made, got a catalogue")
+            raise ValueError("Scorer: table must be a Table for a scorer that no bundle made, got a catalog")
         table.check(self._weights_digest)
         return table.table
 
@@ -369,25 +365,30 @@ class Scorer:
     def _threads(self) -> int:
         return 0 if self.threads is None else self.threads  # 0: the library takes all usable cores
 
-    def _fusion(self, weights: ArrayLike | None, weights_per: str) -> tuple[Floats, Sequence[int], int, int]:
-        """Fusion weights, plan, fusion and weights_per, as the library takes them one after another."""
+    def _run(
+        self, op: str, inputs: tuple[Any, ...], fusion_weights: ArrayLike | None, weights_per: str, *k: int
+    ) -> tuple[Any, ...]:
+        """Compute an op of the library from its form's inputs; no fusion weights: the model's own."""
         if weights_per not in WEIGHTS_PER:
             raise ValueError(f"weights_per must be one of {', '.join(WEIGHTS_PER)}, got {weights_per!r}")
-        if weights is None:
-            return self._fusion_weights, self.plan.encoded, self.fusion.code, WEIGHTS_PER.index("call")
-        given = np.ascontiguousarray(weights, np.float32)
-        return given, self.plan.encoded, self.fusion.code, WEIGHTS_PER.index(weights_per)
+        if fusion_weights is None:
+            weights, weights_per = self._fusion_weights, "call"
+        else:
+            weights = np.ascontiguousarray(fusion_weights, np.float32)
+        settings = (weights, self.plan.encoded, self.fusion.code, WEIGHTS_PER.index(weights_per), *k)
+        made: tuple[Any, ...] = getattr(self._library, op)(*inputs, self.packed, *settings, self._threads)
+        return made
 
 
 def _count(k: int) -> int:
     try:
         return index(k)
     except TypeError:
-        raise ValueError(f"top_k: k must be an integer, got {k!r}") from None
+        raise ValueError(f"k must be an integer, got {k!r}") from None
 
 
 def _rows(value: ArrayLike) -> NDArray[Any]:
-    """The library reads rows in place at any row stride, but wants a row's elements side by side."""
+    """The library reads rows in place at any row stride, but wants the elements of a row to be contiguous."""
     rows = np.asarray(value)
     if rows.ndim != 2 or rows.shape[1] <= 1 or rows.strides[1] == rows.itemsize:
         return rows

@@ -1,128 +1,56 @@
-"""What :mod:`resflow_kernels.ops` calls: each form, eager or while PyTorch traces, and the k best of its scores."""
+"""What :mod:`resflow_kernels.ops` calls: the forms on Triton's kernels, eager or while PyTorch traces.
+
+Traced calls go through ``torch.library.triton_op`` in ``torch.ops.resflow_triton``, so that ``torch.compile`` and
+``torch.export`` see the kernels: Inductor compiles them into its own code. Eager calls go past those ops, which saves
+the dispatcher.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.library import triton_op, wrap_triton
 
-from ..contract import PRECISIONS
-from ..core import checks
-from ..core.plan import Plan
-from . import custom_ops, scoring, tuning
+from ..contract import FORMS, OP_SCHEMAS
+from ..core.forms import decoded, form_of
+from . import scoring, tuning
+from .launch import Launch
 
 
-def dense_scores(
-    x: Tensor, packed: Tensor, plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def run(op: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """Compute an op of a form that has this backend, or ``catalog_rows``; arguments in the order of its schema."""
+    if op == "catalog_rows":
+        return scoring.catalog_rows(*arguments)
     if torch.compiler.is_compiling():
-        return custom_ops.dense_scores(x, packed, fusion_weights, list(plan.encoded), fusion, weights_per)
-    tuning.tune_if_asked(plan, packed.device)
-    return scoring.dense_scores(x, packed, plan, fusion_weights, fusion, weights_per)
+        return cast("tuple[Tensor, ...]", TRACED[op](*arguments))
+    form, ranks = form_of(op)
+    inputs = len(form.inputs) + (len(form.topk_inputs) if ranks else 0)
+    packed, _, encoded = arguments[inputs : inputs + 3]
+    tuning.tune_if_asked(decoded(tuple(encoded)), packed.device)
+    return scoring.score(op, arguments)
 
 
-def dense_topk(
-    x: Tensor,
-    offsets: Tensor,
-    packed: Tensor,
-    plan: Plan,
-    fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    checks.positive("dense_topk", "k", k)
-    if torch.compiler.is_compiling():
-        scores = custom_ops.dense_scores(x, packed, fusion_weights, list(plan.encoded), fusion, weights_per, offsets)
-    else:
-        tuning.tune_if_asked(plan, packed.device)
-        scores = scoring.dense_scores(x, packed, plan, fusion_weights, fusion, weights_per, "dense_topk", offsets)
-    return scoring.topk(scores[2], offsets, k)
+def record(launch: Launch) -> None:
+    """Put a launch into the graph that is being traced."""
+    if scoring.INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET=1: kernels of the interpreter cannot be traced")
+    options = cast(dict[str, object], launch.options)
+    wrap_triton(launch.kernel)[launch.grid](**launch.arguments, **launch.constants, **options)
 
 
-def request_scores(
-    user: Tensor,
-    item: Tensor,
-    offsets: Tensor,
-    packed: Tensor,
-    plan: Plan,
-    fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
-    op: str = "request_scores",
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = (user, item, offsets)
-    if torch.compiler.is_compiling():
-        return custom_ops.request_scores(*rows, packed, fusion_weights, list(plan.encoded), fusion, weights_per)
-    tuning.tune_if_asked(plan, packed.device)
-    return scoring.request_scores(*rows, packed, plan, fusion_weights, fusion, weights_per, op)
+def _traced(op: str) -> Any:
+    def function(*arguments: Any) -> tuple[Tensor, ...]:
+        return scoring.score(op, arguments, record)
+
+    return triton_op(f"resflow_triton::{op}", function, mutates_args={}, schema=OP_SCHEMAS[op])
 
 
-def request_topk(
-    user: Tensor,
-    item: Tensor,
-    offsets: Tensor,
-    packed: Tensor,
-    plan: Plan,
-    fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    op = "request_topk"
-    checks.positive(op, "k", k)
-    scores = request_scores(user, item, offsets, packed, plan, fusion_weights, fusion, weights_per, op)
-    return scoring.topk(scores[2], offsets, k)
-
-
-def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: str) -> tuple[Tensor, Tensor]:
-    return scoring.catalog_rows(item, packed, plan, PRECISIONS.index(element))
-
-
-def catalog_scores(
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    packed: Tensor,
-    plan: Plan,
-    fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
-    op: str = "catalog_scores",
-) -> tuple[Tensor, Tensor, Tensor]:
-    catalogue = (user, ids, offsets, table, scales)
-    if torch.compiler.is_compiling():
-        return custom_ops.catalog_scores(*catalogue, packed, fusion_weights, list(plan.encoded), fusion, weights_per)
-    tuning.tune_if_asked(plan, packed.device)
-    return scoring.catalog_scores(*catalogue, packed, plan, fusion_weights, fusion, weights_per, op)
-
-
-def catalog_topk(
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    packed: Tensor,
-    plan: Plan,
-    fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    op = "catalog_topk"
-    checks.positive(op, "k", k)
-    catalogue = (user, ids, offsets, table, scales)
-    scores = catalog_scores(*catalogue, packed, plan, fusion_weights, fusion, weights_per, op)
-    return scoring.topk(scores[2], offsets, k)
-
-
-FORMS: dict[str, Any] = {
-    function.__name__: function
-    for function in (
-        dense_scores, dense_topk, request_scores, request_topk, catalog_rows, catalog_scores, catalog_topk
+# Results for fake tensors follow from the functions themselves.
+TRACED = {
+    op: _traced(op)
+    for op in (
+        f"{name}_{ending}" for name, form in FORMS.items() if "triton" in form.flags for ending in ("scores", "topk")
     )
-}  # fmt: skip
+}

@@ -7,12 +7,11 @@ Programs take tiles in turn, so that the workspace does not grow with the candid
 import triton
 import triton.language as tl
 
+from .formulas import add_to_score, finish_score
 from .functions import at, wide
 from .inputs import add_rows, candidates_of, first_sums, later_sums
 from .outputs import (
-    add_to_score,
     column_of,
-    finish_score,
     join_logit,
     store_outputs,
     task_value,
@@ -156,7 +155,9 @@ def forest_kernel(
                     kept = kept_at(columns, at(LAYERS, place), BLOCK_M)
                     inside = is_kept(columns, at(LAYERS, place), BLOCK_M)
                     if FEATURE_RESIDUAL:
-                        hidden += tl.load(inherited + kept, mask=inside & (parent >= 0), other=0.0)
+                        # Not `parent >= 0`: the interpreter of Triton 3.9 takes no mask made of a scalar truth value.
+                        inherits = inside & (tl.full((1, BLOCK_N), parent, tl.int32) >= 0)
+                        hidden += tl.load(inherited + kept, mask=inherits, other=0.0)
                     tl.store(own + kept, hidden, mask=inside)
                 tl.debug_barrier()
             own_logit = kept_logit(own, block, HEAD, at(LAYERS, -1), BLOCK_M, BLOCK_N)

@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 import resflow_kernels
+from resflow_kernels.cli import build_app
 
 
 def run(*arguments: str, **environment: str) -> str:
@@ -27,6 +29,13 @@ def test_json_agrees_with_the_library() -> None:
     assert facts["runtime"]["isa"] == library.isa()
     assert facts["runtime"]["compiled"] == library.compiled_isas()
     assert facts["threads"] == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["-h"], ["score", "-h"]])
+def test_the_version_and_the_help_need_no_command(arguments: list[str]) -> None:
+    done = CliRunner().invoke(build_app(), arguments, env={"COLUMNS": "160"})
+    wanted = f"resflow-kernels {resflow_kernels.__version__}\n" if arguments == ["--version"] else "Usage: "
+    assert done.exit_code == 0 and wanted in done.output
 
 
 def test_isa_override_is_shown() -> None:
@@ -49,7 +58,7 @@ def test_torch_and_backends() -> None:
     facts = json.loads(run("--json"))["torch"]
     assert facts["version"] == torch.__version__
     assert facts["ops_loaded"] == ops.library_status()[0]
-    assert facts["backends"]["cpu"]["backend"] == ("cpu" if ops.available("cpu") else "reference")
+    assert facts["backends"]["cpu"]["backend"] == ("cpu" if ops.unsupported_reason("cpu") is None else "reference")
     without = json.loads(run("--json", RESFLOW_NO_LIBRARY="1"))["torch"]
     assert without["ops_loaded"] is False and without["backends"]["cpu"]["backend"] == "reference"
     assert "RESFLOW_NO_LIBRARY=1" in without["backends"]["cpu"]["reason"]
@@ -59,10 +68,10 @@ def test_a_backend_that_the_environment_names() -> None:
     pytest.importorskip("torch")
     named = json.loads(run("--json", RESFLOW_BACKEND="reference"))["torch"]
     assert named["RESFLOW_BACKEND"] == "reference"
-    assert named["backends"]["cpu"] == {"backend": "reference", "reason": "asked for"}
+    assert named["backends"]["cpu"] == {"backend": "reference", "reason": "requested"}
     wrong = json.loads(run("--json", RESFLOW_BACKEND="cuda"))["torch"]["backends"]["cpu"]
     assert wrong["backend"] == "none" and "serves cuda tensors, these are cpu's" in wrong["reason"]
-    assert "reference (asked for)" in run(RESFLOW_BACKEND="reference")
+    assert "reference (requested)" in run(RESFLOW_BACKEND="reference")
 
 
 def test_gpu_kernels_are_told_of_whether_they_load_or_not() -> None:

@@ -96,7 +96,7 @@ struct Scene {
   }
 
   int64_t requests() const { return offsets.empty() ? 0 : static_cast<int64_t>(offsets.size()) - 1; }
-  int64_t weight_count() const { return plan.tasks + (of.fusion == Fusion::expected_value); }
+  int64_t weight_count() const { return fusion_weight_count(of.fusion, plan.tasks); }
   FusionWeights fusion() const { return {of.fusion, of.per, weights.data()}; }
 
   // Where the first layers' sums begin, as another kernel computes them.

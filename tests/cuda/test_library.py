@@ -15,6 +15,7 @@ import torch
 from resflow_kernels import ops
 from resflow_kernels.contract import OP_SCHEMAS
 from resflow_kernels.ops import library
+from tests.support.files import ROOT
 
 # What a torch without CUDA lacks of what the library calls.
 CUDA_SHIMS = ("aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg")
@@ -70,7 +71,8 @@ def test_every_op_but_training_is_registered(shims: Path | None) -> None:
         "import ctypes, json, torch\n"
         f"shims = {str(shims) if shims else None!r}\n"
         "shims and ctypes.CDLL(shims, mode=ctypes.RTLD_GLOBAL)\n"
-        "from resflow_kernels import _library, contract\n"
+        "from resflow_kernels import contract\n"
+        "from resflow_kernels.ops import library\n"
         "library.load()\n"
         f"torch.ops.load_library({str(library.CUDA_LIBRARY)!r})\n"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
@@ -81,7 +83,7 @@ def test_every_op_but_training_is_registered(shims: Path | None) -> None:
     assert json.loads(result.stdout) == {name: not name.startswith("train_") for name in OP_SCHEMAS}
 
 
-STATUS = "from resflow_kernels import ops; print(ops.why_unavailable('cuda'))"
+STATUS = "from resflow_kernels import ops; print(ops.unsupported_reason('cuda'))"
 
 
 def test_it_can_be_left_unloaded() -> None:
@@ -104,14 +106,14 @@ def test_without_a_gpu_it_is_not_loaded_and_nothing_fails() -> None:
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ({"cuda": None, "left_out": "no nvcc was found when it was built"}, "no nvcc was found when it was built"),
-        ({"cuda": None, "left_out": "RESFLOW_CUDA=OFF"}, "RESFLOW_CUDA=OFF"),
+        ({"cuda": None, "left_out": {"cuda": "no nvcc was found"}}, "no nvcc was found"),
+        ({"cuda": None, "left_out": {"cuda": "RESFLOW_CUDA=OFF"}}, "RESFLOW_CUDA=OFF"),
         (None, "_cuda.so is missing"),
     ],
 )
 def test_a_build_without_cuda_says_why(tmp_path: Path, facts: dict[str, object] | None, reason: str) -> None:
     ignore = shutil.ignore_patterns("_cuda.so", "_emulated.so", "_build.json", "__pycache__")
-    shutil.copytree(Path(library.__file__).parent, tmp_path / "resflow_kernels", ignore=ignore)
+    shutil.copytree(ROOT / "resflow_kernels", tmp_path / "resflow_kernels", ignore=ignore)
     if facts is not None:
         (tmp_path / "resflow_kernels" / "_build.json").write_text(json.dumps(facts), encoding="utf-8")
     result = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + STATUS)
@@ -134,8 +136,11 @@ def test_gpus_that_are_too_old_are_named(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda at: capabilities[at])
     library._too_old.cache_clear()
     try:
-        assert ops.why_unavailable("cuda") == reason
-        assert ops.available("cuda", "float16") == (reason is None) and not ops.available("cuda", "int8")
+        assert ops.unsupported_reason("cuda") == reason
+        assert (
+            ops.unsupported_reason("cuda", "float16") is None == (reason is None)
+            and ops.unsupported_reason("cuda", "int8") is not None
+        )
     finally:
         library._too_old.cache_clear()
 
@@ -145,7 +150,7 @@ def test_compilers_can_trace_the_question(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(library, "_cuda_status", (True, "loaded"))
 
     def scored(x: torch.Tensor) -> torch.Tensor:
-        return x + 1 if ops.available("cuda") else x
+        return x + 1 if ops.unsupported_reason("cuda") is None else x
 
     compiled = torch.compile(scored, fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))

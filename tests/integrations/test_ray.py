@@ -67,7 +67,7 @@ def test_bad_input_is_named(folder: Path) -> None:
 def ray_data() -> Iterator[Any]:
     """Ray Data on a Ray of this machine alone, which ends with the tests."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'resflow-kernels[ray]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
     data = pytest.importorskip("ray.data")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     data.DataContext.get_current().enable_progress_bars = False

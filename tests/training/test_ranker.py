@@ -63,7 +63,7 @@ def test_the_bundle_scores_as_the_model_does(tmp_path: Path) -> None:
     save_model(tmp_path / "model", model.towers, model.features, model.tables())
     scorer = Scorer.load(tmp_path / "model")
     x = np.concatenate([scorer.embed_users(rows), scorer.embed_items(rows)], axis=1)
-    np.testing.assert_allclose(scorer.scores(x).probs, probs, atol=2e-6)
+    np.testing.assert_allclose(scorer.dense_scores(x).probs, probs, atol=2e-6)
 
 
 def test_dropout_is_of_the_row_and_in_training_alone() -> None:

@@ -6,7 +6,7 @@
 
 #include "cpu/simd/math-inl.h"
 
-#include "cpu/towers/activations-inl.h"
+#include "cpu/simd/formulas-inl.h"
 
 #include "cpu/towers/precision-inl.h"
 
@@ -88,6 +88,17 @@ double peak_operations(Precision precision, int64_t count, float* sink) {
   return in_precision(precision, [&](auto p) { return peak_operations_in<p.value>(count, sink); });
 }
 
+using ScoreTile = void (*)(const Tile& tile);
+
+template <Precision kPrecision>
+constexpr ScoreTile score_tile_in() {
+  if constexpr (has(kPrecision, precision_flag::on_cpu)) {
+    return score_tile<kPrecision>;
+  } else {
+    return nullptr;
+  }
+}
+
 }  // namespace RESFLOW_TARGET
 
 #define RESFLOW_TEXT_(name) #name
@@ -95,7 +106,7 @@ double peak_operations(Precision precision, int64_t count, float* sink) {
 const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET),
                                  RESFLOW_TARGET::kBlockRows,
                                  {
-#define RESFLOW_PRECISION(name) RESFLOW_TARGET::score_tile<Precision::name>,
+#define RESFLOW_PRECISION(name, code, bytes, flags) RESFLOW_TARGET::score_tile_in<Precision::name>(),
 #include "contract/enums.def"
                                  },
                                  RESFLOW_TARGET::pool,

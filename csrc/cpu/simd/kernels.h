@@ -107,8 +107,8 @@ struct Kernels {
   const char* name;
   int64_t block_rows;  // rows a register block holds: tiles of a multiple waste nothing
 
-  // Towers, heads, probabilities and score of one tile, by the plan's precision.
-  void (*score_tile[kTableElements])(const Tile& tile);
+  // Towers, heads, probabilities and score of one tile, by the plan's precision; null for those of GPUs alone.
+  void (*score_tile[static_cast<int>(Precision::count)])(const Tile& tile);
 
   // Pools candidates first to first + rows into out [rows][pooled_stride(width)], in float32 and in list order.
   void (*pool)(const Features& features, int64_t first, int64_t rows, float* out);

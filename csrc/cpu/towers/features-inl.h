@@ -74,8 +74,13 @@ void pool(const Features& features, int64_t first, int64_t rows, float* out) {
       case Precision::int8:
         pool_feature<int8_t>(*feature, first, rows, out, stride);
         break;
-      default:
+      case Precision::float32:
         pool_feature<float>(*feature, first, rows, out, stride);
+        break;
+      case Precision::float16:  // no tables
+      case Precision::tensorfloat32:
+      case Precision::count:
+        break;
     }
     out += feature->width;
   }

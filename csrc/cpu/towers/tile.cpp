@@ -31,7 +31,7 @@ void point_rows(const PreparedCall& prepared, Tiling::Rows tile, Workspace& work
     const int64_t at = tile.first + r;
     while (candidates.offsets && candidates.offsets[request + 1] <= at) ++request;
     workspace.accum_init[r] = prepared.accum_init + request * init_floats;
-    const int64_t row = weights.per == WeightsPer::call ? 0 : weights.per == WeightsPer::request ? request : at;
+    const int64_t row = weights_row(weights.per, request, at);
     workspace.fusion_weights[r] = weights.values + row * weight_count;
   }
 }

@@ -144,14 +144,7 @@ inline void finish_activation(const Epilogue& epilogue, const Sums& sums, const 
 template <class Sums>
 inline void finish(Activation activation, const Epilogue& epilogue, const Sums& sums, const Block& block, float* out,
                    int64_t stride) {
-  switch (activation) {
-#define RESFLOW_ACTIVATION(name) \
-  case Activation::name:         \
-    return finish_activation<Activation::name>(epilogue, sums, block, out, stride);
-#include "contract/enums.def"
-    case Activation::count:
-      return;
-  }
+  with_activation(activation, [&](auto own) { finish_activation<own.value>(epilogue, sums, block, out, stride); });
 }
 
 // Rows times some consecutive words of a layer's weights.
@@ -220,9 +213,13 @@ inline auto in_precision(Precision precision, Run run) {
       return run(Constant<Precision::bfloat16>{});
     case Precision::int8:
       return run(Constant<Precision::int8>{});
-    default:
-      return run(Constant<Precision::float32>{});
+    case Precision::float32:
+    case Precision::float16:  // this one and the next are GPUs', which check_precision refuses here
+    case Precision::tensorfloat32:
+    case Precision::count:
+      break;
   }
+  return run(Constant<Precision::float32>{});
 }
 
 // Rows as the first layer multiplies them, some consecutive inputs on.
@@ -314,8 +311,12 @@ inline void look_up(const Tile& tile, int32_t task, const Epilogue& epilogue, fl
       return look_up_layer<uint16_t>(tile, task, epilogue, hidden, fetcher);
     case Precision::int8:
       return look_up_layer<int8_t>(tile, task, epilogue, hidden, fetcher);
-    default:
+    case Precision::float32:
       return look_up_layer<float>(tile, task, epilogue, hidden, fetcher);
+    case Precision::float16:  // no tables
+    case Precision::tensorfloat32:
+    case Precision::count:
+      return;
   }
 }
 

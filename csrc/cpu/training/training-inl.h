@@ -31,23 +31,6 @@ struct Channels {
   }
 };
 
-// Calls run(activation as a constant); a layer without a formula does not compile.
-template <Activation kActivation>
-struct ActivationConstant {
-  static constexpr Activation value = kActivation;
-};
-template <class Run>
-inline void with_activation(Activation activation, Run run) {
-  switch (activation) {
-#define RESFLOW_ACTIVATION(name) \
-  case Activation::name:         \
-    return run(ActivationConstant<Activation::name>{});
-#include "contract/enums.def"
-    case Activation::count:
-      return;
-  }
-}
-
 // A block of 16 columns of a task, over all rows.
 struct ColumnBlock {
   int64_t block;   // of all tasks' blocks

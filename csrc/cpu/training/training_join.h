@@ -34,10 +34,15 @@ inline void join_logits(const Plan& plan, const float* own, float* logits) {
     logits[k] = own[k];
     if (!joins_parent(plan, k)) continue;
     const float above = logits[plan.parents[k]];
-    if (plan.head == Head::conditional) {
-      logits[k] = static_cast<float>(ConditionalLogit(above, own[k]).logit());
-    } else {
-      logits[k] = (plan.non_increasing && own[k] > 0 ? 0.0f : own[k]) + above;
+    switch (plan.head) {
+      case Head::residual:
+        logits[k] = (plan.non_increasing && own[k] > 0 ? 0.0f : own[k]) + above;
+        break;
+      case Head::conditional:
+        logits[k] = static_cast<float>(ConditionalLogit(above, own[k]).logit());
+        break;
+      case Head::count:
+        break;
     }
   }
 }
@@ -52,13 +57,19 @@ inline void join_back(const Plan& plan, const float* own, const float* logit_gra
     double share = 1.0;
     if (joins_parent(plan, k)) {
       double& parent = through[plan.parents[k]];
-      if (plan.head == Head::conditional) {
-        const ConditionalLogit joined(logits[plan.parents[k]], own[k]);
-        parent += through[k] * joined.by_parent();
-        share = joined.by_own();
-      } else {
-        parent += through[k];
-        if (plan.non_increasing && own[k] > 0) share = 0.0;
+      switch (plan.head) {
+        case Head::residual:
+          parent += through[k];
+          if (plan.non_increasing && own[k] > 0) share = 0.0;
+          break;
+        case Head::conditional: {
+          const ConditionalLogit joined(logits[plan.parents[k]], own[k]);
+          parent += through[k] * joined.by_parent();
+          share = joined.by_own();
+          break;
+        }
+        case Head::count:
+          break;
       }
     }
     own_gradients[k] = static_cast<float>(through[k] * share);

@@ -13,9 +13,11 @@ Place place_of(const TrainingModel& model) {
       return Place::batch_after;
     case Statistics::batch_before:
       return Place::batch_before;
-    default:
-      return Place::after;
+    case Statistics::given:
+    case Statistics::count:
+      break;
   }
+  return Place::after;
 }
 
 }  // namespace

@@ -73,9 +73,7 @@ TwinScores score_span(const TwinCall& call, const float* user, RequestSpan span,
   thread_local Scratch scratch;
   const int64_t tasks = call.model.tasks, stride = pad_to_lane(span.rows);
   const int64_t count = fusion_weight_count(call.weights.fusion, tasks);
-  const int64_t row = call.weights.per == WeightsPer::call      ? 0
-                      : call.weights.per == WeightsPer::request ? span.request
-                                                                : span.first;
+  const int64_t row = weights_row(call.weights.per, span.request, span.first);
   TwinTile tile{};
   tile.model = &call.model;
   tile.table = &call.table;

@@ -1,12 +1,12 @@
-// The contract's activations and the functions of logits, on one float. The formulas are those of cpu/math-inl.h and
-// cpu/activations-inl.h. NaN passes through all of them: bounds are comparisons that are false for NaN (fminf and fmaxf
-// would drop it). Multiply-adds are written out, so that a value does not depend on what the compiler contracts.
+// The contract's formulas and the functions that they are made of, on one float; cpu/simd/math-inl.h has those of
+// lanes. NaN passes through all of them: bounds are comparisons that are false for NaN (fminf and fmaxf would drop it).
+// Multiply-adds are written out, so that a value does not depend on what the compiler contracts.
 #pragma once
 
 #include <cmath>
 #include <limits>
 
-#include "core/contract.h"
+#include "core/plan.h"
 #include "cuda/device/target.h"
 
 namespace resflow::cuda {
@@ -42,39 +42,31 @@ RESFLOW_DEVICE float erf_beside_one(float x) {
   return copysignf(1.0f - exp2f(-magnitude * q), x);
 }
 
-template <Activation kActivation>
-RESFLOW_DEVICE float activate(float v, [[maybe_unused]] float slope) {
-  if constexpr (kActivation == Activation::identity) {
-    return v;
-  } else if constexpr (kActivation == Activation::relu) {
-    return at_least(v, 0.0f);
-  } else if constexpr (kActivation == Activation::prelu) {
-    return fmaf(at_most(v, 0.0f), slope, at_least(v, 0.0f));
-  } else if constexpr (kActivation == Activation::silu) {
-    return v / (1.0f + expf(-v));
-  } else if constexpr (kActivation == Activation::gelu) {
-    return 0.5f * v * (1.0f + erf_beside_one(v * 0.707106781f));
-  } else if constexpr (kActivation == Activation::gelu_tanh) {
-    // (1 + tanh(u)) / 2 is sigmoid(2 u).
-    const float twice = v * fmaf(v * v, 2.0f * 0.044715f * 0.797884561f, 2.0f * 0.797884561f);
-    return v / (1.0f + expf(-twice));
-  } else if constexpr (kActivation == Activation::tanh) {
-    return tanhf(v);
-  } else {
-    static_assert(kActivation == Activation::sigmoid, "an activation of contract/enums.def without its formula");
-    return sigmoid(v);
-  }
+// What the contract's formulas are written in, on one float.
+using Value = float;
+
+RESFLOW_DEVICE float constant(float value) { return value; }
+RESFLOW_DEVICE float negative(float x) { return -x; }
+RESFLOW_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+RESFLOW_DEVICE bool less(float a, float b) { return a < b; }
+RESFLOW_DEVICE float select(bool where, float then, float otherwise) { return where ? then : otherwise; }
+RESFLOW_DEVICE float exp(float x) { return expf(x); }
+RESFLOW_DEVICE float tanh(float x) { return tanhf(x); }
+
+// (1 + tanh(u)) / 2 is sigmoid(2 u).
+template <class Argument>
+RESFLOW_DEVICE float gated_by_tanh(float v, Argument argument) {
+  return v / (1.0f + expf(-argument(2.0f)));
 }
 
+#define RESFLOW_FORMULA RESFLOW_DEVICE
+#include "core/activations-inl.h"
+#include "core/fusions-inl.h"
+#undef RESFLOW_FORMULA
+
 RESFLOW_DEVICE float activate(Activation activation, float value, float slope) {
-  switch (activation) {
-#define RESFLOW_ACTIVATION(name) \
-  case Activation::name:         \
-    return activate<Activation::name>(value, slope);
-#include "contract/enums.def"
-    default:
-      return value;
-  }
+  with_activation(activation, [&](auto own) { value = activate<own.value>(value, slope); });
+  return value;
 }
 
 }  // namespace resflow::cuda

@@ -1,4 +1,4 @@
-// One scoring call as kernels take it: by value, every pointer into device memory.
+// One scoring call as kernels take it: passed by value, with every pointer into device memory.
 #pragma once
 
 #include <cstdint>

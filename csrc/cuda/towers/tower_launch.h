@@ -1,5 +1,8 @@
-// The tower kernels of one precision, as the host launches them. A translation unit each: tower_<precision>.cu.
+// Launches the tower kernels of one precision. Each precision has a translation unit: tower_<precision>.cu.
 #pragma once
+
+#include <iterator>
+#include <utility>
 
 #include "cuda/towers/dispatch.h"
 #include "cuda/towers/project.h"
@@ -13,8 +16,8 @@ using LaunchOf = void (*)(const Params&, int64_t blocks, int64_t shared_bytes, S
 
 template <Precision kPrecision>
 struct TowerLaunch {
-  static const LaunchOf<TowerParams> kTower[4];      // as kTowerVariants
-  static const LaunchOf<ProjectParams> kProject[2];  // by whether the operand lies in shared memory
+  static const LaunchOf<TowerParams> kTower[4];      // indexed like kTowerVariants
+  static const LaunchOf<ProjectParams> kProject[2];  // indexed by whether the operand is in shared memory
   static const LaunchOf<SplitParams> kSplit;
 };
 
@@ -44,9 +47,12 @@ auto in_gpu_precision(Precision precision, Run run) {
       return run.template operator()<Precision::float16>();
     case Precision::tensorfloat32:
       return run.template operator()<Precision::tensorfloat32>();
-    default:
-      return run.template operator()<Precision::float32>();
+    case Precision::float32:
+    case Precision::int8:  // refused
+    case Precision::count:
+      break;
   }
+  return run.template operator()<Precision::float32>();
 }
 
 }  // namespace resflow::cuda

@@ -18,12 +18,20 @@ constexpr Launch kByActivation[] = {
 
 Launch launch_of(const Plan& plan, int32_t groups) {
   const auto activation = static_cast<int>(plan.layer[0].activation);
-  if (plan.precision == Precision::bfloat16) {
-    return groups == 1 ? kByActivation<Precision::bfloat16, 1>[activation]
-                       : kByActivation<Precision::bfloat16, kMostGroups>[activation];
+  switch (plan.precision) {
+    case Precision::bfloat16:
+      return groups == 1 ? kByActivation<Precision::bfloat16, 1>[activation]
+                         : kByActivation<Precision::bfloat16, kMostGroups>[activation];
+    case Precision::float16:
+      return groups == 1 ? kByActivation<Precision::float16, 1>[activation]
+                         : kByActivation<Precision::float16, kMostGroups>[activation];
+    case Precision::float32:  // without tensor panels: covers_plan refuses them
+    case Precision::int8:
+    case Precision::tensorfloat32:
+    case Precision::count:
+      break;
   }
-  return groups == 1 ? kByActivation<Precision::float16, 1>[activation]
-                     : kByActivation<Precision::float16, kMostGroups>[activation];
+  return nullptr;
 }
 
 int64_t item_columns(const Plan& plan, const Candidates& candidates) {
@@ -37,16 +45,16 @@ TowerSchedule schedule_of(const Plan& plan, const Candidates& candidates, const 
 
 int64_t most_blocks(const Device& device) { return device.multiprocessors / kTowerCluster * kTowerCluster; }
 
-// Small tiles while all of them run at once: a tile's time is what the call takes.
+// Small tiles as long as all of them run at once: the call then takes the time of one tile.
 TowerSchedule chosen_schedule(const TowerCall& call, const Device& device) {
   const TowerSchedule small = schedule_of(call.plan, call.candidates, device, 1);
   return small.tiles <= most_blocks(device) ? small : schedule_of(call.plan, call.candidates, device, kMostGroups);
 }
 
-// A single row's stride may be anything.
+// The stride of a single row is arbitrary, so it is replaced.
 int64_t row_stride(const Rows& x, int64_t columns, int64_t count) { return count == 1 ? columns : x.stride; }
 
-// Residuals of hidden outputs stay in registers from one task to the next, and no longer.
+// The kernel keeps hidden outputs for residuals in registers from one task to the next only, so it takes chains.
 bool is_chain(const Plan& plan) {
   for (int32_t k = 0; k < plan.tasks; ++k) {
     if (plan.parents[k] != k - 1 && plan.parents[k] != -1) return false;
@@ -64,7 +72,7 @@ bool covers_plan(const Plan& plan) {
   return plan.logit_slots <= kLogitSlots;
 }
 
-// Rows as the copy engine reads them.
+// Whether the copy engine can read these rows.
 bool covers_rows(const Rows& x, Precision precision, int64_t columns, int64_t count) {
   constexpr int64_t kMostStride = int64_t{1} << 39;
   const int64_t stride = row_stride(x, columns, count);

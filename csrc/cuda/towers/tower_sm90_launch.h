@@ -1,4 +1,4 @@
-// The Hopper kernel of tower_sm90.h, for the calls that it covers.
+// Launches the Hopper kernel of tower_sm90.h for the calls that it covers.
 #pragma once
 
 #include "cuda/device/launch.h"
@@ -6,10 +6,10 @@
 
 namespace resflow::cuda {
 
-// Whether the kernel computes this call on this device; where it does not, the general one does.
+// Whether the kernel supports this call on this device; otherwise the general kernel computes it.
 bool covered_by_tower_sm90(const Plan& plan, const Candidates& candidates, const Device& device);
 
-// A covered call's logits, probabilities and scores.
+// Computes the logits, probabilities and scores of a covered call.
 void launch_tower_sm90(const TowerCall& call, const Device& device, Stream stream);
 
 }  // namespace resflow::cuda

@@ -13,12 +13,12 @@
 namespace resflow::cuda {
 namespace {
 
-// Requests whose scores a pass over items keeps at once.
+// Largest number of requests per pass over the items, whose scores are kept at once.
 constexpr int64_t kRequestsAPass = 64;
 
 int64_t aligned(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
-// Parts of a workspace, one after another. Without memory it measures.
+// Lays out the parts of a workspace. Without memory it only counts bytes.
 struct Workspace {
   char* memory;
   int64_t bytes = 0;
@@ -70,14 +70,14 @@ template <Precision kElement, int kRequests>
 void score_in(const TwinParams& params, Stream stream) {
   using Kernel = ScoreItems<kElement, kRequests>;
   const int64_t tiles = (params.items + Kernel::kItems - 1) / Kernel::kItems;
-  // A block for every window even without requests, when all are NaN.
+  // There is a block for every window even without requests: it writes NaN.
   const int64_t requests = std::max<int64_t>(params.lists.requests, 1);
   const int64_t blocks = params.ids ? slots(params.lists.count, requests, Kernel::kItemShift)
                                     : tiles * ((params.requests + kRequests - 1) / kRequests);
   launch<Kernel>(params, blocks, Kernel::shared_bytes(params.model.tasks), stream);
 }
 
-// Requests of a block keep their logits in shared memory: 512 bytes a task and request, 64 KiB at most.
+// A block keeps its requests' logits in shared memory: 512 bytes per task and request, 64 KiB at most.
 template <Precision kElement>
 void score_items(const TwinParams& params, Stream stream) {
   const int64_t room = 128 / params.model.tasks, wanted = params.ids ? 1 : std::min(params.requests, room);
@@ -92,8 +92,12 @@ void score(const TwinParams& params, Stream stream) {
       return score_items<Precision::bfloat16>(params, stream);
     case Precision::int8:
       return score_items<Precision::int8>(params, stream);
-    default:
+    case Precision::float32:
       return score_items<Precision::float32>(params, stream);
+    case Precision::float16:  // no tables
+    case Precision::tensorfloat32:
+    case Precision::count:
+      return;
   }
 }
 
@@ -117,17 +121,17 @@ void score_stream(TwinParams params, int64_t first_request, int64_t requests, in
 
 // Top-k over all items ---------------------------------------------------------------------------------------------
 
-// After a pass: the k best so far become the first scores of the next pass's rows. They come before its items and are
-// in order, so among equal scores places are ordered as positions are.
+// After a pass, the k best so far become the first scores of the next pass's rows. They precede its items and are
+// sorted, so among equal scores the order of row indices is the order of positions.
 struct CarryBest {
   struct Params {
-    const float* scores;       // [requests][k] of the pass
-    const int64_t* places;     // in its rows
-    const int64_t* positions;  // of its first k places; null in the first pass, whose rows have items alone
+    const float* scores;       // [requests][k], the best of the pass
+    const int64_t* places;     // their indices in the pass's rows
+    const int64_t* positions;  // positions of the first k scores of each row; null in the first pass, which has none
     int64_t requests, k, first_item;
     float* next_scores;  // null after the last pass
     int64_t next_stride;
-    float* to_scores;  // null but after the last pass
+    float* to_scores;  // null except after the last pass
     int64_t* to_positions;
   };
   static constexpr int kThreads = 256;
@@ -150,13 +154,13 @@ struct CarryBest {
   }
 };
 
-// Passes of items for a group of requests, and what of the workspace they use.
+// The passes over the items for a group of requests, and their part of the workspace.
 struct Passes {
-  int64_t requests;  // of a group
-  int64_t items;     // of a pass: at least k, so that the first pass finds k
-  int64_t count;
-  float* scores;  // [requests][k + items], of a single pass [requests][items]
-  float* best;    // [requests][k], as the next three
+  int64_t requests;  // per group
+  int64_t items;     // per pass: at least k, so that the first pass finds k
+  int64_t count;     // number of passes
+  float* scores;     // [requests][k + items], or [requests][items] if there is one pass
+  float* best;       // [requests][k], like the next three
   int64_t* places;
   int64_t* positions[2];
   char* topk;

@@ -1,7 +1,7 @@
-// The twin ops' kernels on a GPU, as cpu/twin/twin.h: every pointer of a TwinCall is device memory.
+// The twin ops' kernels on a GPU, like cpu/twin/twin.h; every pointer of a TwinCall is device memory.
 //
-// Ids that are no rows of the table give NaN, and so does every candidate of a call whose offsets do not grow from 0 to
-// count.
+// Ids that are no rows of the table give NaN, and so does every candidate of a call whose offsets do not increase from
+// 0 to count.
 #pragma once
 
 #include "core/candidates.h"
@@ -14,7 +14,7 @@ void twin_scores(const TwinCall& call, const ScoresOut& out, Queue& queue);
 
 void twin_topk(const TwinCall& call, const TopKOut& out, Queue& queue);
 
-// Scores that top-k over all items keeps at once: it goes over the items in passes of so many that these fit, or k.
+// Bytes of scores that top-k over all items keeps at once: a pass covers as many items as fit, and at least k.
 constexpr int64_t kTwinPassBytes = 64 << 20;
 
 // twin_topk where there are no ids, in passes of another size.

@@ -7,7 +7,8 @@ gradients dn of the normalised values n, the second goes on with dn - mean(dn) -
 import triton
 import triton.language as tl
 
-from ..functions import activate, at, at_most, derivative, wide
+from ..formulas import activate, derivative
+from ..functions import at, at_most, wide
 from .layers import (
     ACTIVATION,
     NORMALISATION,

@@ -88,7 +88,7 @@ def train_backward(
         return made
     network = _network(x, weights, plan, statistics, eps, mean, variance)
     if sums.shape[0] == 0:
-        sums = x.new_empty((outputs.sum_count(network.plan, x.shape[0]),))
+        sums = x.new_empty((outputs.pre_activation_count(network.plan, x.shape[0]),))
         _recompute(network, x, sums, run)
     if network.layout.layers[0].normalisation == "batch_before":
         # A BatchNorm before the activation takes the bias out again: its gradient is 0, not what rounding leaves of it.
