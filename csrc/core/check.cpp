@@ -147,21 +147,21 @@ void check_ids(const char* op, const TensorView& ids, int64_t items) {
   complain(op, "ids[" + std::to_string(at) + "]", expected::ids, std::to_string(values[at]), std::to_string(items - 1));
 }
 
-// GPUs read float16 rows as well.
-void check_row_dtype(const char* op, const char* argument, const TensorView& tensor) {
+void check_row_dtype(const char* op, const char* argument, const TensorView& tensor, RowDtypes dtypes) {
+  if (dtypes == RowDtypes::float32) return check_dtype(op, argument, tensor, "float32");
   const Precision element = element_of(tensor);
   if (element == Precision::bfloat16 || (tensor.on_device && element == Precision::float16)) return;
   check_dtype(op, argument, tensor, "float32",
               tensor.on_device ? "float32, bfloat16 or float16" : "float32 or bfloat16");
 }
 
-void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns) {
+void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns, RowDtypes dtypes) {
   if (columns == kAnyColumns) {
     if (tensor.dim != 2) complain(op, argument, expected::any_matrix, sizes_text(tensor));
   } else if (tensor.dim != 2 || tensor.sizes[1] != columns) {
     complain(op, argument, expected::matrix, sizes_text(tensor), std::to_string(columns));
   }
-  check_row_dtype(op, argument, tensor);
+  check_row_dtype(op, argument, tensor, dtypes);
   if (tensor.sizes[0] > 0 && tensor.sizes[1] > 1 && tensor.strides[1] != 1) {
     complain(op, argument, expected::unit_stride, strides_text(tensor));
   }
