@@ -1,7 +1,15 @@
 // torch.ops.resflow: the schemas (from contract/ops.def), for every backend to hang its implementations on.
 #include <torch/csrc/stable/library.h>
 
+#include "bindings/schema.h"
+
 STABLE_TORCH_LIBRARY(resflow, m) {
+  namespace schemas = resflow::bindings::schemas;
+  using resflow::bindings::Text;
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)         \
+  m.def((Text(#form "_scores") + schemas::form##_scores).characters); \
+  m.def((Text(#form "_topk") + schemas::form##_topk).characters);
 #define RESFLOW_OP(name, schema) m.def(#name schema);
+#define RESFLOW_TRAINING_OP(name, schema) m.def(#name schema);
 #include "contract/ops.def"
 }

@@ -10,13 +10,14 @@ OpenVINO's float32 split of any size, and otherwise the same. (PyTorch eager is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..core.fusion import Fusion
 from ..core.plan import Plan
+from ..core.weights import towers_of
 from ..reference.activations import ROWS
 
 OPSET = 20  # the first opset with Gelu
@@ -74,15 +75,10 @@ class _Weights:
 
     def __init__(self, plan: Plan, weights: Sequence[np.ndarray]) -> None:
         self.plan = plan
-        left = iter(weights)
-        firsts: list[dict[str, np.ndarray]] = []
-        self.later: list[list[dict[str, np.ndarray]]] = []
-        self.heads: list[tuple[np.ndarray, np.ndarray]] = []
-        for _ in range(plan.tasks):
-            firsts.append(self._layer(left, 0))
-            self.later.append([self._layer(left, layer) for layer in range(1, plan.layers)])
-            self.heads.append((next(left)[:, None], next(left)))
-        self._firsts = firsts
+        towers = towers_of(plan, weights)
+        self._firsts: list[dict[str, np.ndarray]] = [tower.layers[0] for tower in towers]
+        self.later: list[tuple[dict[str, np.ndarray], ...]] = [tower.layers[1:] for tower in towers]
+        self.heads = [(tower.head["weight"][:, None], tower.head["bias"]) for tower in towers]
 
     def groups(self, joined: bool) -> list[dict[str, np.ndarray]]:
         """The first layers' weights by matrix product: one group joined over all tasks, or one group per task."""
@@ -90,14 +86,6 @@ class _Weights:
             return self._firsts
         names = self._firsts[0]
         return [{name: np.concatenate([first[name] for first in self._firsts], axis=-1) for name in names}]
-
-    def _layer(self, left: Iterator[np.ndarray], layer: int) -> dict[str, np.ndarray]:
-        named = {"weight": next(left), "bias": next(left)}
-        if self.plan.activations[layer] == "prelu":
-            named["slope"] = next(left)
-        if self.plan.affine:
-            named.update(scale=next(left), shift=next(left))
-        return named
 
 
 class _Graph:

@@ -6,7 +6,7 @@ the user's part of it once per request.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import reference
 from ..core.fusion import Fusion
 from ..core.plan import Plan
+from ..core.weights import towers_of
 
 Floats = np.ndarray
 
@@ -42,15 +43,14 @@ class Towers(nn.Module):
         super().__init__()
         self.plan = plan
         self.fusion_kind: str = fusion.kind
-        left = iter([torch.as_tensor(weight) for weight in weights])
         firsts: list[dict[str, Tensor]] = []
         towers: list[list[nn.Module]] = []
         heads: list[nn.Module] = []
-        for task in range(plan.tasks):
-            firsts.append(_layer_weights(left, plan, 0))
-            later = [_Layer(plan.activations[i], _layer_weights(left, plan, i)) for i in range(1, plan.layers)]
-            towers.append([_Part(task), *later])
-            heads.append(_Head(next(left), next(left)))
+        for task, tower in enumerate(towers_of(plan, [torch.as_tensor(weight) for weight in weights])):
+            first, *later = [own | {"weight": own["weight"].T.contiguous()} for own in tower.layers]
+            firsts.append(first)
+            towers.append([_Part(task), *map(_Layer, plan.activations[1:], later)])
+            heads.append(_Head(tower.head["weight"], tower.head["bias"]))
         joined = {name: torch.cat([first[name] for first in firsts]) for name in firsts[0]}
         self.first: _Layer = _Layer(plan.activations[0], joined)
         self.towers = nn.ModuleList(nn.ModuleList(tower) for tower in towers)
@@ -145,13 +145,3 @@ class _Head(nn.Module):
 
 def _frozen(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().clone(), requires_grad=False)
-
-
-def _layer_weights(left: Iterator[Tensor], plan: Plan, layer: int) -> dict[str, Tensor]:
-    """The next canonical weights, by name."""
-    named = {"weight": next(left).T.contiguous(), "bias": next(left)}
-    if plan.activations[layer] == "prelu":
-        named["slope"] = next(left)
-    if plan.affine:
-        named.update(scale=next(left), shift=next(left))
-    return named

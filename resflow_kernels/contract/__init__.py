@@ -47,6 +47,25 @@ class Form(NamedTuple):
     flags: frozenset[str]  # of "autocast", "triton", "reference"
 
 
+class Precision(NamedTuple):
+    """A precision's row of ``enums.def``."""
+
+    name: str
+    code: int  # what plans store
+    bytes: int  # of one value
+    flags: frozenset[str]
+
+
+def precisions_with(*flags: str) -> tuple[str, ...]:
+    """The names of the precisions that have one of some flags, in the contract's order."""
+    return tuple(name for name, row in PRECISION_ROWS.items() if not row.flags.isdisjoint(flags))
+
+
+def precision_of_code(code: int) -> str | None:
+    """The name of a stored code; ``None`` for a code that no precision has."""
+    return next((name for name, row in PRECISION_ROWS.items() if row.code == code), None)
+
+
 def _arguments(text: str) -> tuple[str, ...]:
     """Names of a schema's arguments: of ``"Tensor x, int[] plan"`` ``("x", "plan")``."""
     return tuple(part.split()[-1] for part in text.split(",") if part.strip())
@@ -63,7 +82,8 @@ OP_SCHEMAS: dict[str, str] = {
     for form, model, inputs, topk, _ in _rows_of("ops.def", "FORM")
     for ending, arguments, results in _rows_of("ops.def", "ENDING")
 }
-OP_SCHEMAS |= _values("ops.def", "OP") | _values("ops.def", "TRAINING_OP")
+PLAN_OPS = _names("ops.def", "PLAN_OP")
+OP_SCHEMAS |= _values("ops.def", "OP") | _values("ops.def", "TRAINING_OP") | _values("ops.def", "PLAN_OP")
 
 ACTIVATIONS = _names("enums.def", "ACTIVATION")
 HEADS = _names("enums.def", "HEAD")
@@ -72,11 +92,21 @@ FUSION_EXTRA_WEIGHTS = {
     name: int(extra) for name, extra in _values("enums.def", "FUSION").items()
 }  # beyond one per task
 WEIGHTS_PER = _names("enums.def", "WEIGHTS_PER")
-PRECISIONS = _names("enums.def", "PRECISION")
-GPU_PRECISIONS = _names("enums.def", "GPU_PRECISION")
+# Every precision by name; then the names that the CPU's kernels multiply in, those of GPUs alone, and those of tables.
+PRECISION_ROWS: dict[str, Precision] = {
+    name: Precision(name, int(code), int(size), frozenset(flags.split(" | ")))
+    for name, code, size, flags in _rows_of("enums.def", "PRECISION")
+}
+PRECISIONS = precisions_with("on_cpu")
+GPU_PRECISIONS = tuple(name for name in PRECISION_ROWS if name not in PRECISIONS)
+TABLE_PRECISIONS = precisions_with("in_tables")
 STATISTICS = _names("enums.def", "STATISTICS")
 PLAN_FIELDS = _names("plan.def", "PLAN_FIELD")
 PLAN_LIMITS = {name: int(value) for name, value in _values("plan.def", "PLAN_LIMIT").items()}
+PACKED = {name: int(value) for name, value in _values("plan.def", "PACKED").items()}
+PACKED_MAGIC = _values("plan.def", "PACKED_MAGIC")["magic"].encode()
+PACKED_FIELDS = _names("plan.def", "PACKED_FIELD")
+PACKED_LAYER_FIELDS = _names("plan.def", "PACKED_LAYER_FIELD")
 _EXPECTED = _values("errors.def", "EXPECT")
 
 _Row = TypeVar("_Row")

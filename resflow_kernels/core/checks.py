@@ -13,24 +13,31 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..contract import FUSIONS, GPU_PRECISIONS, PLAN_LIMITS, PRECISIONS, WEIGHTS_PER, error_message
+from ..contract import (
+    FUSIONS,
+    PLAN_LIMITS,
+    PRECISION_ROWS,
+    TABLE_PRECISIONS,
+    WEIGHTS_PER,
+    error_message,
+    precisions_with,
+)
 from .fusion import weight_count
 from .plan import Plan
 
-# What a table is stored as, by its place in PRECISIONS.
-TABLE_DTYPES = tuple(getattr(torch, name) for name in PRECISIONS)
+# What a table is stored as, by its precision's code.
+TABLE_DTYPES: dict[int, torch.dtype] = {PRECISION_ROWS[name].code: getattr(torch, name) for name in TABLE_PRECISIONS}
 
 
 def precisions_of(device: str) -> tuple[str, ...]:
     """The precisions in which kernels multiply on this type of device."""
-    if device == "cpu":
-        return PRECISIONS
-    return tuple(name for name in (*PRECISIONS, *GPU_PRECISIONS) if name != "int8")
+    return precisions_with("on_cpu" if device == "cpu" else "on_gpu")
 
 
 def row_dtypes(device: str) -> tuple[torch.dtype, ...]:
-    """What rows may be stored as; GPUs read float16 as well."""
-    return (torch.float32, torch.bfloat16) if device == "cpu" else (torch.float32, torch.bfloat16, torch.float16)
+    """What rows may be stored as."""
+    names = precisions_with("in_rows") if device == "cpu" else precisions_with("in_rows", "in_gpu_rows")
+    return tuple(getattr(torch, name) for name in names)
 
 
 def _require(holds: bool, op: str, argument: str, expected: str, got: object, *details: object) -> None:
@@ -159,7 +166,8 @@ def side(op: str, argument: str, tensor: Tensor, plan: Plan, *floating: torch.dt
 
 def table_dtype(op: str, code: int) -> None:
     """The code of what a table's rows are rounded to."""
-    code_of(op, "dtype", code, len(PRECISIONS))
+    known = ", ".join(f"{PRECISION_ROWS[name].code} ({name})" for name in TABLE_PRECISIONS)
+    _require(code in TABLE_DTYPES, op, "dtype", "one_of", code, known)
 
 
 def code_of(op: str, argument: str, code: int, count: int) -> None:
@@ -191,7 +199,7 @@ def table(op: str, rows: Tensor, scales: Tensor, plan: Plan) -> None:
 
 
 def _table_element(op: str, rows: Tensor) -> None:
-    dtype(op, "table", rows, torch.float32, torch.bfloat16, torch.int8)
+    dtype(op, "table", rows, *TABLE_DTYPES.values())
     _require(rows.shape[0] == 0 or rows.stride(1) == 1, op, "table", "unit_stride", _strides(rows))
 
 
@@ -255,7 +263,7 @@ def feature_tables(
     for at, table in enumerate(tables):
         argument = f"tables[{at}]"
         _require(table.dim() == 2, op, argument, "any_matrix", table)
-        dtype(op, argument, table, torch.float32, torch.bfloat16, torch.int8)
+        dtype(op, argument, table, *TABLE_DTYPES.values())
         side_by_side = table.shape[0] == 0 or table.shape[1] <= 1 or table.stride(1) == 1
         _require(side_by_side, op, argument, "unit_stride", _strides(table))
     columns = sum(table.shape[1] for table in tables)

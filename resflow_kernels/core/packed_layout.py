@@ -1,182 +1,88 @@
-"""Where each number of packed weights lies, and how tasks share memory: what Triton kernels are compiled with.
+"""Where each number of packed weights lies, as the compiled library answers. Imports neither torch nor numpy.
 
-The Python side of ``csrc/core/plan.h``, ``csrc/core/tensor_panels.h`` and the slots of ``csrc/core/plan.cpp``; tests
-compare what is read by it with what was packed there. Needs torch for :func:`unpack_towers` alone, which imports it.
+``csrc/core/plan.cpp`` computes the offsets; nothing here repeats a formula of them. Either library answers alike: the
+NumPy runtime, which needs no torch, or torch's ops where they alone are built. One of the two packed the weights, so it
+is missing only where weights came from another machine to a checkout that was never built.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from importlib import import_module
+from itertools import islice
+from typing import NamedTuple
 
-from .plan import (
-    PACKED_HEADER_BYTES,
-    PACKED_LANE,
-    PRECISION_BYTES,
-    TENSOR_ALIGNMENT,
-    TENSOR_CHUNK_INPUTS,
-    Plan,
-    padded,
-)
+from ..contract import PACKED_FIELDS, PACKED_LAYER_FIELDS, PLAN_FIELDS
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-PANEL_COLUMNS = 64
-MAGIC = int.from_bytes(b"RESFLOW2", "little")
+Answer = Callable[[Sequence[int]], Sequence[int]]
+_torch_answer: Answer | None = None
 
 
-class Layer(NamedTuple):
-    """A layer's constants; Triton kernels take them by place, which ``triton/weights.py`` names."""
+class PackedLayer(NamedTuple):
+    """A layer of a task's block; places are in floats from the block's first."""
 
-    inputs: int
-    width: int
+    words: int  # of a column's inputs
     padded: int
-    matrix: int  # this and the vectors: in floats from the start of the task's block
-    tensor: int  # the same matrix in tensor panels: in 16-bit values from the start of the task's
+    panels: int
     bias: int
     slope: int
     scale: int
     shift: int
     column_scale: int
-    activation: str
-    kept: int  # columns of all earlier layers: where a row's outputs of this one are kept
+    tensor_panels: int  # in bytes, from the first of the task's tensor panels
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Constants of a plan. ``join`` is how a task's own logit joins its parent's."""
+class PackedLayout(NamedTuple):
+    """Places in the packed weights of a plan."""
 
-    layers: tuple[Layer, ...]
+    packed_bytes: int
+    fingerprint: int  # of the plan, an int64 of the header's bits
     task_floats: int
-    tensor_start: int  # in bytes from the packed weights' first
-    task_tensor_values: int
-    head: int  # weights, in floats of the task's block; the bias follows at
+    head_weight: int
     head_bias: int
-    join: str
-    roots: int  # bit k: task k has no parent; signed, as the fingerprint is
-    slots: tuple[int, ...]
-    kept_columns: int
-    fingerprint: int
+    tensor_start: int  # in bytes from the packed weights' first
+    tensor_bytes: int  # of a task's tensor panels
+    slots: int  # how many sets of hidden outputs are kept at a time
+    layers: tuple[PackedLayer, ...]
+    slot: tuple[int, ...]  # where each task keeps its hidden outputs
 
-    @property
-    def slot_count(self) -> int:
-        return max(self.slots) + 1
+
+def answer_by(function: Answer) -> None:
+    """Torch's op, which :mod:`resflow_kernels.ops.library` has loaded, serves where the NumPy runtime is not built."""
+    global _torch_answer
+    _torch_answer = function
 
 
 @lru_cache(maxsize=256)
-def layout_of(plan: Plan) -> Layout:
-    """The layout of a plan's packed weights."""
-    layers: list[Layer] = []
-    floats = values = kept = 0
-    inputs = plan.in_features
-    for width, activation in zip(plan.hidden, plan.activations, strict=True):
-        columns, matrix = padded(width), floats
-        floats += -(-inputs * PRECISION_BYTES[plan.precision] // 4) * columns
-        bias = floats
-        slope = bias + columns
-        scale = slope + columns * (activation == "prelu")
-        shift = scale + columns * plan.affine
-        column_scale = shift + columns * plan.affine
-        floats = column_scale + columns * (plan.precision == "int8")
-        vectors = (bias, slope, scale, shift, column_scale)
-        layers.append(Layer(inputs, width, columns, matrix, values, *vectors, activation, kept))
-        values += -(-inputs // TENSOR_CHUNK_INPUTS) * TENSOR_CHUNK_INPUTS * columns
-        kept += columns
-        inputs = width
-    head, head_bias = floats, floats + padded(inputs)
-    floats = head_bias + PACKED_LANE
-    size = PACKED_HEADER_BYTES + 4 * plan.tasks * floats
-    return Layout(
-        layers=tuple(layers),
-        task_floats=floats,
-        tensor_start=-(-size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT,
-        task_tensor_values=values,
-        head=head,
-        head_bias=head_bias,
-        join=_join(plan),
-        roots=_signed(sum(1 << task for task, parent in enumerate(plan.parents) if parent < 0)),
-        slots=_slots(plan.parents, plan.feature_residual),
-        kept_columns=kept,
-        fingerprint=_fingerprint(plan.encoded),
-    )
+def layout_of(encoded: tuple[int, ...]) -> PackedLayout:
+    """The layout of weights packed for an encoded plan.
+
+    Raises:
+        ImportError: no compiled library is there to ask.
+    """
+    numbers = iter(_answer()(encoded))
+    fields = _take(numbers, PACKED_FIELDS)
+    counts = dict(zip(PLAN_FIELDS, encoded, strict=False))
+    layers = tuple(PackedLayer(**_take(numbers, PACKED_LAYER_FIELDS)) for _ in range(counts["layers"]))
+    slot = tuple(numbers)
+    if len(slot) != counts["tasks"]:
+        raise ImportError("the compiled library is of another version of the package: build it anew")
+    return PackedLayout(**fields, layers=layers, slot=slot)
 
 
-def _join(plan: Plan) -> str:
-    if plan.head == "conditional":
-        return "conditional"
-    if not plan.logit_residual:
-        return "own"
-    return "non_increasing" if plan.non_increasing else "residual"
+def _take(numbers: Iterator[int], names: Sequence[str]) -> dict[str, int]:
+    return dict(zip(names, islice(numbers, len(names)), strict=True))
 
 
-def _slots(parents: tuple[int, ...], read_by_children: bool) -> tuple[int, ...]:
-    """Where each task keeps its outputs: the last child to read its parent's writes over them."""
-    last_reader = list(range(len(parents)))
-    for task, parent in enumerate(parents):
-        if parent >= 0 and read_by_children:
-            last_reader[parent] = task
-    slots: list[int] = []
-    for task, parent in enumerate(parents):
-        if read_by_children and parent >= 0 and last_reader[parent] == task:
-            slots.append(slots[parent])
-            continue
-        taken = {slots[other] for other in range(task) if last_reader[other] > task}
-        slots.append(next(slot for slot in range(task + 1) if slot not in taken))
-    return tuple(slots)
-
-
-def _fingerprint(encoded: tuple[int, ...]) -> int:
-    """FNV-1a over the plan's numbers, as the header of packed weights holds it."""
-    fingerprint = 14695981039346656037
-    for number in encoded:
-        fingerprint = (fingerprint ^ (number & (1 << 64) - 1)) * 1099511628211 & (1 << 64) - 1
-    return _signed(fingerprint)
-
-
-def _signed(word: int) -> int:
-    """64 bits as the int64 they are."""
-    return word - (1 << 64) * (word >> 63)
-
-
-def unpack_towers(packed: Tensor, plan: Plan) -> list[Tensor]:
-    """Canonical weights (``Plan.weight_shapes``) of packed ones, as their precision holds them."""
-    import torch
-
-    layout = layout_of(plan)
-    blocks = packed[PACKED_HEADER_BYTES:][: 4 * plan.tasks * layout.task_floats].view(plan.tasks, -1)
-    weights = []
-    for block in blocks:
-        floats = block.view(torch.float32)
-
-        def vector(place: int, width: int, floats: Tensor = floats) -> Tensor:
-            return floats[place : place + width].clone()
-
-        for layer in layout.layers:
-            matrix = _unpack_matrix(floats[layer.matrix : layer.bias], layer, plan.precision)
-            if plan.precision == "int8":
-                matrix = (matrix - 128) * vector(layer.column_scale, layer.width)
-            weights += [matrix, vector(layer.bias, layer.width)]
-            if layer.activation == "prelu":
-                weights.append(vector(layer.slope, layer.width))
-            if plan.affine:
-                weights += [vector(layer.scale, layer.width), vector(layer.shift, layer.width)]
-        weights += [vector(layout.head, layout.layers[-1].width), vector(layout.head_bias, 1)]
-    return weights
-
-
-def _unpack_matrix(floats: Tensor, layer: Layer, precision: str) -> Tensor:
-    """``[inputs, width]`` float32 of a layer's panels: words of one column's consecutive inputs."""
-    import torch
-
-    element = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.uint8}.get(precision, torch.float32)
-    per_word = 4 // PRECISION_BYTES[precision]
-    words = floats.numel() // layer.padded
-    panels, first = [], 0
-    for column in range(0, layer.padded, PANEL_COLUMNS):
-        lanes = min(PANEL_COLUMNS, layer.padded - column)
-        panel = floats[first : first + words * lanes].view(element).view(words, lanes, per_word)
-        panels.append(panel.transpose(1, 2).reshape(words * per_word, lanes))
-        first += words * lanes
-    return torch.cat(panels, dim=1)[: layer.inputs, : layer.width].float().contiguous()
+def _answer() -> Answer:
+    try:
+        answer: Answer = import_module("resflow_kernels._runtime").packed_layout
+    except ImportError as error:
+        if _torch_answer is None:
+            raise ImportError(
+                "the layout of packed weights is the compiled library's: build it with `make build` in a checkout, or "
+                f"install the package with `pip install --no-build-isolation .` ({error})"
+            ) from error
+        return _torch_answer
+    return answer

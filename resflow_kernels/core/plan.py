@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from ..contract import ACTIVATIONS, GPU_PRECISIONS, HEADS, PLAN_FIELDS, PLAN_LIMITS, PRECISIONS
-
-# Of the packed layout (csrc/core/plan.h): widths are padded to a cache line of floats.
-PACKED_LANE = 16
-PACKED_HEADER_BYTES = 64
-# Of its tensor panels (csrc/core/tensor_panels.h).
-TENSOR_PANEL_PRECISIONS = ("bfloat16", "float16")
-TENSOR_CHUNK_INPUTS = 64
-TENSOR_ALIGNMENT = 1024
-PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "float16": 2, "tensorfloat32": 4}
-_ALL_PRECISIONS = (*PRECISIONS, *GPU_PRECISIONS)
+from ..contract import (
+    ACTIVATIONS,
+    HEADS,
+    PACKED,
+    PLAN_FIELDS,
+    PLAN_LIMITS,
+    PRECISION_ROWS,
+    precision_of_code,
+)
+from .packed_layout import PackedLayout, layout_of
+from .weights import iter_weights
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Plan:
         object.__setattr__(self, "activations", tuple(activations))
         self._validate()
         object.__setattr__(self, "encoded", self._encode())
-        object.__setattr__(self, "weight_shapes", self._weight_shapes())
+        object.__setattr__(self, "weight_shapes", tuple((weight.name, weight.shape) for weight in iter_weights(self)))
 
     def _validate(self) -> None:
         width_limit = PLAN_LIMITS["max_width"]
@@ -96,8 +96,8 @@ class Plan:
         for name in self.activations:
             _require(name in ACTIVATIONS, "activations", f"one of {', '.join(ACTIVATIONS)}", repr(name))
         _require(self.head in HEADS, "head", f"one of {', '.join(HEADS)}", repr(self.head))
-        names = ", ".join(_ALL_PRECISIONS)
-        _require(self.precision in _ALL_PRECISIONS, "precision", f"one of {names}", repr(self.precision))
+        names = ", ".join(PRECISION_ROWS)
+        _require(self.precision in PRECISION_ROWS, "precision", f"one of {names}", repr(self.precision))
         most = PLAN_LIMITS["max_int8_inputs"]
         inputs = max(self.in_features, *self.hidden[:-1], 0)
         _require(self.precision != "int8" or inputs <= most, "precision", f"another for over {most} inputs", "int8")
@@ -128,7 +128,7 @@ class Plan:
             "logit_residual": int(self.logit_residual),
             "non_increasing": int(self.non_increasing),
             "affine": int(self.affine),
-            "precision": _ALL_PRECISIONS.index(self.precision),
+            "precision": PRECISION_ROWS[self.precision].code,
         }
         codes = [ACTIVATIONS.index(name) for name in self.activations]
         return (*(fields[name] for name in PLAN_FIELDS), *self.hidden, *codes, *self.parents)
@@ -145,48 +145,37 @@ class Plan:
         codes = rest[layers : 2 * layers]
         _require(all(0 <= code < len(ACTIVATIONS) for code in codes), "plan activations", "known codes", codes)
         _require(0 <= fields["head"] < len(HEADS), "plan head", "a known code", fields["head"])
-        _require(0 <= fields["precision"] < len(_ALL_PRECISIONS), "plan precision", "a known code", fields["precision"])
+        precision = precision_of_code(fields["precision"])
+        _require(precision is not None, "plan precision", "a known code", fields["precision"])
+        assert precision is not None
         return cls(
             in_features=fields["in_features"],
             hidden=tuple(rest[:layers]),
             parents=tuple(rest[2 * layers :]),
             activations=tuple(ACTIVATIONS[code] for code in codes),
             head=HEADS[fields["head"]],
-            precision=_ALL_PRECISIONS[fields["precision"]],
+            precision=precision,
             **{n: bool(fields[n]) for n in ("feature_residual", "logit_residual", "non_increasing", "affine")},
         )
 
-    def _weight_shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        shapes: list[tuple[str, tuple[int, ...]]] = []
-        for task in range(self.tasks):
-            inputs = self.in_features
-            for layer, (width, activation) in enumerate(zip(self.hidden, self.activations, strict=True)):
-                prefix = f"task {task}, layer {layer}, "
-                shapes += [(prefix + "weight", (inputs, width)), (prefix + "bias", (width,))]
-                if activation == "prelu":
-                    shapes.append((prefix + "slope", (width,)))
-                if self.affine:
-                    shapes += [(prefix + "scale", (width,)), (prefix + "shift", (width,))]
-                inputs = width
-            shapes += [(f"task {task}, head, weight", (inputs,)), (f"task {task}, head, bias", (1,))]
-        return tuple(shapes)
+    @property
+    def packed_layout(self) -> PackedLayout:
+        """Where each number of the packed weights lies (``csrc/core/plan.h``). Asks the compiled library."""
+        return layout_of(self.encoded)
 
     @property
     def packed_bytes(self) -> int:
-        """Size of the packed weights; the layout is described in ``csrc/core/plan.h``."""
-        floats = tensor_bytes = 0
-        inputs = self.in_features
-        for width, activation in zip(self.hidden, self.activations, strict=True):
-            vectors = 1 + (activation == "prelu") + 2 * self.affine + (self.precision == "int8")
-            words = -(-inputs * PRECISION_BYTES[self.precision] // 4)
-            floats += (words + vectors) * padded(width)
-            tensor_bytes += -(-inputs // TENSOR_CHUNK_INPUTS) * TENSOR_CHUNK_INPUTS * padded(width) * 2
-            inputs = width
-        floats += padded(inputs) + PACKED_LANE
-        size = PACKED_HEADER_BYTES + 4 * self.tasks * floats
-        if self.precision not in TENSOR_PANEL_PRECISIONS:
-            return size
-        return -(-size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT + self.tasks * tensor_bytes
+        """Size of the packed weights. Asks the compiled library."""
+        return self.packed_layout.packed_bytes
+
+    @property
+    def join(self) -> str:
+        """How a task's own logit joins its parent's: conditional, own (not at all), non_increasing or residual."""
+        if self.head == "conditional":
+            return "conditional"
+        if not self.logit_residual:
+            return "own"
+        return "non_increasing" if self.non_increasing else "residual"
 
     @property
     def table_width(self) -> int:
@@ -248,7 +237,7 @@ def topology(spec: Sequence[int] | Mapping[str, str] | str | None, tasks: Sequen
 
 def padded(width: int) -> int:
     """A width rounded up to whole cache lines of floats, as packed weights and training's sums have it."""
-    return -(-width // PACKED_LANE) * PACKED_LANE
+    return -(-width // PACKED["lane"]) * PACKED["lane"]
 
 
 def _require(holds: bool, field: str, expected: str, got: object) -> None:

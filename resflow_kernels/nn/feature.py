@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, reference
-from ..contract import PRECISIONS
+from ..contract import TABLE_PRECISIONS
 from ..core import checks
 from ..ops import FeatureIds, FeatureTables
 from ..reference import Scores, TopK
@@ -37,15 +37,11 @@ def round_table(table: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
     Raises:
         ValueError: an unknown dtype.
     """
-    if dtype not in PRECISIONS:
-        raise ValueError(f"round_table: dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}")
+    if dtype not in TABLE_PRECISIONS:
+        raise ValueError(f"round_table: dtype must be one of {', '.join(TABLE_PRECISIONS)}, got {dtype!r}")
     if dtype != "int8":
-        return table.detach().to(torch.float32 if dtype == "float32" else torch.bfloat16), None
-    rows = table.detach().float()
-    largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
-    scales = torch.where(largest.isfinite(), largest / 127, float("nan"))
-    steps = torch.where(scales > 0, scales, 1.0)
-    return torch.round(rows / steps[:, None]).nan_to_num(0.0).clamp(-127, 127).to(torch.int8), scales
+        return table.detach().to(getattr(torch, dtype)), None
+    return reference.int8_rows(table.detach().float())
 
 
 class _FeatureScorer(nn.Module, ABC):

@@ -48,8 +48,8 @@ class TowerLayer(nn.Module):
         """The activation's name in the plan (LeakyReLU is a PReLU there)."""
         return activation_name(self.activation)
 
-    def canonical_weights(self, affine: bool, input_affine: fold.Affine | None) -> list[Tensor]:
-        """The layer's part of ``Plan.weight_shapes``, in float64."""
+    def canonical_weights(self, input_affine: fold.Affine | None) -> dict[str, Tensor]:
+        """The layer's canonical weights by kind, in float64; scale and shift are 1 and 0 where it needs none."""
         weight = self.linear.weight.double().T
         bias = linear_bias(self.linear, weight)
         if input_affine is not None:
@@ -58,12 +58,10 @@ class TowerLayer(nn.Module):
         if norm is not None and not self.norm_after_activation:
             weight, bias = fold.after_linear(weight, bias, norm)
             norm = None
-        weights = [weight, bias]
-        if self.activation_name == "prelu":
-            weights.append(slope_of(self.activation, bias).double())
-        if affine:
-            weights += [torch.ones_like(bias), torch.zeros_like(bias)] if norm is None else [norm.scale, norm.shift]
-        return weights
+        if norm is None:
+            norm = fold.Affine(torch.ones_like(bias), torch.zeros_like(bias))
+        slope = {"slope": slope_of(self.activation, bias).double()} if self.activation_name == "prelu" else {}
+        return {"weight": weight, "bias": bias, **slope, "scale": norm.scale, "shift": norm.shift}
 
 
 def check_layer_settings(activation: str, norm: str | None) -> None:

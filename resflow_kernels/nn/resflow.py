@@ -21,6 +21,7 @@ from .. import ops, reference
 from ..core import checks
 from ..core.fusion import Additive, Fusion
 from ..core.plan import Plan, chain
+from ..core.weights import Tower, in_order
 from ..ops import backends
 from ..ops.call import OPS
 from ..reference import Scores, TopK
@@ -189,13 +190,12 @@ class ResFlow(LayeredRanker):
                 f"ResFlow: layers must be as they were made to have canonical weights, got a model where {reason}"
             )
         input_affine = None if self.input_norm is None else norm_affine(self.input_norm)
-        weights: list[Tensor] = []
-        for tower, head in zip(self._tower_layers(), self._head_layers(), strict=True):
-            for level, layer in enumerate(tower):
-                weights += layer.canonical_weights(self.plan.affine, input_affine if level == 0 else None)
+        towers: list[Tower] = []
+        for layers, head in zip(self._tower_layers(), self._head_layers(), strict=True):
+            own = (layer.canonical_weights(input_affine if at == 0 else None) for at, layer in enumerate(layers))
             weight = head.weight.double().T
-            weights += [weight[:, 0], linear_bias(head, weight)]
-        return [weight.float().contiguous() for weight in weights]
+            towers.append(Tower(tuple(own), {"weight": weight[:, 0], "bias": linear_bias(head, weight)}))
+        return [weight.float().contiguous() for weight in in_order(self.plan, towers)]
 
     def _tower_layers(self) -> list[list[TowerLayer]]:
         return [cast("list[TowerLayer]", list(cast(nn.ModuleList, tower))) for tower in self.towers]

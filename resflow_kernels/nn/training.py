@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..core import fold
+from ..core.plan import Plan
+from ..core.weights import Tower, in_order
 from .layers import TowerLayer, norm_affine, slope_of
 from .ranker import contiguous_rows
 
@@ -79,14 +81,14 @@ def logits(model: ResFlow, x: Tensor) -> Tensor:
     layers = list(_layers(model))
     first, x = layers[0], contiguous_rows(x)
     if not _uses_batch(first.norm):
-        weights = _weights(model, model.plan.affine)
+        weights = _weights(model, model.plan)
         return ops.training_logits(x, weights, model.plan, recompute=model.recompute)[0]
     assert first.norm is not None
     if x.shape[0] < 2:
         raise ValueError(f"ResFlow: x must be at least 2 rows for a BatchNorm in training, got {x.shape[0]}")
     statistics = "batch_after" if first.norm_after_activation else "batch_before"
     settings = (model.affine_plan, statistics, first.norm.eps, model.recompute)
-    made, mean, variance = ops.training_logits(x, _weights(model, True), *settings)
+    made, mean, variance = ops.training_logits(x, _weights(model, model.affine_plan), *settings)
     with torch.no_grad():
         _update_running(model, mean, variance, x.shape[0])
     return made
@@ -101,18 +103,22 @@ def _layers(model: ResFlow) -> Iterator[TowerLayer]:
         yield from tower
 
 
-def _weights(model: ResFlow, affine: bool) -> list[Tensor]:
+def _weights(model: ResFlow, plan: Plan) -> list[Tensor]:
     """The parameters as ``training_logits`` takes them, differentiable."""
-    weights: list[Tensor] = []
-    for tower, head in zip(model._tower_layers(), model._head_layers(), strict=True):
-        for layer in tower:
-            weights += _layer_weights(layer, affine)
+    towers: list[Tower] = []
+    for layers, head in zip(model._tower_layers(), model._head_layers(), strict=True):
         bias = head.weight.new_zeros(1) if head.bias is None else head.bias
-        weights += [head.weight.view(-1), bias]
-    return [weight.contiguous() for weight in weights]
+        towers.append(
+            Tower(
+                tuple(_layer_weights(layer, plan.affine) for layer in layers),
+                {"weight": head.weight.view(-1), "bias": bias},
+            )
+        )
+    return [weight.contiguous() for weight in in_order(plan, towers)]
 
 
-def _layer_weights(layer: TowerLayer, affine: bool) -> list[Tensor]:
+def _layer_weights(layer: TowerLayer, affine: bool) -> dict[str, Tensor]:
+    """A layer's weights by kind; in an affine plan scale and shift are 1 and 0 where it has none."""
     weight = layer.linear.weight
     bias = weight.new_zeros(weight.shape[0]) if layer.linear.bias is None else layer.linear.bias
     norm = layer.norm
@@ -128,10 +134,10 @@ def _layer_weights(layer: TowerLayer, affine: bool) -> list[Tensor]:
         gamma = bias.new_ones(bias.shape) if norm.weight is None else norm.weight
         beta = bias.new_zeros(bias.shape) if norm.bias is None else norm.bias
         affines = [gamma, beta]
-    slope = [slope_of(layer.activation, bias)] if layer.activation_name == "prelu" else []
     if affine and not affines:
         affines = [bias.new_ones(bias.shape), bias.new_zeros(bias.shape)]
-    return [weight, bias, *slope, *affines]
+    slope = {"slope": slope_of(layer.activation, bias)} if layer.activation_name == "prelu" else {}
+    return {"weight": weight, "bias": bias, **slope, **dict(zip(("scale", "shift"), affines, strict=False))}
 
 
 def _update_running(model: ResFlow, mean: Tensor, variance: Tensor, rows: int) -> None:

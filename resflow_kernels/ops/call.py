@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract import FORMS, FUSIONS, PRECISIONS, WEIGHTS_PER
+from ..contract import FORMS, FUSIONS, PRECISION_ROWS, TABLE_PRECISIONS, WEIGHTS_PER
 from ..core import checks
 from ..core.forms import form_of
 from ..core.plan import Plan
@@ -92,8 +92,8 @@ def table_dtype(op: str, dtype: str) -> int:
     Raises:
         ValueError: an unknown dtype.
     """
-    checks.name_of(op, "dtype", dtype, PRECISIONS)
-    return PRECISIONS.index(dtype)
+    checks.name_of(op, "dtype", dtype, TABLE_PRECISIONS)
+    return PRECISION_ROWS[dtype].code
 
 
 def other_backend(op: str, form: str, tensor: Tensor, plan: Plan, backend: str | None) -> partial[Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract import FORMS, OP_SCHEMAS
+from ..contract import FORMS, OP_SCHEMAS, PLAN_OPS
 from ..core import checks, outputs
 from ..core.forms import check, decoded, form_of
 from . import library
@@ -66,7 +66,7 @@ FAKES: dict[str, Callable[..., Any]] = {
 def register() -> None:
     """Register fake kernels and autocast, once."""
     compiled, _ = library.load()
-    for op in OP_SCHEMAS:
+    for op in (name for name in OP_SCHEMAS if name not in PLAN_OPS):  # those are asked, not traced
         torch.library.register_fake(f"resflow::{op}", FAKES.get(op) or scoring_fake(op))
     for form in FORMS.values():
         if compiled and "autocast" in form.flags:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..contract import OP_SCHEMAS
-from ..core import build
+from ..core import build, packed_layout
 
 LIBRARY = Path(__file__).parents[1] / "_ops.so"
 CUDA_LIBRARY = Path(__file__).parents[1] / "_cuda.so"
@@ -83,6 +83,8 @@ def load() -> tuple[bool, str]:
     if not _status[0]:
         for name, schema in OP_SCHEMAS.items():
             _python_library.define(name + schema)
+    else:
+        packed_layout.answer_by(torch.ops.resflow.packed_layout)
     _cuda_status = _load_cuda() if _status[0] else _status
     return _status
 

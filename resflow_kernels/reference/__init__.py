@@ -1,5 +1,6 @@
 """Every form in plain PyTorch, in any dtype: the ground truth of all kernels."""
 
+from .rounding import int8_rows, rounded
 from .towers import (
     Layer,
     Scores,
@@ -13,7 +14,6 @@ from .towers import (
     fuse,
     request_of_candidates,
     request_scores,
-    rounded,
     spread_weights,
     topk,
     tower_logits,
@@ -30,6 +30,7 @@ __all__ = [
     "feature_rows",
     "finish",
     "fuse",
+    "int8_rows",
     "request_of_candidates",
     "request_scores",
     "rounded",

@@ -15,9 +15,10 @@ from torch import Tensor
 from ..contract.results import Scores
 from ..core import checks
 from ..core.forms import Call, check, decoded
-from ..core.packed_layout import unpack_towers
 from ..core.plan import padded
 from . import towers
+from .rounding import int8_rows
+from .unpack import unpack_towers
 
 _ROWS = checks.row_dtypes("cuda")
 
@@ -45,14 +46,6 @@ def catalog_rows(item: Tensor, packed: Tensor, plan: tuple[int, ...], dtype: int
     if stored == torch.int8:
         return int8_rows(rows)
     return rows.to(stored), rows.new_empty((0,))
-
-
-def int8_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows as bytes times one scale each: their largest magnitude over 127, NaN where a value is not finite."""
-    scales = rows.abs().amax(1) / 127
-    scales = torch.where(scales.isfinite(), scales, float("nan"))
-    steps = torch.where(scales[:, None] > 0, torch.round(rows / scales[:, None]), 0.0)
-    return steps.to(torch.int8), scales
 
 
 def _dense(call: Call, weights: list[Tensor], x: Tensor, offsets: Tensor | None = None) -> Scores:

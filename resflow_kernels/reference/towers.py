@@ -19,7 +19,9 @@ from ..contract import FUSIONS
 from ..contract.results import Scores, TopK
 from ..core.fusion import FORMS
 from ..core.plan import Plan
+from ..core.weights import towers_of
 from . import activations
+from .rounding import rounded
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -200,27 +202,6 @@ def feature_rows(
     return torch.cat(parts, dim=1)
 
 
-def rounded(values: Tensor, precision: str, dim: int = -1) -> Tensor:
-    """``values`` as a precision holds them; int8 has a scale for each line along ``dim``."""
-    if precision in ("bfloat16", "float16"):
-        return values.to(getattr(torch, precision)).to(values.dtype)
-    if precision == "tensorfloat32":
-        return _tensorfloat32(values.float()).to(values.dtype)
-    if precision == "int8":
-        if values.numel() == 0:
-            return values
-        scale = values.abs().amax(dim, keepdim=True) / 127
-        return torch.where(scale > 0, torch.round(values / scale) * scale, scale * values)
-    return values
-
-
-def _tensorfloat32(values: Tensor) -> Tensor:
-    """Float32 with 10 bits of mantissa: to the nearest, ties away from zero; infinities and NaN stay."""
-    bits = values.contiguous().view(torch.int32)
-    nearest = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
-    return torch.where(values.isfinite(), nearest, values)
-
-
 class _Part(NamedTuple):
     """Some consecutive columns of the input row."""
 
@@ -248,14 +229,15 @@ class _Layer(NamedTuple):
 
 def _towers(weights: Sequence[Tensor], plan: Plan) -> list[tuple[list[_Layer], tuple[Tensor, Tensor]]]:
     """Each task's layers, and its head's weight and bias."""
-    left = iter(weights)
 
-    def layer(activation: str) -> _Layer:
-        weight, bias = next(left), next(left)
-        slope = next(left) if activation == "prelu" else None
-        return _Layer(activation, weight, bias, slope, (next(left), next(left)) if plan.affine else None)
+    def layer(activation: str, own: dict[str, Tensor]) -> _Layer:
+        affine = (own["scale"], own["shift"]) if plan.affine else None
+        return _Layer(activation, own["weight"], own["bias"], own.get("slope"), affine)
 
-    return [([layer(name) for name in plan.activations], (next(left), next(left))) for _ in range(plan.tasks)]
+    return [
+        (list(map(layer, plan.activations, tower.layers)), (tower.head["weight"], tower.head["bias"]))
+        for tower in towers_of(plan, weights)
+    ]
 
 
 def _logits(parts: Sequence[_Part], weights: Sequence[Tensor], plan: Plan, products: Tensor | None = None) -> Tensor:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 
-from ..contract import PRECISIONS
+from ..contract import PRECISION_ROWS, TABLE_PRECISIONS
 from ..core.plan import Plan
 from .bundle import Bundle, atomic_path, weights_digest
 from .library import Table, compiled
@@ -175,7 +175,7 @@ def build_catalog(
         >>> catalog = build_catalog(bundle.load("ranker.safetensors"), items, "items.catalog")  # doctest: +SKIP
         >>> scorer.catalog_topk(user, ids, offsets, catalog, k=100)  # doctest: +SKIP
     """
-    _require(dtype in PRECISIONS, "dtype", f"one of {', '.join(PRECISIONS)}", repr(dtype))
+    _require(dtype in TABLE_PRECISIONS, "dtype", f"one of {', '.join(TABLE_PRECISIONS)}", repr(dtype))
     projection = _Projection.of(model)
     blocks: Iterable[NDArray[np.float32]] = [items] if isinstance(items, np.ndarray) else items
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -203,7 +203,7 @@ class _Projection:
         return cls(plan, compiled().pack_towers(weights, plan.encoded), weights_digest(weights))
 
     def rows(self, items: NDArray[np.float32], dtype: str) -> Table:
-        return Table(*compiled().catalog_rows(items, self.packed, self.plan.encoded, PRECISIONS.index(dtype)))
+        return Table(*compiled().catalog_rows(items, self.packed, self.plan.encoded, PRECISION_ROWS[dtype].code))
 
 
 def _write(file: BinaryIO, projection: _Projection, blocks: Iterable[Any], dtype: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..contract import PRECISIONS, WEIGHTS_PER
+from ..contract import PRECISION_ROWS, TABLE_PRECISIONS, WEIGHTS_PER
 from ..contract.results import Scores, TopK
 from ..core.fusion import Additive, Fusion
 from ..core.plan import Plan
@@ -204,9 +204,9 @@ class Scorer:
         Returns:
             :class:`Table` of ``M`` rows. :func:`resflow_kernels.serving.catalog.build_catalog` writes one to a file.
         """
-        if dtype not in PRECISIONS:
-            raise ValueError(f"catalog_rows: dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}")
-        code = PRECISIONS.index(dtype)
+        if dtype not in TABLE_PRECISIONS:
+            raise ValueError(f"catalog_rows: dtype must be one of {', '.join(TABLE_PRECISIONS)}, got {dtype!r}")
+        code = PRECISION_ROWS[dtype].code
         return Table(*self._library.catalog_rows(_rows(items), self.packed, self.plan.encoded, code, self._threads))
 
     def catalog_scores(

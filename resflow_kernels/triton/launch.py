@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..core.fusion import weight_count
-from ..core.packed_layout import MAGIC, Layout, layout_of
 from ..core.plan import Plan
 from .chain import chain_kernel
 from .configs import Config, is_chain
 from .forest import forest_kernel
+from .layout import MAGIC, Layout, layout_of
 from .project import project_kernel
 
 # Programs of the forest kernel at a time, for each of which the workspace has a part: enough for two on each of the
@@ -143,7 +143,7 @@ def _score_constants(
     constants = _weights_constants(plan, layout) | {
         "LAYERS": tuple(tuple(layer) for layer in layout.layers),
         "HEAD": (layout.head, layout.head_bias),
-        "JOIN": layout.join,
+        "JOIN": plan.join,
         "FEATURE_RESIDUAL": plan.feature_residual,
         "AFFINE": plan.affine,
         "FIRST_INPUT": inputs[0],

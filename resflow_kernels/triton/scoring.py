@@ -19,7 +19,7 @@ from ..core import checks
 from ..core.forms import Call, check, decoded
 from ..core.outputs import empty_scores, empty_table
 from ..core.plan import Plan
-from ..reference.packed import int8_rows
+from ..reference import int8_rows
 from .chain import chain_kernel
 from .configs import config_of
 from .launch import Launch, Sources, project_launch, score_launch

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow_kernels import FeatureRanker, ResFlow, ops
+from resflow_kernels.contract import OP_SCHEMAS
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import random_weights
 
@@ -188,7 +189,9 @@ def _fake(op: str, arguments: dict[str, Any]) -> object:
 
 def _numpy(op: str, arguments: dict[str, Any]) -> object:
     runtime = pytest.importorskip("resflow_kernels._runtime")
-    return getattr(runtime, op)(**torch.utils._pytree.tree_map_only(Tensor, Tensor.numpy, arguments))
+    names = [argument.split()[-1] for argument in OP_SCHEMAS[op].split(") ->")[0][1:].split(", ")]
+    arrays = torch.utils._pytree.tree_map_only(Tensor, Tensor.numpy, arguments)
+    return getattr(runtime, op)(*(arrays[name] for name in names))
 
 
 def _module(op: str, arguments: dict[str, Any]) -> object:
@@ -201,7 +204,7 @@ def _module(op: str, arguments: dict[str, Any]) -> object:
 
     if op == DENSE:
         return model(ids(""))
-    return model.request_scores(ids("user_"), ids("item_"), arguments["offsets"])
+    return model.feature_request_scores(ids("user_"), ids("item_"), arguments["offsets"])
 
 
 @pytest.mark.parametrize("op", [DENSE, REQUEST, "feature_topk", "feature_request_topk"])

@@ -38,7 +38,7 @@ def held(table: Tensor, scales: Tensor, plan: Plan) -> Tensor:
     seed=seeds,
 )
 def test_scores_are_exact(
-    device: Device, plan: Plan, batch: int, requests: int, element: str, fusion: str, per: str, seed: int
+    device: Device, plan: Plan, batch: int, requests: int, dtype: str, fusion: str, per: str, seed: int
 ) -> None:
     case = TowerCase(plan, 0, fusion, CALL, seed, ops=device)
     split = int(torch.randint(0, plan.in_features + 1, (), generator=case.generator))
@@ -48,12 +48,12 @@ def test_scores_are_exact(
     offsets = random_offsets(batch, requests, case.generator)
     rows = {CALL: None, REQUEST: requests, CANDIDATE: batch}[per]
     weights = fusion_weights(plan, fusion, rows, case.generator)
-    table, scales = device.catalog_rows(items, case.packed, plan, element)
+    table, scales = device.catalog_rows(items, case.packed, plan, dtype)
 
     doubles = [weight.double() for weight in case.weights]
     products = reference.catalog_rows(items.double(), doubles, plan)
     values = held(table, scales, plan)
-    step = {"float32": 1e-5, "bfloat16": 2**-8, "int8": 1 / 120}[element]
+    step = {"float32": 1e-5, "bfloat16": 2**-8, "int8": 1 / 120}[dtype]
     largest = products.abs().amax((1, 2), keepdim=True)
     assert ((values - products).abs() <= step * (largest + 1)).all()
 
@@ -64,15 +64,15 @@ def test_scores_are_exact(
     assert same_bits(device.catalog_topk(*arguments, 7), reference.topk(got.score, offsets, 7))
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_workloads_are_exact(device: Device, name: str, element: str) -> None:
+def test_workloads_are_exact(device: Device, name: str, dtype: str) -> None:
     workload = WORKLOADS[name]
     for precision in ("float32", "bfloat16") if device.emulated else precisions_of("cuda"):
         plan = replace(workload.plan, precision=precision)
         case = TowerCase(plan, 0, ops=device)
         items = torch.randn(40, plan.in_features - workload.user_features, generator=case.generator)
-        table, scales = device.catalog_rows(items, case.packed, plan, element)
+        table, scales = device.catalog_rows(items, case.packed, plan, dtype)
         user = torch.randn(2, workload.user_features, generator=case.generator)
         batch = 20 if device.emulated else 20_000
         ids = torch.randint(0, 40, (batch,), generator=case.generator)
@@ -90,12 +90,12 @@ def test_a_table_of_the_cpu_scores_alike(device: Device) -> None:
     """Tables move between devices: their layout is the same, and so are the values to a step of the dtype."""
     case = TowerCase(Plan(20, (33, 5), (-1, 0)), 0, ops=device)
     items = torch.randn(11, 12)
-    for element in ELEMENTS:
-        table, scales = ops.catalog_rows(items, case.packed, case.plan, element)
-        own, own_scales = device.catalog_rows(items, case.packed, case.plan, element)
+    for dtype in ELEMENTS:
+        table, scales = ops.catalog_rows(items, case.packed, case.plan, dtype)
+        own, own_scales = device.catalog_rows(items, case.packed, case.plan, dtype)
         assert own.shape == table.shape and own.dtype == table.dtype
         torch.testing.assert_close(own_scales, scales, rtol=1e-5, atol=0)
-        assert (own.float() - table.float()).abs().max() <= {"float32": 1e-5, "bfloat16": 2e-2, "int8": 1}[element]
+        assert (own.float() - table.float()).abs().max() <= {"float32": 1e-5, "bfloat16": 2e-2, "int8": 1}[dtype]
         user, ids, offsets = torch.randn(1, 8), torch.arange(11), torch.tensor([0, 11])
         arguments = (user, ids, offsets, table, scales, case.packed, case.plan, case.fusion_weights)
         here, there = ops.catalog_scores(*arguments), device.catalog_scores(*arguments)

@@ -22,8 +22,8 @@ features = st.lists(
 
 
 def columns(features: list[tuple[int, str, bool]]) -> tuple[list[int], list[str], list[bool]]:
-    widths, element, ragged = zip(*features, strict=True)
-    return list(widths), list(element), list(ragged)
+    widths, dtype, ragged = zip(*features, strict=True)
+    return list(widths), list(dtype), list(ragged)
 
 
 @given(plan=gpu_plans(), features=features, batch=gpu_batches, fusion=fusions, seed=seeds)
@@ -63,8 +63,10 @@ def test_requests_have_the_bits_of_the_request_form(
     users = int(case.draw(len(case.rows) + 1))
     user, item = case.random_ids(requests, range(users)), case.random_ids(batch, range(users, len(case.rows)))
     offsets = random_offsets(batch, requests, case.generator)
-    weights = fusion_weights(case.plan, 0, (None, requests, batch)[per], case.generator)
-    settings = (case.packed, case.plan, weights, 0, per)
+    weights = fusion_weights(
+        case.plan, "additive", {"call": None, "request": requests, "candidate": batch}[per], case.generator
+    )
+    settings = (case.packed, case.plan, weights, "additive", per)
     got = device.feature_request_scores(user, item, offsets, case.tables, users, *settings)
 
     tables, scales, ragged = case.tables
@@ -91,13 +93,13 @@ def test_topk_is_that_of_the_scores(
     assert same_bits(best, reference.topk(case.run().score, offsets, 5))
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_workloads_of_width_32(device: Device, name: str, element: str) -> None:
+def test_workloads_of_width_32(device: Device, name: str, dtype: str) -> None:
     plan = WORKLOADS[name].plan
     count = plan.in_features // 32
     widths = [32] * count + ([plan.in_features % 32] if plan.in_features % 32 else [])
     ragged = [at % 5 == 4 for at in range(len(widths))]
-    case = FeatureCase(plan, widths, [element] * len(widths), ragged, 20 if device.emulated else 5000, 0, ops=device)
+    case = FeatureCase(plan, widths, [dtype] * len(widths), ragged, 20 if device.emulated else 5000, 0, ops=device)
     settings = (case.packed, case.plan, case.fusion_weights)
     assert same_bits(case.run(), device.dense_scores(case.pooled(), *settings))

@@ -172,8 +172,8 @@ def test_an_id_that_is_no_row_scores_nan_alone(device: Device, bad: int) -> None
     wrong = ids.clone()
     wrong[5] = bad
     others = torch.arange(9) != 5
-    for element in ("float32", "bfloat16", "int8"):
-        table = device.catalog_rows(items, case.packed, plan, element)
+    for dtype in ("float32", "bfloat16", "int8"):
+        table = device.catalog_rows(items, case.packed, plan, dtype)
         good = device.catalog_scores(user, ids, offsets, *table, *rest)
         got = device.catalog_scores(user, wrong, offsets, *table, *rest)
         assert all(part[5].isnan().all() for part in got)
@@ -181,7 +181,7 @@ def test_an_id_that_is_no_row_scores_nan_alone(device: Device, bad: int) -> None
         best = device.catalog_topk(user, wrong, offsets, *table, *rest, k=9)
         assert best.positions[0, -1] == 5 and best.scores[0, -1].isnan()
 
-        rows, scales = device.twin_rows(torch.randn(4, 6), 2, element)
+        rows, scales = device.twin_rows(torch.randn(4, 6), 2, dtype)
         vectors, parents = torch.randn(1, 6), [-1, 0]
         good = device.twin_ids_scores(vectors, ids, offsets, rows, scales, torch.ones(2), parents)
         got = device.twin_ids_scores(vectors, wrong, offsets, rows, scales, torch.ones(2), parents)
@@ -236,7 +236,7 @@ def test_weights_at_an_odd_address_are_refused(device: Device, place: int) -> No
 CHECKED = """
 import sys, torch
 from resflow_kernels import ops
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import random_weights
 from tests.support.devices import Device
 device, plan = Device(sys.argv[1]), Plan(6, (5, 4), (-1, 0), affine=True)

@@ -42,29 +42,29 @@ def test_scores_are_exact(
     width: int,
     items: int,
     requests: int,
-    element: str,
+    dtype: str,
     fusion: str,
     per: str,
     non_increasing: bool,
     seed: int,
 ) -> None:
-    case = TwinCase(tasks, width, items, requests, element, fusion, per, seed, non_increasing, ops=device)
+    case = TwinCase(tasks, width, items, requests, dtype, fusion, per, seed, non_increasing, ops=device)
     weights = case.weights(items)
     arguments = (case.user.double(), case.table, case.scales, weights.double(), *case.settings)
-    assert_exact(case.all(), twin.twin_scores(*arguments), weights, BUDGET[element])
+    assert_exact(case.all(), twin.twin_scores(*arguments), weights, BUDGET[dtype])
 
     weights = case.weights(case.candidates)
     inputs = (case.user.double(), case.ids, case.offsets, case.table, case.scales)
     exact = twin.twin_ids_scores(*inputs, weights.double(), *case.settings)
-    assert_exact(case.listed(), exact, weights, BUDGET[element])
+    assert_exact(case.listed(), exact, weights, BUDGET[dtype])
 
 
 @given(tasks=tasks_of, width=widths, items=counts, dtype=elements, seed=seeds)
-def test_tables_are_the_cpus(device: Device, tasks: int, width: int, items: int, element: str, seed: int) -> None:
+def test_tables_are_the_cpus(device: Device, tasks: int, width: int, items: int, dtype: str, seed: int) -> None:
     """Rounding is defined to the bit, so a table may be built on either device."""
-    case = TwinCase(tasks, width, items, 1, element, seed=seed, ops=device)
+    case = TwinCase(tasks, width, items, 1, dtype, seed=seed, ops=device)
     for vectors in (case.vectors, case.vectors.bfloat16()):
-        assert same_bits(device.twin_rows(vectors, tasks, element), ops.twin_rows(vectors, tasks, element))
+        assert same_bits(device.twin_rows(vectors, tasks, dtype), ops.twin_rows(vectors, tasks, dtype))
 
 
 @given(
@@ -77,12 +77,12 @@ def test_tables_are_the_cpus(device: Device, tasks: int, width: int, items: int,
     seed=seeds,
 )
 def test_topk_is_that_of_the_scores(
-    device: Device, tasks: int, width: int, items: int, requests: int, element: str, k: int, seed: int
+    device: Device, tasks: int, width: int, items: int, requests: int, dtype: str, k: int, seed: int
 ) -> None:
-    case = TwinCase(tasks, width, items, requests, element, seed=seed, ops=device)
+    case = TwinCase(tasks, width, items, requests, dtype, seed=seed, ops=device)
     if items:  # equal scores
         case.table[torch.randint(0, items, (items // 2,), generator=case.generator)] = case.table[0].clone()
-        if element == "int8":
+        if dtype == "int8":
             case.scales[:] = case.scales[:1]
     weights = case.weights(items)
     offsets = torch.arange(requests + 1) * items
@@ -93,13 +93,13 @@ def test_topk_is_that_of_the_scores(
     assert same_bits(best, reference.topk(case.listed().score, case.offsets, k))
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("width", [16, 67])
-def test_an_item_scores_the_same_in_any_company(device: Device, width: int, element: str) -> None:
-    case = TwinCase(3, width, 90, 5, element, ops=device)
+def test_an_item_scores_the_same_in_any_company(device: Device, width: int, dtype: str) -> None:
+    case = TwinCase(3, width, 90, 5, dtype, ops=device)
     whole, settings = case.all(), case.settings
     some = torch.randperm(90, generator=case.generator)[:37]
-    scales = case.scales[some] if element == "int8" else case.scales
+    scales = case.scales[some] if dtype == "int8" else case.scales
     part = device.twin_scores(case.user[2:3], case.table[some], scales, case.weights(90), *settings)
     assert same_bits(part, tuple(of[2 * 90 + some] for of in whole))
     offsets = random_offsets(5 * 90, 5, case.generator)
@@ -109,9 +109,9 @@ def test_an_item_scores_the_same_in_any_company(device: Device, width: int, elem
     assert same_bits(listed, tuple(of[owner * 90 + ids] for of in whole))
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
-def test_nan_stays_with_its_item_and_its_user(device: Device, element: str) -> None:
-    case = TwinCase(2, 20, 40, 3, element, ops=device)
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_nan_stays_with_its_item_and_its_user(device: Device, dtype: str) -> None:
+    case = TwinCase(2, 20, 40, 3, dtype, ops=device)
     clean = case.all()
     user = case.user.clone()
     user[1, 3] = float("nan")
@@ -121,7 +121,7 @@ def test_nan_stays_with_its_item_and_its_user(device: Device, element: str) -> N
     assert got.score[~others].isnan().all()
     vectors = case.vectors.clone()
     vectors[7, 0] = float("nan")
-    table, scales = device.twin_rows(vectors, 2, element)
+    table, scales = device.twin_rows(vectors, 2, dtype)
     got = device.twin_scores(case.user, table, scales, case.weights(40), *case.settings)
     others = torch.arange(120) % 40 != 7
     assert same_bits(tuple(part[others] for part in got), tuple(part[others] for part in clean))
@@ -138,11 +138,11 @@ def test_empty_inputs(device: Device, items: int, requests: int) -> None:
     assert int((best.positions == -1).sum()) == requests * (4 - items)
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
-def test_a_large_table(device: Device, element: str) -> None:
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_a_large_table(device: Device, dtype: str) -> None:
     if device.emulated:
         pytest.skip("emulated: takes minutes")
-    case = TwinCase(3, 64, 200_000, 5, element, ops=device)
+    case = TwinCase(3, 64, 200_000, 5, dtype, ops=device)
     weights = case.weights(200_000)
     best = device.twin_topk(case.user, case.table, case.scales, weights, *case.settings, 100)
     assert same_bits(best, reference.topk(case.all().score, torch.arange(6) * 200_000, 100))

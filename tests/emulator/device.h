@@ -12,7 +12,6 @@
 #include "emulator/warp.h"
 
 #define RESFLOW_DEVICE inline
-#define RESFLOW_BOTH inline
 
 namespace resflow::cuda {
 

@@ -8,9 +8,9 @@
 
 #include "../cpp/models.h"
 #include "core/number_formats.h"
-#include "cpu/towers/score.h"
-#include "cuda/towers/dispatch.h"
+#include "cpu/towers/towers.h"
 #include "cuda/device/launch.h"
+#include "cuda/towers/dispatch.h"
 #include "cuda/towers/tower.h"
 
 using namespace resflow;
@@ -72,8 +72,8 @@ bool passes() {
   candidates.count = kCandidates;
   const FusionWeights weights{Fusion::additive, WeightsPer::call, ones.data()};
   Results expected(model.plan.tasks);
-  cpu::score({model.plan, model.bytes.data()}, candidates, weights, 1, expected.logits.data(), expected.probs.data(),
-             expected.score.data());
+  cpu::towers_scores({{model.plan, model.bytes.data()}, candidates, weights},
+                     {expected.logits.data(), expected.probs.data(), expected.score.data()}, 1);
   for (uint64_t seed = 1; seed <= 3; ++seed) {
     set_schedule_seed(seed);
     for (const Results& got : {scores_of<0>(model, candidates, weights), scores_of<2>(model, candidates, weights)}) {

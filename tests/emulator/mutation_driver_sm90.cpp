@@ -7,7 +7,7 @@
 
 #include "../cpp/models.h"
 #include "core/number_formats.h"
-#include "cpu/towers/score.h"
+#include "cpu/towers/towers.h"
 #include "cuda/device/launch.h"
 #include "cuda/device/tensor_map.h"
 #include "cuda/towers/tower_sm90.h"
@@ -68,8 +68,8 @@ int run() {
   candidates.x = {{x.data(), Precision::bfloat16, kInputs}, {}};
   candidates.count = kCandidates;
   Results expected(model.plan.tasks);
-  cpu::score({model.plan, model.bytes.data()}, candidates, fusion, 1, expected.logits.data(), expected.probs.data(),
-             expected.score.data());
+  cpu::towers_scores({{model.plan, model.bytes.data()}, candidates, fusion},
+                     {expected.logits.data(), expected.probs.data(), expected.score.data()}, 1);
   for (uint64_t seed = 0; seed < 5; ++seed) {
     set_schedule_seed(seed);
     const Results got = scores_of(model, candidates, fusion);

@@ -93,22 +93,22 @@ def test_gradients_are_those_of_the_embeddings() -> None:
         torch.testing.assert_close(own, embedding.weight.grad)
 
 
-@pytest.mark.parametrize("element", PRECISIONS)
-def test_packed_tables(element: str) -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_packed_tables(dtype: str) -> None:
     model, looked_up = ranker(), ids()
-    packed = model.packed(element)
+    packed = model.packed(dtype)
     assert not list(packed.parameters())
     tables = packed.feature_tables
-    assert {str(table.dtype) for table in tables.tables} == {f"torch.{element}"}
+    assert {str(table.dtype) for table in tables.tables} == {f"torch.{dtype}"}
     assert tables.tables[2] is tables.tables[3]
-    bound = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.5 / 127 + 1e-6}[element]
+    bound = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.5 / 127 + 1e-6}[dtype]
     for table, original in zip(tables.tables, model.feature_tables.tables, strict=True):
-        scales = round_table(original, element)[1]
+        scales = round_table(original, dtype)[1]
         held = table.float() * (1.0 if scales is None else scales[:, None])
         assert ((held - original).abs() <= bound * original.abs().amax(1, keepdim=True)).all()
     with torch.inference_mode():
         probs, unrounded = packed(looked_up).probs, model(looked_up).probs
-        assert (probs - unrounded).abs().max() <= {"float32": 0.0, "bfloat16": 0.01, "int8": 0.02}[element]
+        assert (probs - unrounded).abs().max() <= {"float32": 0.0, "bfloat16": 0.01, "int8": 0.02}[dtype]
         twin = copy.deepcopy(packed)
         twin.load_state_dict(packed.state_dict())
         assert torch.equal(twin(looked_up).probs, probs)
@@ -121,7 +121,7 @@ def test_rounding_tables_keeps_zeros_and_poison() -> None:
     assert held.tolist()[:2] == [[0, 0], [64, -127]] and scales[:2].tolist() == [0.0, 2 / torch.tensor(127.0)]
     assert scales[2:].isnan().all()
     assert round_table(torch.zeros(3, 0), "int8")[0].shape == (3, 0)
-    with pytest.raises(ValueError, match="element must be one of float32, bfloat16, int8, got 'float16'"):
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, int8, got 'float16'"):
         round_table(table, "float16")
 
 

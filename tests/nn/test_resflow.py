@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow_kernels import ESMM, NSE, Additive, ExpectedValue, Multiplicative, ResFlow
-from resflow_kernels import nn as resflow_nn
+from resflow_kernels.nn import resflow
 from resflow_kernels.testing import assert_exact
 
 SETTINGS: dict[str, dict[str, object]] = {
@@ -140,8 +140,8 @@ def test_weights_are_repacked_after(change: str) -> None:
 def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make({})
     packs: list[int] = []
-    pack = resflow_nn.ops.pack_towers
-    monkeypatch.setattr(resflow_nn.ops, "pack_towers", lambda *a: packs.append(1) or pack(*a))
+    pack = resflow.ops.pack_towers
+    monkeypatch.setattr(resflow.ops, "pack_towers", lambda *a: packs.append(1) or pack(*a))
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(4, 24))
@@ -233,8 +233,8 @@ def test_reference_serves_what_the_ops_do_not(monkeypatch: pytest.MonkeyPatch) -
     x = torch.randn(5, 24)
     with torch.no_grad():
         expected = model(x)
-        monkeypatch.setattr(resflow_nn.ops, "unsupported_reason", lambda *_: "no library")
-        resflow_nn._warned.clear()
+        monkeypatch.setattr(resflow.ops, "unsupported_reason", lambda *_: "no library")
+        resflow._warned.clear()
         with pytest.warns(UserWarning, match="scores with the slow PyTorch reference: no library") as said:
             got = model(x)
         assert len(said) == 1  # nothing about training
@@ -263,7 +263,7 @@ def test_a_model_in_a_precision_of_gpus_scores_in_float32_on_the_cpu_and_says_so
     exact, rounded = make({}), make({"precision": "float16"})
     rounded.load_state_dict(exact.state_dict())
     x = torch.randn(50, 24)
-    resflow_nn._warned.clear()
+    resflow._warned.clear()
     with torch.no_grad():
         with pytest.warns(UserWarning, match=r"scores in float32: on this device \(cpu\) .*, not in float16"):
             got = rounded(x)

@@ -20,17 +20,17 @@ def model(**settings: Any) -> TwinTower:
     return made.eval()
 
 
-@pytest.mark.parametrize("element", PRECISIONS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("parents", [None, (-1, 0, 0), (-1, -1, 1)])
 @pytest.mark.parametrize("non_increasing", [False, True])
-def test_tables_serve_what_the_module_computes(element: str, parents: Any, non_increasing: bool) -> None:
+def test_tables_serve_what_the_module_computes(dtype: str, parents: Any, non_increasing: bool) -> None:
     twin = model(parents=parents, non_increasing=non_increasing)
     users, items = torch.randn(3, 7), torch.randn(40, 5)
-    table = twin.build_table(items, element, batch=16)
+    table = twin.build_table(items, dtype, batch=16)
     ids, offsets = torch.arange(40).repeat(3), torch.tensor([0, 40, 80, 120])
     expected = twin(users.repeat_interleave(40, 0), items.repeat(3, 1))
     got = twin.twin_ids_scores(users, ids, offsets, table)
-    torch.testing.assert_close(got.probs, expected.probs, atol=ROUNDING[element], rtol=0)
+    torch.testing.assert_close(got.probs, expected.probs, atol=ROUNDING[dtype], rtol=0)
     best = twin.twin_topk(users, table, 7)
     assert torch.equal(best.positions, reference.topk(got.score, offsets, 7).positions)
     assert torch.equal(twin.twin_ids_topk(users, ids, offsets, table, 7).positions, best.positions)
@@ -100,5 +100,5 @@ def test_bad_calls_are_named() -> None:
         twin.twin_topk(torch.randn(1, 7), table, 0)
     with pytest.raises(ValueError, match="weights_per must be one of call, request, candidate, got 'item'"):
         twin.twin_topk(torch.randn(1, 7), table, 1, torch.ones(3), "item")
-    with pytest.raises(ValueError, match="element must be one of float32, bfloat16, int8, got 'int4'"):
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, int8, got 'int4'"):
         twin.build_table(torch.randn(4, 5), "int4")

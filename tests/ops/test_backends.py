@@ -34,7 +34,7 @@ NO_GPU = Installed(None, "there is no CUDA device", "there is no GPU", "not inte
         ("cuda", "twin", ALL, "cuda", "the kernels of cuda tensors are loaded"),
         ("meta", "dense", ALL, "cpu", "the kernels of cpu tensors are loaded"),
         ("cuda", "dense", NO_CUDA, "triton", "not cuda: built without CUDA"),
-        ("cuda", "catalogue", NO_CUDA, "triton", "not cuda: built without CUDA"),
+        ("cuda", "catalog", NO_CUDA, "triton", "not cuda: built without CUDA"),
         ("xpu", "request", NO_CUDA, "triton", "there are no compiled ops for xpu tensors"),
         ("cuda", "dense", NO_GPU, "reference", "not cuda: there is no CUDA device; not triton: there is no GPU"),
         ("cpu", "dense", ALL._replace(cpu="missing"), "reference", "not cpu: missing; not triton: not interpreting"),
@@ -73,7 +73,7 @@ def test_a_backend_that_serves(asked: str) -> None:
 
 def test_forms_triton_has_not() -> None:
     for form in ("feature", "twin"):
-        with pytest.raises(ValueError, match=f"it has the forms dense, request, catalogue, training, not {form}"):
+        with pytest.raises(ValueError, match=f"it has the forms dense, request, catalog, training, not {form}"):
             choose("cuda", PLAN, form, "triton", ALL)
 
 
@@ -113,15 +113,15 @@ def test_the_reference_scores_packed_weights(precision: str) -> None:
         assert same_bits(function(*inputs, *rest, k=5, backend="reference"), reference.topk(score, offsets, 5))
 
 
-@pytest.mark.parametrize("element", PRECISIONS)
-def test_the_references_table_is_that_of_the_kernels(element: str) -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_the_references_table_is_that_of_the_kernels(dtype: str) -> None:
     case = TowerCase(Plan(20, (33, 5), (-1, 0)), 0)
     items = torch.randn(11, 12, generator=case.generator)
-    own, scales = ops.catalog_rows(items, case.packed, case.plan, element, backend="reference")
-    table, expected = ops.catalog_rows(items, case.packed, case.plan, element, backend="cpu")
+    own, scales = ops.catalog_rows(items, case.packed, case.plan, dtype, backend="reference")
+    table, expected = ops.catalog_rows(items, case.packed, case.plan, dtype, backend="cpu")
     assert own.shape == table.shape and own.dtype == table.dtype
     torch.testing.assert_close(scales, expected, rtol=1e-5, atol=0)
-    assert (own.float() - table.float()).abs().max() <= {"float32": 1e-5, "bfloat16": 2e-2, "int8": 1}[element]
+    assert (own.float() - table.float()).abs().max() <= {"float32": 1e-5, "bfloat16": 2e-2, "int8": 1}[dtype]
 
 
 def test_modules_name_a_backend() -> None:

@@ -26,10 +26,10 @@ table_widths = st.one_of(st.integers(0, 20), st.sampled_from([31, 32, 33, 48, 10
 @st.composite
 def cases(draw: st.DrawFn, most_candidates: int = 300) -> FeatureCase:
     widths = draw(st.lists(table_widths, min_size=1, max_size=6).filter(any))
-    element = [draw(elements) for _ in widths]
+    dtype = [draw(elements) for _ in widths]
     ragged = [draw(st.booleans()) for _ in widths]
     batch = min(draw(batches), most_candidates)
-    return FeatureCase(draw(plans(max_tasks=4)), widths, element, ragged, batch, draw(seeds))
+    return FeatureCase(draw(plans(max_tasks=4)), widths, dtype, ragged, batch, draw(seeds))
 
 
 SMALL = Plan(1, (20, 5), (-1, 0))
@@ -53,13 +53,13 @@ def test_feature_scores_are_exact(case: FeatureCase, fusion: str) -> None:
     assert_exact(got, exact, weights, case.plan.precision)
 
 
-@pytest.mark.parametrize("element", PRECISIONS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_workloads_of_width_32(name: str, element: str) -> None:
+def test_workloads_of_width_32(name: str, dtype: str) -> None:
     plan = WORKLOADS[name].plan
     count = plan.in_features // 32
     widths = [32] * count + ([plan.in_features % 32] if plan.in_features % 32 else [])
-    case = FeatureCase(plan, widths, [element] * len(widths), [at % 5 == 4 for at in range(len(widths))], 200, 0)
+    case = FeatureCase(plan, widths, [dtype] * len(widths), [at % 5 == 4 for at in range(len(widths))], 200, 0)
     arguments = (case.packed, case.plan, case.fusion_weights)
     assert same_bits(case.run(), ops.dense_scores(case.pooled(), *arguments))
 
@@ -79,7 +79,9 @@ def test_requests_have_the_bits_of_the_request_form(
     user = case.random_ids(requests, range(users))
     item = case.random_ids(batch, range(users, len(case.rows)))
     offsets = random_offsets(batch, requests, case.generator)
-    weights = fusion_weights(case.plan, fusion, (None, requests, batch)[per], case.generator)
+    weights = fusion_weights(
+        case.plan, fusion, {"call": None, "request": requests, "candidate": batch}[per], case.generator
+    )
     settings = (case.packed, case.plan, weights, fusion, per)
     got = ops.feature_request_scores(user, item, offsets, case.tables, users, *settings)
 
@@ -123,18 +125,18 @@ def test_batch_and_thread_invariance(case: FeatureCase) -> None:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("element", PRECISIONS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_nan_in_a_table_row_reaches_those_that_use_it(element: str, precision: str) -> None:
+def test_nan_in_a_table_row_reaches_those_that_use_it(dtype: str, precision: str) -> None:
     """Width 5: the row before the poisoned one is loaded together with its beginning."""
     plan = replace(SMALL, precision=precision)
-    case = FeatureCase(plan, [5, 5, 3], [element] * 3, [False, True, False], 120, 3)
+    case = FeatureCase(plan, [5, 5, 3], [dtype] * 3, [False, True, False], 120, 3)
     case.rows = [len(table) for table in case.tables.tables]
     clean = case.run()
     for at in (0, 1):
         row = 2 % case.rows[at]
         tables, scales = [table.clone() for table in case.tables.tables], [one.clone() for one in case.tables.scales]
-        if element == "int8":
+        if dtype == "int8":
             scales[at][row] = float("nan")
         else:
             tables[at][row, 1] = float("nan")

@@ -56,7 +56,7 @@ def op_arguments(candidates: int = 9) -> dict[str, tuple[object, ...]]:
         "catalog_scores": (*catalogue, *rest),
         "catalog_topk": (*catalogue, *rest, 3),
         "feature_scores": (*looked_up, *tables, *rest),
-        "feature_topk": (*looked_up, offsets, *tables, *rest, 3),
+        "feature_topk": (*looked_up, *tables, offsets, *rest, 3),
         "feature_request_scores": (*sides, *tables, 1, *rest),
         "feature_request_topk": (*sides, *tables, 1, *rest, 3),
     }
@@ -315,8 +315,8 @@ def test_copies_and_pickles_of_modules() -> None:
 def test_autocast_leaves_tables_as_they_are() -> None:
     """Cast to float32, a table would be copied whole each call; and int8's scales stand beside its rows."""
     user, ids, offsets = torch.randn(2, 5), torch.arange(9) % 4, torch.tensor([0, 4, 9])
-    for element in ("bfloat16", "int8"):
-        table = ops.catalog_rows(torch.randn(4, 7), PACKED, PLAN, element)
+    for dtype in ("bfloat16", "int8"):
+        table = ops.catalog_rows(torch.randn(4, 7), PACKED, PLAN, dtype)
         arguments = (user, ids, offsets, *table, PACKED, PLAN, torch.rand(3))
         with torch.autocast("cpu", dtype=torch.bfloat16), torch.profiler.profile(record_shapes=True) as profile:
             got = ops.catalog_scores(*arguments)

@@ -107,7 +107,7 @@ def test_request_form_has_the_bits_of_the_dense_form(
     seed=seeds,
 )
 def test_catalogue_form_is_exact(
-    plan: Plan, batch: int, requests: int, element: str, fusion: str, per: str, seed: int
+    plan: Plan, batch: int, requests: int, dtype: str, fusion: str, per: str, seed: int
 ) -> None:
     case = TowerCase(plan, 0, fusion, CALL, seed)
     split = int(torch.randint(0, plan.in_features + 1, (), generator=case.generator))
@@ -117,14 +117,14 @@ def test_catalogue_form_is_exact(
     offsets = random_offsets(batch, requests, case.generator)
     rows = {CALL: None, REQUEST: requests, CANDIDATE: batch}[per]
     weights = fusion_weights(plan, fusion, rows, case.generator)
-    table, scales = ops.catalog_rows(items, case.packed, plan, element)
+    table, scales = ops.catalog_rows(items, case.packed, plan, dtype)
 
     doubles = [weight.double() for weight in case.weights]
     products = reference.catalog_rows(items.double(), doubles, plan)
     width = plan.hidden[0]
-    held = table.double() * (scales.double()[:, None] if element == "int8" else 1.0)
+    held = table.double() * (scales.double()[:, None] if dtype == "int8" else 1.0)
     held = held.reshape(30, plan.tasks, -1)[..., :width]
-    step = {"float32": 1e-5, "bfloat16": 2**-8, "int8": 1 / 120}[element]
+    step = {"float32": 1e-5, "bfloat16": 2**-8, "int8": 1 / 120}[dtype]
     largest = products.abs().amax((1, 2), keepdim=True)
     slack = 0.0 if plan.precision == "float32" else 0.02  # a float32 at a rounding's edge, see testing
     assert ((held - products).abs() <= (step + slack) * (largest + 1)).all()
@@ -266,8 +266,8 @@ def test_multiplicative_fusion_of_impossible_tasks() -> None:
     ]
     packed = ops.pack_towers(weights, plan)
     x = torch.tensor([[float("-inf")], [-1e30], [-200.0]])
-    none = ops.dense_scores(x, packed, plan, torch.tensor([0.0, 0.0]), FUSIONS.index("multiplicative"))
-    some = ops.dense_scores(x, packed, plan, torch.tensor([0.0, 0.5]), FUSIONS.index("multiplicative"))
+    none = ops.dense_scores(x, packed, plan, torch.tensor([0.0, 0.0]), "multiplicative")
+    some = ops.dense_scores(x, packed, plan, torch.tensor([0.0, 0.5]), "multiplicative")
     assert none.score.tolist() == [1, 1, 1]
     assert some.score[:2].tolist() == [0, 0] and abs(float(some.score[2]) - 3.7e-44) < 2e-44
 

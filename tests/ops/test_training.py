@@ -148,7 +148,7 @@ def test_what_the_way_back_is_given_is_checked() -> None:
     with pytest.raises(ValueError, match=r"logit_gradients must be of shape \[3, 1\], got \[2, 1\]"):
         torch.ops.resflow.train_backward(logits[:2], x, weights, *state, *settings)
     state[1] = state[1][:-1]
-    with pytest.raises(ValueError, match="train_backward: sums must be of shape"):
+    with pytest.raises(ValueError, match="train_backward: pre_activations must be of shape"):
         torch.ops.resflow.train_backward(logits, x, weights, *state, *settings)
 
 

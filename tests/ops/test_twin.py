@@ -39,33 +39,33 @@ def test_scores_are_exact(
     width: int,
     items: int,
     requests: int,
-    element: str,
+    dtype: str,
     fusion: str,
     per: str,
     non_increasing: bool,
     seed: int,
 ) -> None:
-    case = TwinCase(tasks, width, items, requests, element, fusion, per, seed, non_increasing)
+    case = TwinCase(tasks, width, items, requests, dtype, fusion, per, seed, non_increasing)
     weights = case.weights(items)
     arguments = (case.user.double(), case.table, case.scales, weights.double(), *case.settings)
-    assert_exact(case.all(), twin.twin_scores(*arguments), weights, BUDGET[element])
+    assert_exact(case.all(), twin.twin_scores(*arguments), weights, BUDGET[dtype])
 
     weights = case.weights(case.candidates)
     inputs = (case.user.double(), case.ids, case.offsets, case.table, case.scales)
     exact = twin.twin_ids_scores(*inputs, weights.double(), *case.settings)
-    assert_exact(case.listed(), exact, weights, BUDGET[element])
+    assert_exact(case.listed(), exact, weights, BUDGET[dtype])
 
 
 @given(tasks=tasks_of, width=widths, items=counts, dtype=elements, seed=seeds)
-def test_tables_are_near_their_vectors(tasks: int, width: int, items: int, element: str, seed: int) -> None:
-    case = TwinCase(tasks, width, items, 1, element, seed=seed)
+def test_tables_are_near_their_vectors(tasks: int, width: int, items: int, dtype: str, seed: int) -> None:
+    case = TwinCase(tasks, width, items, 1, dtype, seed=seed)
     vectors = case.vectors.double().reshape(items, tasks, width)
     held = twin.held_vectors(case.table, case.scales, tasks)
-    step = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.5001 / 127}[element]
+    step = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.5001 / 127}[dtype]
     assert case.table.shape == (items, tasks * width)
     assert ((held - vectors).abs() <= step * vectors.abs().amax(-1, keepdim=True)).all()
-    halves, scales = ops.twin_rows(case.vectors.bfloat16(), tasks, element)
-    again = ops.twin_rows(case.vectors.bfloat16().float(), tasks, element)
+    halves, scales = ops.twin_rows(case.vectors.bfloat16(), tasks, dtype)
+    again = ops.twin_rows(case.vectors.bfloat16().float(), tasks, dtype)
     assert same_bits((halves, scales), again)
 
 
@@ -80,14 +80,14 @@ def test_tables_are_near_their_vectors(tasks: int, width: int, items: int, eleme
 )
 @example(2, 5, 300, 17, "int8", 7, 0)
 def test_topk_is_that_of_the_scores(
-    tasks: int, width: int, items: int, requests: int, element: str, k: int, seed: int
+    tasks: int, width: int, items: int, requests: int, dtype: str, k: int, seed: int
 ) -> None:
-    case = TwinCase(tasks, width, items, requests, element, seed=seed)
+    case = TwinCase(tasks, width, items, requests, dtype, seed=seed)
     if items:
         repeats = torch.randint(0, items, (items,), generator=case.generator)  # ties
         vectors = case.vectors[repeats]
         vectors[torch.rand(items, generator=case.generator) < 0.1] = float("nan")
-        case.table, case.scales = ops.twin_rows(vectors, tasks, element)
+        case.table, case.scales = ops.twin_rows(vectors, tasks, dtype)
     weights = case.weights(items)
     everything = torch.arange(requests + 1) * items
     best = ops.twin_topk(case.user, case.table, case.scales, weights, *case.settings, k)
@@ -97,10 +97,10 @@ def test_topk_is_that_of_the_scores(
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("element", PRECISIONS)
-def test_topk_of_many_tiles_and_threads(element: str, threads: int) -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_topk_of_many_tiles_and_threads(dtype: str, threads: int) -> None:
     """Tiles, runs, pieces and passes that meet: 60,000 items, more requests than share a pass."""
-    case = TwinCase(2, 9, 60_000, 18, element)
+    case = TwinCase(2, 9, 60_000, 18, dtype)
     ends = [0, 5, 5, 50_000, 50_001, *range(50_001, 50_014), 120_000]
     case.offsets = torch.tensor([*ends[:18], 120_000])
     before = torch.get_num_threads()
@@ -119,9 +119,9 @@ def test_topk_of_many_tiles_and_threads(element: str, threads: int) -> None:
 
 
 @given(tasks=tasks_of, width=widths, items=st.integers(1, 200), requests=st.integers(1, 5), dtype=elements, seed=seeds)
-def test_batch_invariance(tasks: int, width: int, items: int, requests: int, element: str, seed: int) -> None:
+def test_batch_invariance(tasks: int, width: int, items: int, requests: int, dtype: str, seed: int) -> None:
     """The same bits from the stream and from lists, shuffled, alone, and from a part of the table or of the users."""
-    case = TwinCase(tasks, width, items, requests, element, "multiplicative", CALL, seed)
+    case = TwinCase(tasks, width, items, requests, dtype, "multiplicative", CALL, seed)
     whole = case.all()
     weights = case.weights(0)
     order = torch.randperm(items, generator=case.generator).repeat(requests)
@@ -140,17 +140,17 @@ def test_batch_invariance(tasks: int, width: int, items: int, requests: int, ele
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("element", PRECISIONS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("width", [5, 16, 64, 67])
-def test_isolation(width: int, element: str, fusion: str, poison: float) -> None:
+def test_isolation(width: int, dtype: str, fusion: str, poison: float) -> None:
     """A poisoned item leaves its neighbours' bits alone, and a NaN reaches its own outputs; so does a user."""
-    case = TwinCase(3, width, 50, 2, element, fusion)
+    case = TwinCase(3, width, 50, 2, dtype, fusion)
     case.parents = [-1, 0, 1]
     clean = case.all()
     vectors, table, scales, user = case.vectors, case.table, case.scales, case.user
     poisoned = vectors.clone()
     poisoned[17, width // 2] = poison
-    case.table, case.scales = ops.twin_rows(poisoned, 3, element)
+    case.table, case.scales = ops.twin_rows(poisoned, 3, dtype)
     got = case.all()
     others = torch.arange(100) % 50 != 17
     assert same_bits(tuple(part[others] for part in got), tuple(part[others] for part in clean))
@@ -178,10 +178,10 @@ def test_a_task_without_descendants_keeps_its_nan() -> None:
     assert torch.equal(got.logits[4, [0, 2]], clean.logits[4, [0, 2]])
 
 
-@pytest.mark.parametrize("element", PRECISIONS)
-def test_rows_of_any_stride_are_read_in_place(element: str) -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_rows_of_any_stride_are_read_in_place(dtype: str) -> None:
     """Also the end of the table: what lies behind it is not read into a sum."""
-    case = TwinCase(3, 11, 40, 2, element)
+    case = TwinCase(3, 11, 40, 2, dtype)
     wide = torch.full((40, 50), 77).to(case.table.dtype)
     wide[:, 5:38] = case.table
     expected = case.all()
@@ -240,11 +240,11 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
     assert same_bits(case.all(), expected)
 
 
-@pytest.mark.parametrize("element", PRECISIONS)
-def test_numpy_has_the_same_bits(element: str) -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_numpy_has_the_same_bits(dtype: str) -> None:
     runtime = pytest.importorskip("resflow_kernels._runtime")
-    case = TwinCase(3, 21, 90, 4, element, "expected_value", REQUEST, non_increasing=True)
-    table, scales = runtime.twin_rows(case.vectors.numpy(), 3, PRECISIONS.index(element), threads=2)
+    case = TwinCase(3, 21, 90, 4, dtype, "expected_value", REQUEST, non_increasing=True)
+    table, scales = runtime.twin_rows(case.vectors.numpy(), 3, PRECISIONS.index(dtype), threads=2)
     assert torch.equal(torch.from_numpy(table).view(case.table.dtype), case.table)
     assert torch.equal(torch.from_numpy(scales), case.scales)
     user, weights = case.user.numpy(), case.weights(0).numpy()

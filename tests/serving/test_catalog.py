@@ -38,12 +38,12 @@ def scored(model: ResFlow, catalog: Catalog, tmp_path: Path) -> np.ndarray:
     return scorer.catalog_scores(user, np.arange(70), np.array([0, 30, 70]), catalog.table).probs
 
 
-@pytest.mark.parametrize(("element", "bound"), [("float32", 1e-6), ("bfloat16", 1e-2), ("int8", 2e-2)])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 1e-2), ("int8", 2e-2)])
 def test_scores_are_those_of_the_request_form(
-    model: ResFlow, items: np.ndarray, tmp_path: Path, element: str, bound: float
+    model: ResFlow, items: np.ndarray, tmp_path: Path, dtype: str, bound: float
 ) -> None:
-    catalog = build_catalog(model, items, tmp_path / "items", element)
-    assert len(catalog) == 70 and catalog.element == element and catalog.item_features == ITEM
+    catalog = build_catalog(model, items, tmp_path / "items", dtype)
+    assert len(catalog) == 70 and catalog.dtype == dtype and catalog.item_features == ITEM
     probs = scored(model, catalog, tmp_path)
     user = np.random.default_rng(1).standard_normal((2, USER)).astype(np.float32)
     with torch.no_grad():
@@ -73,13 +73,13 @@ def test_torch_takes_the_mapped_table(model: ResFlow, items: np.ndarray, tmp_pat
     assert torch.equal(best.scores[0], scores.score.sort(descending=True).values[:2])
 
 
-@pytest.mark.parametrize("element", PRECISIONS)
-def test_update_is_a_rebuild_of_those_rows(model: ResFlow, items: np.ndarray, tmp_path: Path, element: str) -> None:
-    build_catalog(model, items, tmp_path / "items", element)
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_update_is_a_rebuild_of_those_rows(model: ResFlow, items: np.ndarray, tmp_path: Path, dtype: str) -> None:
+    build_catalog(model, items, tmp_path / "items", dtype)
     changed = items.copy()
     changed[[3, 60]] = items[[5, 6]] + 1
     Catalog.open(tmp_path / "items", writable=True).update(model, [60, 3], changed[[60, 3]])
-    rebuilt = build_catalog(model, changed, tmp_path / "rebuilt", element)
+    rebuilt = build_catalog(model, changed, tmp_path / "rebuilt", dtype)
     updated = Catalog.open(tmp_path / "items")
     assert np.array_equal(updated.table.rows, rebuilt.table.rows)
     assert np.array_equal(updated.table.scales, rebuilt.table.scales)
@@ -151,7 +151,7 @@ def test_a_failed_build_leaves_the_old_file(model: ResFlow, items: np.ndarray, t
     ):
         with pytest.raises(ValueError, match=text):
             build_catalog(model, bad, tmp_path / "items")
-    with pytest.raises(ValueError, match="element must be one of"):
+    with pytest.raises(ValueError, match="dtype must be one of"):
         build_catalog(model, items, tmp_path / "items", "float16")
     assert (tmp_path / "items").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
@@ -176,11 +176,11 @@ def test_opening_and_scoring_need_no_torch(model: ResFlow, items: np.ndarray, tm
     subprocess.run([sys.executable, "-c", script, *files], check=True)
 
 
-@pytest.mark.parametrize("element", PRECISIONS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
 def test_a_catalogue_in_memory_is_a_copy_of_the_mapped_one(
-    model: ResFlow, items: np.ndarray, tmp_path: Path, element: str
+    model: ResFlow, items: np.ndarray, tmp_path: Path, dtype: str
 ) -> None:
-    mapped = build_catalog(model, items, tmp_path / "items", element)
+    mapped = build_catalog(model, items, tmp_path / "items", dtype)
     held = Catalog.open(tmp_path / "items", in_memory=True)
     assert isinstance(mapped.table.rows, np.memmap) and not isinstance(held.table.rows, np.memmap)
     for array, copy in zip(mapped.table, held.table, strict=True):

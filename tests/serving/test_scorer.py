@@ -221,23 +221,23 @@ def test_bad_encoded_features(change: dict[str, Any], text: str) -> None:
         scorer.feature_scores(encoded | change)
 
 
-@pytest.mark.parametrize("element", ["float32", "bfloat16", "int8"])
-def test_the_library_takes_tables_of_every_precision(element: str) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_the_library_takes_tables_of_every_precision(dtype: str) -> None:
     """bfloat16 as its bits; tables and ids at any stride NumPy knows, backwards too."""
     scorer, _ = make(PLANS["chain"])
     rng = np.random.default_rng(0)
     values = rng.standard_normal((20, 37), dtype=np.float32)
-    scales = [rng.random(20, dtype=np.float32)] if element == "int8" else []
+    scales = [rng.random(20, dtype=np.float32)] if dtype == "int8" else []
     held = {
         "float32": values,
         "bfloat16": (values.view(np.uint32) >> 16).astype(np.uint16),
         "int8": rng.integers(-127, 128, (20, 37), dtype=np.int8),
-    }[element]
+    }[dtype]
     wide = {
         "float32": values,
         "bfloat16": (held.astype(np.uint32) << 16).view(np.float32),
         "int8": held.astype(np.float32) * (scales[0][:, None] if scales else 1.0),
-    }[element]
+    }[dtype]
     ids, none, zero = rng.integers(0, 20, (60, 1)), np.empty(0, np.int64), np.zeros(1, np.int64)
     fusion = (scorer.packed, np.ones(3, np.float32), scorer.plan.encoded, 0, 0)
     expected = scorer.dense_scores(wide[ids[:, 0]])

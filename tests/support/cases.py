@@ -60,13 +60,13 @@ class TowerCase:
         return reference.dense_scores(x.double(), weights, *arguments)
 
 
-def make_table(rows: int, width: int, element: str, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+def make_table(rows: int, width: int, dtype: str, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
     """A table, and the scales of an int8 one."""
     values = torch.randn(rows, width, generator=generator)
-    if element == "int8":
+    if dtype == "int8":
         bytes_ = torch.randint(-127, 128, (rows, width), generator=generator, dtype=torch.int8)
         return bytes_, [torch.rand(rows, generator=generator) / 100]
-    return values.to(getattr(torch, element)), []
+    return values.to(getattr(torch, dtype)), []
 
 
 class FeatureCase:
@@ -76,7 +76,7 @@ class FeatureCase:
         self,
         plan: Plan,
         widths: Sequence[int],
-        element: Sequence[str],
+        dtype: Sequence[str],
         ragged: Sequence[bool],
         batch: int,
         seed: int,
@@ -86,7 +86,7 @@ class FeatureCase:
         self.ops = ops
         self.generator = torch.Generator().manual_seed(seed)
         self.rows = [1 + int(self.draw(40)) for _ in widths]
-        made = [make_table(r, w, e, self.generator) for r, w, e in zip(self.rows, widths, element, strict=True)]
+        made = [make_table(r, w, e, self.generator) for r, w, e in zip(self.rows, widths, dtype, strict=True)]
         scales = [scale for _, own in made for scale in own]
         self.tables = FeatureTables([table for table, _ in made], scales, [i for i, is_ in enumerate(ragged) if is_])
         self.plan = replace(plan, in_features=sum(widths))
@@ -141,7 +141,7 @@ class TwinCase:
     width: int
     items: int
     requests: int
-    element: str = "float32"
+    dtype: str = "float32"
     fusion: str = "additive"
     per: str = CALL
     seed: int = 0
@@ -155,7 +155,7 @@ class TwinCase:
         # Logits of order 1 in every task, however deep it lies.
         self.vectors = self.normal(self.items, columns)
         self.user = self.normal(self.requests, columns) / (self.width**0.5 * self.tasks)
-        self.table, self.scales = self.ops.twin_rows(self.vectors, self.tasks, self.element)
+        self.table, self.scales = self.ops.twin_rows(self.vectors, self.tasks, self.dtype)
         self.parents = [int(torch.randint(-1, k, (), generator=self.generator)) if k else -1 for k in range(self.tasks)]
         self.candidates = 2 * self.items if self.requests else 0
         self.ids = torch.randint(0, max(self.items, 1), (self.candidates,), generator=self.generator)

@@ -38,7 +38,7 @@ def held(table: Tensor, scales: Tensor, plan: Plan) -> Tensor:
     seed=seeds,
 )
 def test_scores_are_exact(
-    device: Device, plan: Plan, batch: int, requests: int, element: str, fusion: str, per: str, seed: int
+    device: Device, plan: Plan, batch: int, requests: int, dtype: str, fusion: str, per: str, seed: int
 ) -> None:
     case = TowerCase(plan, 0, fusion, CALL, seed, ops=device)
     split = int(torch.randint(0, plan.in_features + 1, (), generator=case.generator))
@@ -48,12 +48,12 @@ def test_scores_are_exact(
     offsets = random_offsets(batch, requests, case.generator)
     rows = {CALL: None, REQUEST: requests, CANDIDATE: batch}[per]
     weights = fusion_weights(plan, fusion, rows, case.generator)
-    table, scales = device.catalog_rows(items, case.packed, plan, element)
+    table, scales = device.catalog_rows(items, case.packed, plan, dtype)
 
     doubles = [weight.double() for weight in case.weights]
     products = reference.catalog_rows(items.double(), doubles, plan)
     values = held(table, scales, plan)
-    step = {"float32": 1e-5, "bfloat16": 2**-8, "int8": 1 / 120}[element]
+    step = {"float32": 1e-5, "bfloat16": 2**-8, "int8": 1 / 120}[dtype]
     largest = products.abs().amax((1, 2), keepdim=True)
     assert ((values - products).abs() <= step * (largest + 1)).all()
 
@@ -64,14 +64,14 @@ def test_scores_are_exact(
     assert same_bits(device.catalog_topk(*arguments, 7), reference.topk(got.score, offsets, 7))
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
-def test_workloads_are_exact(device: Device, element: str) -> None:
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_workloads_are_exact(device: Device, dtype: str) -> None:
     workload = WORKLOADS["prerank3"]
     for precision in ("float32", "bfloat16"):
         plan = replace(workload.plan, precision=precision)
         case = TowerCase(plan, 0, ops=device)
         items = torch.randn(20, plan.in_features - workload.user_features, generator=case.generator)
-        table, scales = device.catalog_rows(items, case.packed, plan, element)
+        table, scales = device.catalog_rows(items, case.packed, plan, dtype)
         user = torch.randn(2, workload.user_features, generator=case.generator)
         batch = 20 if device.emulated else 20_000
         ids = torch.randint(0, 20, (batch,), generator=case.generator)
@@ -85,11 +85,11 @@ def test_workloads_are_exact(device: Device, element: str) -> None:
         assert_exact(got, exact, weights, precision)
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
-def test_a_table_of_the_cpu_scores_alike(device: Device, element: str) -> None:
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_a_table_of_the_cpu_scores_alike(device: Device, dtype: str) -> None:
     """Tables move between devices: their layout is the same, and values are near."""
     case = TowerCase(Plan(20, (33, 5), (-1, 0)), 0, ops=device)
-    table, scales = ops.catalog_rows(torch.randn(11, 12), case.packed, case.plan, element)
+    table, scales = ops.catalog_rows(torch.randn(11, 12), case.packed, case.plan, dtype)
     user, ids, offsets = torch.randn(1, 8), torch.arange(11), torch.tensor([0, 11])
     arguments = (user, ids, offsets, table, scales, case.packed, case.plan, case.fusion_weights)
     here, there = ops.catalog_scores(*arguments, backend="cpu"), device.catalog_scores(*arguments)
@@ -98,8 +98,8 @@ def test_a_table_of_the_cpu_scores_alike(device: Device, element: str) -> None:
 
 def test_ids_out_of_range_score_nan_alone(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     case = TowerCase(Plan(6, (5,), (-1, 0)), 0, ops=device)
-    for element in ELEMENTS:
-        table, scales = device.catalog_rows(torch.randn(9, 4), case.packed, case.plan, element)
+    for dtype in ELEMENTS:
+        table, scales = device.catalog_rows(torch.randn(9, 4), case.packed, case.plan, dtype)
         rest = (table, scales, case.packed, case.plan, torch.ones(2))
         good = device.catalog_scores(torch.ones(1, 2), torch.tensor([0, 8, 3]), torch.tensor([0, 3]), *rest)
         for bad in (-1, 9, 2**40):
@@ -128,8 +128,8 @@ def test_catalogues_beyond_one_turn_of_products(device: Device, monkeypatch: pyt
 
     case = TowerCase(Plan(7, (20, 8), (-1, 0, 1)), 0, ops=device)
     items = torch.randn(40, 4)
-    for element in ELEMENTS:
-        whole = device.catalog_rows(items, case.packed, case.plan, element)
+    for dtype in ELEMENTS:
+        whole = device.catalog_rows(items, case.packed, case.plan, dtype)
         with monkeypatch.context() as patch:
             patch.setattr(scoring, "_PRODUCT_BYTES", 4 * case.plan.table_width * 7)
-            assert same_bits(device.catalog_rows(items, case.packed, case.plan, element), whole)
+            assert same_bits(device.catalog_rows(items, case.packed, case.plan, dtype), whole)

@@ -41,7 +41,7 @@ const Kernels* choose() {
     if (!target.supported()) continue;
     if (!forced || !*forced || std::string(forced) == target.kernels->name) return target.kernels;
   }
-  complain("kernels", "RESFLOW_ISA", expected::one_of, forced, joined(supported_isas()));
+  fail("kernels", "RESFLOW_ISA", expected::one_of, forced, joined(supported_isas()));
 }
 
 }  // namespace

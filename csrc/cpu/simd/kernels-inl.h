@@ -25,8 +25,9 @@
 namespace resflow::cpu {
 namespace RESFLOW_TARGET {
 
+template <Precision kPrecision>
 void score_tile(const Tile& tile) {
-  run_towers(tile);
+  run_towers<kPrecision>(tile);
   for (int32_t k = 0; k < tile.plan->tasks; ++k) {
     for (int64_t r = tile.rows; r < tile.stride; ++r) tile.logits[k * tile.stride + r] = 0.0f;
   }
@@ -43,7 +44,7 @@ void project_in(const Plan& plan, const float* weights, const Projection& projec
   const float zeros[kPanelWidth] = {};
   for (int32_t k = 0; k < plan.tasks; ++k) {
     const float* const task = weights + k * plan.task_floats;
-    const StartRows start = projection.with_bias ? StartRows{task + layer.bias} : StartRows::zeros(zeros);
+    const AccumInit start = projection.with_bias ? AccumInit{task + layer.bias} : AccumInit::zeros(zeros);
     float* const task_out = projection.out + k * layer.padded;
     const auto keep = [&](const float* sums, int64_t row, const Block& block) {
       for (int64_t r = 0; r < block.rows; ++r) {
@@ -87,14 +88,33 @@ double peak_operations(Precision precision, int64_t count, float* sink) {
   return in_precision(precision, [&](auto p) { return peak_operations_in<p.value>(count, sink); });
 }
 
+using ScoreTile = void (*)(const Tile& tile);
+
+template <Precision kPrecision>
+constexpr ScoreTile score_tile_in() {
+  if constexpr (has(kPrecision, precision_flag::on_cpu)) {
+    return score_tile<kPrecision>;
+  } else {
+    return nullptr;
+  }
+}
+
 }  // namespace RESFLOW_TARGET
 
 #define RESFLOW_TEXT_(name) #name
 #define RESFLOW_TEXT(name) RESFLOW_TEXT_(name)
-const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET), RESFLOW_TARGET::kBlockRows,
-                                 RESFLOW_TARGET::score_tile,   RESFLOW_TARGET::pool,
-                                 RESFLOW_TARGET::project,      RESFLOW_TARGET::peak_operations,
-                                 RESFLOW_TARGET::twin_user,    RESFLOW_TARGET::score_twin_tile,
-                                 RESFLOW_TARGET::read_memory,  RESFLOW_TARGET::kTraining};
+const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET),
+                                 RESFLOW_TARGET::kBlockRows,
+                                 {
+#define RESFLOW_PRECISION(name, code, bytes, flags) RESFLOW_TARGET::score_tile_in<Precision::name>(),
+#include "contract/enums.def"
+                                 },
+                                 RESFLOW_TARGET::pool,
+                                 RESFLOW_TARGET::project,
+                                 RESFLOW_TARGET::peak_operations,
+                                 RESFLOW_TARGET::twin_user,
+                                 RESFLOW_TARGET::score_twin_tile,
+                                 RESFLOW_TARGET::read_memory,
+                                 RESFLOW_TARGET::kTraining};
 
 }  // namespace resflow::cpu

@@ -38,7 +38,7 @@ struct Tile {
 
   Rows x;  // [rows, depth of the first layer from first_input on]; not read in the catalogue form
   int64_t rows;
-  int64_t first_input;  // 0, or the user's width: those inputs are already in `start`
+  int64_t first_input;  // 0, or the user's width: those inputs are already in `accum_init`
 
   // The catalogue form: each candidate's row of first-layer products [tasks * first_padded()] and, in int8, what its
   // bytes are multiplied with. Null in the other forms.
@@ -51,7 +51,7 @@ struct Tile {
 
   // Where each candidate's first-layer sums start: [tasks * first_padded()], the task's biases in the dense
   // form, the user's projection in the others.
-  const float* const* start;
+  const float* const* accum_init;
 
   float* hidden;          // scratch [slot][layer][rows][padded width]
   float* x_operand;       // scratch: operand_floats of the first layer's words
@@ -107,8 +107,8 @@ struct Kernels {
   const char* name;
   int64_t block_rows;  // rows a register block holds: tiles of a multiple waste nothing
 
-  // Towers, heads, probabilities and score of one tile.
-  void (*score_tile)(const Tile& tile);
+  // Towers, heads, probabilities and score of one tile, by the plan's precision; null for those of GPUs alone.
+  void (*score_tile[static_cast<int>(Precision::count)])(const Tile& tile);
 
   // Pools candidates first to first + rows into out [rows][pooled_stride(width)], in float32 and in list order.
   void (*pool)(const Features& features, int64_t first, int64_t rows, float* out);

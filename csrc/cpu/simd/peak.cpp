@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "cpu/simd/isa.h"
-#include "cpu/towers/score.h"
+#include "cpu/towers/towers.h"
 
 namespace resflow::cpu {
 

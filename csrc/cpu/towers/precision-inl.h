@@ -5,6 +5,8 @@
 // rounded operands in bfloat16.
 #pragma once
 
+#include "core/quantize.h"
+
 namespace resflow::cpu::RESFLOW_TARGET {
 
 // Rows as words. In int8 a row's values are scale times signed bytes, and `sum` is that of the bytes.
@@ -116,16 +118,14 @@ inline Lanes load_values(const Source* from, int64_t count) {
   return load_values(values);
 }
 
-// A row's scale: its largest magnitude over 127, or NaN if a value is NaN or infinite. Magnitudes are compared as
-// integers: they keep their order, infinity and NaN above all numbers.
+// A row's scale. Magnitudes are compared as integers: they keep their order, infinity and NaN above all numbers.
 template <class Source>
 inline float scale_of(const Source* row, int64_t columns) {
   Ints largest = broadcast_int(0);
   int64_t at = 0;
   for (; at + kLane <= columns; at += kLane) largest = maximum(largest, as_ints(absolute(load_values(row + at))));
   if (at < columns) largest = maximum(largest, as_ints(absolute(load_values(row + at, columns - at))));
-  const float magnitude = word_of(static_cast<uint32_t>(maximum(largest)));
-  return magnitude <= 3.4028235e38f ? magnitude / 127.0f : __builtin_nanf("");
+  return int8_scale(word_of(static_cast<uint32_t>(maximum(largest))));
 }
 
 // What make_operand fills: words [rows][words] with room for a lane more, scale [rows] and sum [rows].
@@ -140,10 +140,15 @@ struct OperandBuffer {
         sum(reinterpret_cast<int32_t*>(scale + pad_to_lane(rows))) {}
 };
 
-// A row in signed bytes times `scale`; returns the sum of the bytes.
+// A row in signed bytes times `scale`, by core/quantize.h's reciprocal; returns the sum of the bytes.
 template <class Source>
 inline int32_t round_to_bytes(const Source* row, int64_t columns, float scale, int8_t* to) {
-  const Lanes steps = broadcast(scale > 0 ? 1.0f / scale : 0.0f);
+  const float reciprocal = int8_reciprocal(scale);
+  if (reciprocal == 0.0f) {
+    for (int64_t at = 0; at < columns; ++at) to[at] = 0;
+    return 0;
+  }
+  const Lanes steps = broadcast(reciprocal);
   Ints sum = broadcast_int(0);
   int64_t at = 0;
   for (; at + kLane <= columns; at += kLane) {

@@ -7,6 +7,7 @@
 #include "cpu/simd/isa.h"
 #include "cpu/towers/source.h"
 #include "cpu/towers/tiling.h"
+#include "cpu/towers/towers.h"
 
 namespace resflow::cpu {
 namespace {
@@ -32,30 +33,31 @@ void project_rows(const Model& model, const Source& x, int64_t count, int64_t fi
 
 }  // namespace
 
-const float* make_starts(const Model& model, const Candidates& candidates, int64_t threads, Scratch& scratch) {
+const float* project_users(const ScoringCall& call, int64_t threads, Scratch& scratch) {
+  const auto& [model, candidates, weights] = call;
   const int64_t row_floats = model.plan.tasks * model.plan.first_padded();
   const int64_t requests = candidates.user.exists() ? candidates.requests : 1;
   const int64_t columns = candidates.user.exists() ? candidates.user_columns : 0;
-  float* const starts = scratch.floats(requests * row_floats);
-  const auto to = [&](Tiling::Rows rows) { return starts + rows.first * row_floats; };
+  float* const accum_init = scratch.floats(requests * row_floats);
+  const auto to = [&](Tiling::Rows rows) { return accum_init + rows.first * row_floats; };
   project_rows(model, candidates.user, requests, 0, columns, true, threads, to, [](float*, Tiling::Rows) {});
-  return starts;
+  return accum_init;
 }
 
-void project_items(const Model& model, const Rows& item, int64_t count, int64_t item_columns, int64_t threads,
-                   Precision element, void* rows, float* scales) {
+void catalog_rows(const Model& model, const Rows& item, int64_t count, int64_t item_columns, Precision precision,
+                  void* rows, float* scales, int64_t threads) {
   const int64_t width = model.plan.tasks * model.plan.first_padded();
-  const Rows out{rows, element, width};
+  const Rows out{rows, precision, width};
   const auto to = [&](Tiling::Rows tile) {
     thread_local Scratch scratch;
-    return element == Precision::float32 ? static_cast<float*>(rows) + tile.first * width
-                                         : scratch.floats(tile.count * width);
+    return precision == Precision::float32 ? static_cast<float*>(rows) + tile.first * width
+                                           : scratch.floats(tile.count * width);
   };
   const auto round = [&](const float* products, Tiling::Rows tile) {
-    if (element == Precision::float32) return;
+    if (precision == Precision::float32) return;
     for (int64_t r = 0; r < tile.count; ++r) {
       auto* const row = const_cast<void*>(out.from(tile.first + r).data);
-      round_row(products + r * width, width, element, row, scales ? scales + tile.first + r : nullptr);
+      round_row(products + r * width, width, precision, row, scales ? scales + tile.first + r : nullptr);
     }
   };
   project_rows(model, {item, {}}, count, model.plan.in_features - item_columns, item_columns, false, threads, to,

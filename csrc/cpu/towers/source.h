@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "cpu/towers/score.h"
+#include "cpu/simd/kernels.h"
 
 namespace resflow::cpu {
 

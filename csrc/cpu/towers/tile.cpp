@@ -13,25 +13,26 @@ namespace {
 // A tile's per-candidate pointers and what the kernels write, kept by each thread from tile to tile.
 struct Workspace {
   Scratch floats;
-  std::vector<const float*> start, fusion_weights;
+  std::vector<const float*> accum_init, fusion_weights;
   std::vector<const void*> table_rows;
   std::vector<float> table_scales;
   SpanList next;
 };
 
 // Where first-layer sums start, and the fusion weights.
-void point_rows(const Call& call, Tiling::Rows tile, Workspace& workspace) {
-  const Candidates& candidates = call.candidates;
-  const int64_t weight_count = fusion_weight_count(call.weights.fusion, call.model.plan.tasks);
-  workspace.start.resize(tile.count);
+void point_rows(const PreparedCall& prepared, Tiling::Rows tile, Workspace& workspace) {
+  const auto& [model, candidates, weights] = prepared.call;
+  const int64_t weight_count = fusion_weight_count(weights.fusion, model.plan.tasks);
+  const int64_t init_floats = candidates.user.exists() ? model.plan.tasks * model.plan.first_padded() : 0;
+  workspace.accum_init.resize(tile.count);
   workspace.fusion_weights.resize(tile.count);
   int64_t request = candidates.offsets ? request_at(candidates, tile.first) : 0;
   for (int64_t r = 0; r < tile.count; ++r) {
     const int64_t at = tile.first + r;
     while (candidates.offsets && candidates.offsets[request + 1] <= at) ++request;
-    workspace.start[r] = call.starts + (candidates.user.exists() ? request : 0) * call.start_floats();
-    const int64_t row = weights_row(call.weights.per, request, at);
-    workspace.fusion_weights[r] = call.weights.values + row * weight_count;
+    workspace.accum_init[r] = prepared.accum_init + request * init_floats;
+    const int64_t row = weights_row(weights.per, request, at);
+    workspace.fusion_weights[r] = weights.values + row * weight_count;
   }
 }
 
@@ -78,10 +79,10 @@ int64_t request_at(const Candidates& candidates, int64_t at) {
   return std::upper_bound(candidates.offsets, end, at) - candidates.offsets - 1;
 }
 
-TileScores score_tile(const Call& call, Tiling::Rows own, Tiling::Rows next) {
+TileScores score_tile(const PreparedCall& prepared, Tiling::Rows own, Tiling::Rows next) {
   thread_local Workspace workspace;
-  const Plan& plan = call.model.plan;
-  const Candidates& candidates = call.candidates;
+  const auto& [model, candidates, weights] = prepared.call;
+  const Plan& plan = model.plan;
   const int64_t rows = own.count, stride = pad_to_lane(rows);
   // Each part begins on a cache line.
   const int64_t hidden_floats = pad_to_lane(plan.slots * rows * plan.hidden_floats);
@@ -92,14 +93,14 @@ TileScores score_tile(const Call& call, Tiling::Rows own, Tiling::Rows next) {
   float* const hidden =
       workspace.floats.floats(hidden_floats + x_floats + pooled + operand + (2 * plan.tasks + 1) * stride);
 
-  point_rows(call, own, workspace);
+  point_rows(prepared, own, workspace);
   Tile tile{};
   tile.plan = &plan;
-  tile.weights = call.model.weights();
+  tile.weights = model.weights();
   tile.rows = rows;
   tile.next = next_spans(plan, candidates, next, workspace.next);
   tile.first_input = candidates.user_columns;
-  tile.start = workspace.start.data();
+  tile.accum_init = workspace.accum_init.data();
   tile.hidden = hidden;
   tile.x_operand = hidden + hidden_floats;
   tile.hidden_operand = tile.x_operand + x_floats + pooled;
@@ -107,14 +108,14 @@ TileScores score_tile(const Call& call, Tiling::Rows own, Tiling::Rows next) {
   tile.probs = tile.logits + plan.tasks * stride;
   tile.score = tile.probs + plan.tasks * stride;
   tile.stride = stride;
-  tile.fusion = call.weights.fusion;
+  tile.fusion = weights.fusion;
   tile.fusion_weights = workspace.fusion_weights.data();
   if (candidates.ids) {
     look_up(candidates, own, workspace, tile);
   } else {
-    tile.x = rows_of(call.kernels, candidates.x, own.first, rows, tile.x_operand + x_floats);
+    tile.x = rows_of(prepared.kernels, candidates.x, own.first, rows, tile.x_operand + x_floats);
   }
-  call.kernels.score_tile(tile);
+  prepared.kernels.score_tile[static_cast<int>(plan.precision)](tile);
   return {tile.logits, tile.probs, tile.score, stride};
 }
 

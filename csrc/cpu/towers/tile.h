@@ -1,20 +1,20 @@
 // One tile of a scoring call.
 #pragma once
 
-#include "cpu/towers/score.h"
+#include "cpu/simd/isa.h"
+#include "cpu/towers/project.h"
 #include "cpu/towers/tiling.h"
 
 namespace resflow::cpu {
 
-// Everything a call's threads share.
-struct Call {
-  const Model& model;
-  const Candidates& candidates;
-  const FusionWeights& weights;
+// Everything a call's threads share: the users' rows are multiplied out into `scratch`.
+struct PreparedCall {
+  const ScoringCall& call;
   const Kernels& kernels;
-  const float* starts;  // [requests or 1, tasks * first_padded()]
+  const float* accum_init;  // [requests or 1, tasks * first_padded()]
 
-  int64_t start_floats() const { return model.plan.tasks * model.plan.first_padded(); }
+  PreparedCall(const ScoringCall& call, int64_t threads, Scratch& scratch)
+      : call(call), kernels(cpu::kernels()), accum_init(project_users(call, threads, scratch)) {}
 };
 
 // One thread's scores of one tile, [task][stride].
@@ -29,6 +29,6 @@ struct TileScores {
 int64_t request_at(const Candidates& candidates, int64_t at);
 
 // `next` are the rows this thread is likely to score next. The scores stand until the thread's next call.
-TileScores score_tile(const Call& call, Tiling::Rows own, Tiling::Rows next);
+TileScores score_tile(const PreparedCall& prepared, Tiling::Rows own, Tiling::Rows next);
 
 }  // namespace resflow::cpu

@@ -158,13 +158,13 @@ struct MatrixProduct {
 };
 
 // What sums begin with: a row of floats each, one for all of them, or zeros.
-struct StartRows {
+struct AccumInit {
   const float* same;
   const float* const* each = nullptr;
   int64_t offset = 0;  // of what is read in each
   int64_t column_step = 1;
 
-  static StartRows zeros(const float* panel_of_zeros) { return {panel_of_zeros, nullptr, 0, 0}; }
+  static AccumInit zeros(const float* panel_of_zeros) { return {panel_of_zeros, nullptr, 0, 0}; }
   const float* of(int64_t row, int64_t column) const {
     return (each ? each[row] + offset : same) + column * column_step;
   }
@@ -177,7 +177,7 @@ static_assert(kSumsRows % kBlockRows == 0);
 // Hands a panel's sums [rows][kPanelWidth] to done(sums, first row, block) while they are in L1; calls after_block()
 // after each register block.
 template <Precision kPrecision, class AfterBlock, class Done>
-inline void multiply(const MatrixProduct& p, const StartRows& start, AfterBlock after_block, Done done) {
+inline void multiply(const MatrixProduct& p, const AccumInit& start, AfterBlock after_block, Done done) {
   const LayerLayout& layer = *p.layer;
   alignas(64) float sums[kSumsRows * kPanelWidth];
   for (int64_t column = 0; column < layer.padded; column += kPanelWidth) {
@@ -297,7 +297,7 @@ inline void look_up_layer(const Tile& tile, int32_t task, const Epilogue& epilog
   const LayerLayout& layer = tile.plan->layer[0];
   for (int64_t r = 0; r < tile.rows; r += kBlockRows) {
     const Block block{tile.rows - r < kBlockRows ? tile.rows - r : kBlockRows, 0, layer.padded};
-    const TableSums<Table> sums{tile.table_rows + r, tile.table_scales + r, tile.start + r, task * layer.padded};
+    const TableSums<Table> sums{tile.table_rows + r, tile.table_scales + r, tile.accum_init + r, task * layer.padded};
     const float* const parent = epilogue.parent ? epilogue.parent + r * layer.padded : nullptr;
     finish(layer.activation, {epilogue.slope, epilogue.scale, epilogue.shift, parent}, sums, block,
            hidden + r * layer.padded, layer.padded);
@@ -337,13 +337,13 @@ inline void run_tower(const Tile& tile, const FirstLayerRows& x, int32_t task, c
              block, hidden + row * layer.padded, layer.padded);
     };
     if (l > 0) {
-      multiply<kPrecision>({&layer, weights, 0, layer.words, operand, tile.rows}, StartRows{weights + layer.bias},
+      multiply<kPrecision>({&layer, weights, 0, layer.words, operand, tile.rows}, AccumInit{weights + layer.bias},
                            fetch, finish_block);
     } else if (tile.table_rows) {
       look_up(tile, task, epilogue, hidden, fetcher);
     } else {
       multiply<kPrecision>({&layer, weights, x.first_word, x.words, operand, tile.rows},
-                           StartRows{nullptr, tile.start, task * layer.padded}, fetch, finish_block);
+                           AccumInit{nullptr, tile.accum_init, task * layer.padded}, fetch, finish_block);
     }
     if (l + 1 < plan.layers) operand = hidden_operand<kPrecision>(tile, l, hidden);
     hidden += tile.rows * layer.padded;
@@ -370,7 +370,7 @@ inline void run_head(const Plan& plan, const float* weights, const float* hidden
 
 // Own logits r_k of all tasks.
 template <Precision kPrecision>
-inline void run_towers_in(const Tile& tile) {
+inline void run_towers(const Tile& tile) {
   const Plan& plan = *tile.plan;
   const int64_t columns = tile.table_rows ? 0 : plan.in_features - tile.first_input;
   const FirstLayerRows x = first_layer_rows<kPrecision>(tile.x, tile.rows, tile.first_input, columns, tile.x_operand);
@@ -384,10 +384,6 @@ inline void run_towers_in(const Tile& tile) {
     run_tower<kPrecision>(tile, x, k, parent, hidden, fetcher);
     run_head(plan, tile.weights + k * plan.task_floats, hidden + last_offset, tile.rows, tile.logits + k * tile.stride);
   }
-}
-
-inline void run_towers(const Tile& tile) {
-  in_precision(tile.plan->precision, [&](auto precision) { run_towers_in<precision.value>(tile); });
 }
 
 }  // namespace resflow::cpu::RESFLOW_TARGET

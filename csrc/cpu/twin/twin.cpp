@@ -38,9 +38,9 @@ int64_t tile_rows(const TwinCall& call) {
   return std::clamp(kTileBytes / row_bytes / kLane * kLane, kLane, kMaxTileRows);
 }
 
-int64_t useful_threads(const TwinCall& call) {
+int64_t useful_threads(const TwinCall& call, int64_t threads) {
   const int64_t candidates = call.ids ? call.count : call.count * std::min(call.requests, kRequestsAPass);
-  return std::clamp<int64_t>(candidates / kCandidatesAThread, 1, std::max<int64_t>(call.threads, 1));
+  return std::clamp<int64_t>(candidates / kCandidatesAThread, 1, std::max<int64_t>(threads, 1));
 }
 
 const float* prepared_user(const TwinCall& call, int64_t request, float* out) {
@@ -158,8 +158,8 @@ void score_piece(const TwinCall& call, const RequestSpan& piece, int64_t rows, D
 // Rows of a list's tile: enough between asking for a row and reading it, few enough to stay in L1 until then.
 constexpr int64_t kListRows = 64;
 
-void stream_topk(const TwinCall& call, int64_t k, float* scores, int64_t* positions) {
-  const int64_t workers = useful_threads(call);
+void stream_topk(const TwinCall& call, const TopKOut& out, int64_t workers) {
+  const auto [k, scores, positions] = out;
   for (int64_t first = 0; first < call.requests; first += kRequestsAPass) {
     const int64_t requests = std::min(kRequestsAPass, call.requests - first);
     std::vector<TopK> best(workers * requests, TopK(k));
@@ -174,14 +174,16 @@ void stream_topk(const TwinCall& call, int64_t k, float* scores, int64_t* positi
   }
 }
 
-void list_topk(const TwinCall& call, int64_t k, float* scores, int64_t* positions) {
-  const int64_t threads = useful_threads(call);
+void list_topk(const TwinCall& call, const TopKOut& out, int64_t threads) {
+  const int64_t k = out.k;
   const std::vector<RequestSpan> pieces = cut_lists(call, threads);
   const auto count = static_cast<int64_t>(pieces.size());
   const auto same_request = [&](int64_t a, int64_t b) {
     return b >= 0 && b < count && pieces[a].request == pieces[b].request;
   };
-  const auto write = [&](TopK& best, int64_t request) { best.write(scores + request * k, positions + request * k); };
+  const auto write = [&](TopK& best, int64_t request) {
+    best.write(out.scores + request * k, out.positions + request * k);
+  };
   std::vector<TopK> shared(count, TopK(k));  // of requests in several pieces
   run_parallel(count, threads, [&](int64_t at) {
     const RequestSpan& piece = pieces[at];
@@ -205,19 +207,19 @@ void list_topk(const TwinCall& call, int64_t k, float* scores, int64_t* position
 
 }  // namespace
 
-void twin_score(const TwinCall& call, float* logits, float* probs, float* score) {
+void twin_scores(const TwinCall& call, const ScoresOut& out, int64_t threads) {
   if (call.count == 0 || call.requests == 0) return;
   const int64_t tasks = call.model.tasks;
   const auto keep = [&](const TwinScores& tile, int64_t rows, int64_t to) {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t k = 0; k < tasks; ++k) {
-        logits[(to + r) * tasks + k] = tile.logits[k * tile.stride + r];
-        probs[(to + r) * tasks + k] = tile.probs[k * tile.stride + r];
+        out.logits[(to + r) * tasks + k] = tile.logits[k * tile.stride + r];
+        out.probs[(to + r) * tasks + k] = tile.probs[k * tile.stride + r];
       }
     }
-    std::copy_n(tile.score, rows, score + to);
+    std::copy_n(tile.score, rows, out.score + to);
   };
-  const int64_t threads = useful_threads(call);
+  threads = useful_threads(call, threads);
   if (call.ids) {
     const std::vector<RequestSpan> pieces = cut_lists(call, threads);
     run_parallel(static_cast<int64_t>(pieces.size()), threads, [&](int64_t at) {
@@ -234,12 +236,13 @@ void twin_score(const TwinCall& call, float* logits, float* probs, float* score)
   }
 }
 
-void twin_topk(const TwinCall& call, int64_t k, float* scores, int64_t* positions) {
-  call.ids ? list_topk(call, k, scores, positions) : stream_topk(call, k, scores, positions);
+void twin_topk(const TwinCall& call, const TopKOut& out, int64_t threads) {
+  threads = useful_threads(call, threads);
+  call.ids ? list_topk(call, out, threads) : stream_topk(call, out, threads);
 }
 
-void twin_rows(const Rows& vectors, int64_t count, int64_t tasks, int64_t width, int64_t threads, Precision element,
-               void* rows, float* scales) {
+void twin_rows(const Rows& vectors, int64_t count, int64_t tasks, int64_t width, Precision precision, void* rows,
+               float* scales, int64_t threads) {
   constexpr int64_t kRowsAtOnce = 256;
   const int64_t columns = tasks * width;
   run_parallel((count + kRowsAtOnce - 1) / kRowsAtOnce, threads, [&](int64_t part) {
@@ -253,8 +256,8 @@ void twin_rows(const Rows& vectors, int64_t count, int64_t tasks, int64_t width,
         values = widened;
       }
       for (int64_t k = 0; k < tasks; ++k) {
-        void* const to = static_cast<char*>(rows) + (r * columns + k * width) * bytes_of(element);
-        round_row(values + k * width, width, element, to, scales ? scales + r * tasks + k : nullptr);
+        void* const to = static_cast<char*>(rows) + (r * columns + k * width) * bytes_of(precision);
+        round_row(values + k * width, width, precision, to, scales ? scales + r * tasks + k : nullptr);
       }
     }
   });

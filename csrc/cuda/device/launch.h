@@ -1,8 +1,8 @@
-// Launching kernels of target.h, and what the host asks of a device. The emulator's twin: emulator/launch.h.
+// Launches kernels written against target.h, and queries the device. The emulator's version is emulator/launch.h.
 #pragma once
 
-#include "cuda/device/target.h"
 #include "cuda/device/stream.h"
+#include "cuda/device/target.h"
 
 #if defined(RESFLOW_EMULATED)
 #include "emulator/launch.h"
@@ -21,10 +21,10 @@ inline void require_success(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-// Of the current device.
+// Properties of the current device.
 struct Device {
   int64_t multiprocessors;
-  int64_t shared_bytes;  // the most a block can have
+  int64_t shared_bytes;  // largest dynamic shared memory per block
   int capability;        // 80, 90, ...
 };
 
@@ -32,21 +32,21 @@ inline const Device& current_device() {
   constexpr int kMost = 64;
   static Device devices[kMost];
   static std::atomic<bool> known[kMost];
-  int at = 0;
-  require_success(cudaGetDevice(&at), "cudaGetDevice");
-  if (at >= kMost) throw std::runtime_error("resflow: more than 64 devices");
-  if (!known[at].load(std::memory_order_acquire)) {
-    const auto ask = [&](cudaDeviceAttr attribute) {
+  int index = 0;
+  require_success(cudaGetDevice(&index), "cudaGetDevice");
+  if (index >= kMost) throw std::runtime_error("resflow: more than 64 devices");
+  if (!known[index].load(std::memory_order_acquire)) {
+    const auto query = [&](cudaDeviceAttr attribute) {
       int value = 0;
-      require_success(cudaDeviceGetAttribute(&value, attribute, at), "cudaDeviceGetAttribute");
+      require_success(cudaDeviceGetAttribute(&value, attribute, index), "cudaDeviceGetAttribute");
       return value;
     };
-    // Two threads may both write this; they write the same.
-    devices[at] = {ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                   10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor)};
-    known[at].store(true, std::memory_order_release);
+    // Two threads may write this at once; both write the same values.
+    devices[index] = {query(cudaDevAttrMultiProcessorCount), query(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                      10 * query(cudaDevAttrComputeCapabilityMajor) + query(cudaDevAttrComputeCapabilityMinor)};
+    known[index].store(true, std::memory_order_release);
   }
-  return devices[at];
+  return devices[index];
 }
 
 template <class Kernel>
@@ -56,13 +56,13 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocks)
   Kernel::run(params, shared);
 }
 
-// Blocks of `shared_bytes` of shared memory each; nothing for an empty grid.
+// Launches `blocks` blocks with `shared_bytes` of dynamic shared memory each; an empty grid launches nothing.
 template <class Kernel>
 void launch(const typename Kernel::Params& params, int64_t blocks, int64_t shared_bytes, Stream stream) {
   if (blocks == 0) return;
   if (blocks > INT32_MAX)
     throw std::runtime_error(std::string(Kernel::kName) + ": a grid of more than 2^31 - 1 blocks");
-  // Beyond 48 KiB a kernel has to be allowed its shared memory, once a device.
+  // Shared memory beyond 48 KiB has to be allowed for each kernel, once per device.
   if (shared_bytes > 48 * 1024) {
     static std::atomic<uint64_t> allowed;
     int device = 0;
@@ -74,7 +74,7 @@ void launch(const typename Kernel::Params& params, int64_t blocks, int64_t share
       allowed.fetch_or(uint64_t(1) << device);
     }
   }
-  // Not as <<< >>>, which clang-format takes apart.
+  // The runtime API instead of the <<< >>> syntax, which clang-format breaks apart.
   const void* arguments[] = {&params};
   if constexpr (requires { Kernel::kCluster; }) {
     cudaLaunchAttribute cluster{};

@@ -1,4 +1,5 @@
-// What a plan's precision means to a kernel: how many values a 32-bit word of an operand holds, and what multiplies it.
+// A plan's precision as a kernel sees it: the values per 32-bit word of an operand, and the product that multiplies
+// them.
 #pragma once
 
 #include "core/contract.h"
@@ -30,7 +31,7 @@ struct Numbers<Precision::tensorfloat32> {
   static RESFLOW_DEVICE uint32_t word(float value) { return tensorfloat32_word(value); }
 };
 
-// Products on the ordinary units: tensor cores have none of this precision.
+// Multiplied on the ordinary units: tensor cores have no products of this precision.
 template <>
 struct Numbers<Precision::float32> {
   using Product = void;
@@ -38,7 +39,7 @@ struct Numbers<Precision::float32> {
   static RESFLOW_DEVICE uint32_t word(float value) { return word_of_float(value); }
 };
 
-// Two or four floats that lie side by side.
+// Two or four contiguous floats, and four contiguous words.
 struct alignas(8) Pair {
   float low, high;
 };

@@ -1,4 +1,4 @@
-// What the host's own code needs to know of a GPU: the type of its streams.
+// The type of a GPU stream, for host code that includes no CUDA headers.
 #pragma once
 
 #if !defined(RESFLOW_EMULATED)

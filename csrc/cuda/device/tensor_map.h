@@ -1,4 +1,4 @@
-// Tensor maps: what the copy engine of Hopper needs to know of a matrix in global memory to copy boxes of it.
+// Tensor maps: they describe a matrix in global memory to Hopper's copy engine, which copies boxes of it.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace resflow::cuda {
 
-// Of the engine's rules (CUDA driver API, cuTensorMapEncodeTiled) those that apply to these maps.
+// Checks the engine's rules (CUDA driver API, cuTensorMapEncodeTiled) that apply to these maps.
 inline void check_tensor_map(const void* base, int64_t columns, int64_t rows, int64_t row_stride_bytes,
                              int element_bytes, int box_columns, int box_rows) {
   const auto require = [](bool holds, const char* argument, const char* what, int64_t got) {
@@ -38,7 +38,7 @@ inline TensorMap encode_tensor_map(const void* base, int64_t columns, int64_t ro
 
 #else
 
-// The driver's function, asked for by name so that nothing links to libcuda: it came with CUDA 12.0.
+// The driver's function, looked up by name so that nothing links to libcuda; it exists since CUDA 12.0.
 inline auto tensor_map_encoder() {
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
@@ -72,9 +72,9 @@ inline TensorMap encode_tensor_map(const void* base, int64_t columns, int64_t ro
 
 #endif
 
-// Of a row-major matrix in device memory. copy_box copies boxes of box_rows rows of 128 bytes, swizzled as
-// describe_matrix (device/ptx_sm90.h) takes them; elements outside of the matrix are zeros. Elements of 2 bytes are
-// moved as integers, bfloat16 and float16 alike.
+// The tensor map of a row-major matrix in device memory. copy_box copies boxes of box_rows rows of 128 bytes with the
+// swizzle of describe_matrix (device/ptx_sm90.h); elements outside the matrix are zeros. Elements of 2 bytes, bfloat16
+// and float16 alike, are moved as integers.
 inline TensorMap make_tensor_map(const void* base, int64_t columns, int64_t rows, int64_t row_stride_bytes,
                                  int element_bytes, int box_columns, int box_rows) {
   check_tensor_map(base, columns, rows, row_stride_bytes, element_bytes, box_columns, box_rows);

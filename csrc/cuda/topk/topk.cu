@@ -1,9 +1,9 @@
 // Blocks find the best of chunks of kChunk candidates and write them as sorted lists of keys; then lists are merged,
-// level by level, until each request has one. A level's lists are those of windows (segments.h) of 2^shift candidates,
-// so every request of a call, long or short, takes the same steps and the host needs no lengths.
+// level by level, until each request has one. A level has one list per window (segments.h) of 2^shift candidates, so
+// every request of a call, long or short, takes the same steps and the host needs no lengths.
 //
-//   k of up to kChunk / 2   a level's block takes all lists of as many windows as fill a chunk, and selects again
-//   a larger k              lists are merged in pairs, a thread a key, which finds its rank in the other list
+//   k of up to kChunk / 2   a level's block takes the lists of as many windows as fill a chunk, and selects again
+//   a larger k              lists are merged in pairs by one thread per key, which finds its rank in the other list
 #include "cuda/topk/topk.h"
 
 #include <bit>
@@ -21,7 +21,7 @@ using namespace best;
 
 constexpr int kMergeShift = 10;
 
-// A block moves the keys of 2^kMergeShift places.
+// A block moves 2^kMergeShift keys.
 struct MergePairs {
   struct Params {
     Requests requests;
@@ -35,21 +35,21 @@ struct MergePairs {
   static constexpr const char* kName = "topk merge";
 
   static RESFLOW_DEVICE void run(const Params& params, char*) {
-    Segment places;
+    Segment part;
     const Requests& requests = params.requests;
-    if (!requests.find(block_index(), kMergeShift, &places)) return;
-    const int64_t request = places.request, window = places.first >> params.from_shift;
-    const Segment own = requests.segment(request, window, params.from_shift);
+    if (!requests.find(block_index(), kMergeShift, &part)) return;
+    const int64_t request = part.request, window = part.first >> params.from_shift;
+    const Segment current = requests.segment(request, window, params.from_shift);
     const Segment other = requests.segment(request, window ^ 1, params.from_shift);
-    const Segment both = requests.segment(request, window >> 1, params.from_shift + 1);
+    const Segment merged = requests.segment(request, window >> 1, params.from_shift + 1);
     const uint64_t* const others = params.from.of(other);
-    const int64_t kept = kept_of(own, params.k), kept_others = kept_of(other, params.k);
-    const int64_t kept_both = kept_of(both, params.k);
-    for (int64_t place = places.first + thread_index(); place < places.end; place += kThreads) {
-      const int64_t at = place - own.first;
-      if (at >= kept) break;
-      const uint64_t key = load_global(params.from.of(own) + at);
-      int64_t low = 0, high = kept_others;  // keys of the other list that are larger
+    const int64_t kept = kept_of(current, params.k), kept_others = kept_of(other, params.k);
+    const int64_t kept_merged = kept_of(merged, params.k);
+    for (int64_t i = part.first + thread_index(); i < part.end; i += kThreads) {
+      const int64_t rank = i - current.first;
+      if (rank >= kept) break;
+      const uint64_t key = load_global(params.from.of(current) + rank);
+      int64_t low = 0, high = kept_others;  // bisects for the number of larger keys in the other list
       while (low < high) {
         const int64_t middle = (low + high) / 2;
         if (load_global(others + middle) > key) {
@@ -58,7 +58,7 @@ struct MergePairs {
           high = middle;
         }
       }
-      if (at + low < kept_both) store_global(params.to.of(both) + at + low, key);
+      if (rank + low < kept_merged) store_global(params.to.of(merged) + rank + low, key);
     }
   }
 };
@@ -77,10 +77,10 @@ struct WriteOutput {
   static RESFLOW_DEVICE void run(const Params& params, char*) {
     const int64_t index = block_index() * kThreads + thread_index(), k = params.output.k;
     if (index >= params.requests.requests * k) return;
-    const int64_t at = index % k;
+    const int64_t rank = index % k;
     const Segment segment = params.requests.segment(index / k, 0, params.shift);
-    const uint64_t key = at < kept_of(segment, k) ? load_global(params.from.of(segment) + at) : 0;
-    params.output.write(params.requests, segment, at, key);
+    const uint64_t key = rank < kept_of(segment, k) ? load_global(params.from.of(segment) + rank) : 0;
+    params.output.write(params.requests, segment, rank, key);
   }
 };
 
@@ -88,17 +88,17 @@ struct WriteOutput {
 
 bool selects(int64_t k) { return k <= kChunk / 2; }
 
-// Each level's windows are so many bits longer than those before.
+// Each level's windows are 2^level_step times as long as those of the level before.
 int level_step(int64_t k) { return selects(k) ? std::bit_width(static_cast<uint64_t>(kChunk / k)) - 1 : 1; }
 
 bool is_last(int64_t count, int shift) { return count >> shift == 0; }
 
 int64_t list_keys(int64_t requests, int64_t count, int64_t k, int shift) {
-  if (is_last(count, shift) && (selects(k) || shift == kChunkShift)) return 0;  // straight to the output
+  if (is_last(count, shift) && (selects(k) || shift == kChunkShift)) return 0;  // written directly to the output
   return selects(k) ? slots(count, requests, shift) * k : count;
 }
 
-// Whether offsets are wrong lies before the lists.
+// The result of checking the offsets is stored before the lists.
 constexpr int64_t kFlagKeys = 2;
 
 int64_t aligned(int64_t keys) { return (keys + 1) / 2 * 2; }
@@ -119,15 +119,16 @@ void topk(const float* scores, const int64_t* offsets, int64_t requests, int64_t
                                 std::to_string(count));
   }
   auto* const keys = static_cast<uint64_t*>(workspace) + kFlagKeys;
-  const Requests of = offsets ? checked_requests(offsets, requests, count, static_cast<int32_t*>(workspace), stream)
-                              : Requests{nullptr, requests, count, count / requests, nullptr};
+  const Requests segments = offsets
+                                ? checked_requests(offsets, requests, count, static_cast<int32_t*>(workspace), stream)
+                                : Requests{nullptr, requests, count, count / requests, nullptr};
   const Output output{scores, out_scores, out_positions, k};
   Lists to{keys, k, selects(k)}, spare{keys + aligned(list_keys(requests, count, k, kChunkShift)), k, selects(k)};
-  const Lists nothing{nullptr, k, selects(k)};
+  const Lists no_lists{nullptr, k, selects(k)};
   int shift = kChunkShift;
   const auto select = [&](const Lists& from, int from_shift) {
-    const Lists& target = list_keys(requests, count, k, shift) > 0 ? to : nothing;
-    const SelectParams params{of, shift, scores, from, from_shift, target, output, k};
+    const Lists& target = list_keys(requests, count, k, shift) > 0 ? to : no_lists;
+    const SelectParams params{segments, shift, scores, from, from_shift, target, output, k};
     const int64_t blocks = slots(count, requests, shift), kept = k < kChunk ? k : kChunk;
     if (from.keys) {
       launch<SelectBest<true>>(params, blocks, SelectShared::bytes(kept), stream);
@@ -135,7 +136,7 @@ void topk(const float* scores, const int64_t* offsets, int64_t requests, int64_t
       launch<SelectBest<false>>(params, blocks, SelectShared::bytes(kept), stream);
     }
   };
-  select(nothing, 0);
+  select(no_lists, 0);
   while (!is_last(count, shift)) {
     const int from_shift = shift;
     const Lists from = to;
@@ -145,11 +146,11 @@ void topk(const float* scores, const int64_t* offsets, int64_t requests, int64_t
     if (selects(k)) {
       select(from, from_shift);
     } else {
-      launch<MergePairs>({of, from, from_shift, to, k}, slots(count, requests, kMergeShift), 0, stream);
+      launch<MergePairs>({segments, from, from_shift, to, k}, slots(count, requests, kMergeShift), 0, stream);
     }
   }
   if (!selects(k) && shift > kChunkShift) {
-    launch<WriteOutput>({of, to, shift, output}, (requests * k + kThreads - 1) / kThreads, 0, stream);
+    launch<WriteOutput>({segments, to, shift, output}, (requests * k + kThreads - 1) / kThreads, 0, stream);
   }
 }
 

@@ -1,4 +1,4 @@
-// The kernel that finds the best of a chunk: of scores, or of the lists that it found before. See topk.cu.
+// The kernel that selects the best of a chunk of scores, or of lists from the level before. See topk.cu.
 #pragma once
 
 #include <bit>
@@ -11,16 +11,16 @@ namespace resflow::cuda::best {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kKeysAThread = 16;
+constexpr int kKeysPerThread = 16;
 constexpr int kChunkShift = 12;
 constexpr int kChunk = 1 << kChunkShift;
-static_assert(kChunk == kThreads * kKeysAThread);
+static_assert(kChunk == kThreads * kKeysPerThread);
 
-// A key is larger the better the candidate: an orderable score, then the position inverted. 0 is no candidate.
+// A better candidate has a larger key: the score as an ordered integer, then the inverted position. 0 is no candidate.
 constexpr int64_t kMostCandidates = 0xffffffff;
 
 RESFLOW_DEVICE uint64_t key_of(float score, int64_t position) {
-  uint32_t order = 0;  // NaN: below -inf, whose order is 0x007fffff
+  uint32_t order = 0;  // of NaN: below -inf, which has 0x007fffff
   if (score == score) {
     const uint32_t bits = word_of_float(score == 0.0f ? 0.0f : score);
     order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -30,10 +30,11 @@ RESFLOW_DEVICE uint64_t key_of(float score, int64_t position) {
 
 RESFLOW_DEVICE int64_t position_of(uint64_t key) { return static_cast<uint32_t>(~static_cast<uint32_t>(key)); }
 
-RESFLOW_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-RESFLOW_DEVICE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+RESFLOW_DEVICE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+RESFLOW_DEVICE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// The sorted keys of segments: k places for each, or (k is large) as many as it has candidates, where those lie.
+// The sorted keys of segments. Packed lists have room for k keys each; otherwise (k is large) a list has room for all
+// of its segment's candidates, at their offset.
 struct Lists {
   uint64_t* keys;
   int64_t k;
@@ -44,7 +45,7 @@ struct Lists {
   }
 };
 
-RESFLOW_DEVICE int64_t kept_of(const Segment& segment, int64_t k) { return smaller(k, segment.end - segment.first); }
+RESFLOW_DEVICE int64_t kept_of(const Segment& segment, int64_t k) { return min_of(k, segment.end - segment.first); }
 
 struct Output {
   const float* scores;  // of all candidates
@@ -52,16 +53,16 @@ struct Output {
   int64_t* positions;
   int64_t k;
 
-  RESFLOW_DEVICE void write(const Requests& requests, const Segment& segment, int64_t at, uint64_t key) const {
-    const int64_t position = position_of(key), to = segment.request * k + at;
-    // Offsets that do not grow leave lists that nothing wrote.
+  RESFLOW_DEVICE void write(const Requests& requests, const Segment& segment, int64_t rank, uint64_t key) const {
+    const int64_t position = position_of(key), to = segment.request * k + rank;
+    // Offsets that do not increase leave lists that no block wrote.
     const bool found = key != 0 && requests.valid() && position < segment.request_end - segment.begin;
     store_global(best + to, found ? load_constant(scores + segment.begin + position) : kNan);
     store_global(positions + to, found ? position : int64_t(-1));
   }
 };
 
-// Sums and places of a block, and the keys it keeps.
+// A block's counts, followed by the keys it keeps.
 struct alignas(16) SelectShared {
   int32_t counts[2][kWarps];
   int32_t gathered[kWarps];
@@ -77,9 +78,9 @@ struct SelectParams {
   Requests requests;
   int shift;
   const float* scores;
-  Lists from;  // of windows of 2^from_shift, if lists are selected from
+  Lists from;  // lists of windows of 2^from_shift candidates, when selecting from lists
   int from_shift;
-  Lists to;  // no keys: the output
+  Lists to;  // without keys, the result goes to the output
   Output output;
   int64_t k;
 };
@@ -88,10 +89,10 @@ template <bool kOfLists>
 struct SelectBest {
   using Params = SelectParams;
   static constexpr int kThreads = best::kThreads;
-  static constexpr int kMinBlocks = 3;  // at 4 registers spill
+  static constexpr int kMinBlocks = 3;  // with 4, registers spill
   static constexpr const char* kName = "topk select";
 
-  using Keys = uint64_t[kKeysAThread];
+  using Keys = uint64_t[kKeysPerThread];
 
   using Shared = SelectShared;
 
@@ -110,78 +111,79 @@ struct SelectBest {
     if (lists == 1) {
       copy(shared, keys, kept);
     } else {
-      const int64_t places = kOfLists ? lists * params.k : segment.end - segment.first;
-      const bool all = !kOfLists && places <= kept;
-      const uint64_t least = all ? 1 : threshold(shared, keys, places, static_cast<int32_t>(kept));
+      const int64_t total = kOfLists ? lists * params.k : segment.end - segment.first;
+      const bool all = !kOfLists && total <= kept;
+      const uint64_t least = all ? 1 : threshold(shared, keys, total, static_cast<int32_t>(kept));
       const int32_t size = power_of_two(static_cast<int32_t>(kept));
       gather(shared, keys, least, static_cast<int32_t>(kept), size);
       sort(shared.kept(), size);
     }
-    for (int64_t at = thread_index(); at < kept; at += kThreads) write(params, segment, at, shared.kept()[at]);
+    for (int64_t i = thread_index(); i < kept; i += kThreads) write(params, segment, i, shared.kept()[i]);
     if (params.to.keys) return;
-    for (int64_t at = kept + thread_index(); at < params.k; at += kThreads)
-      params.output.write(params.requests, segment, at, 0);
+    for (int64_t i = kept + thread_index(); i < params.k; i += kThreads)
+      params.output.write(params.requests, segment, i, 0);
   }
 
-  static RESFLOW_DEVICE void write(const Params& params, const Segment& segment, int64_t at, uint64_t key) {
+  static RESFLOW_DEVICE void write(const Params& params, const Segment& segment, int64_t rank, uint64_t key) {
     if (params.to.keys) {
-      store_global(params.to.of(segment) + at, key);
+      store_global(params.to.of(segment) + rank, key);
     } else {
-      params.output.write(params.requests, segment, at, key);
+      params.output.write(params.requests, segment, rank, key);
     }
   }
 
-  // A thread has the keys of places thread, thread + kThreads, ...
+  // Thread t holds the keys of candidates t, t + kThreads, ...
   static RESFLOW_DEVICE void load_scores(const Params& params, const Segment& segment, Keys& keys) {
 #pragma unroll
-    for (int i = 0; i < kKeysAThread; ++i) {
-      const int64_t at = segment.first + thread_index() + i * kThreads;
-      keys[i] = at < segment.end ? key_of(load_constant(params.scores + at), at - segment.begin) : 0;
+    for (int i = 0; i < kKeysPerThread; ++i) {
+      const int64_t candidate = segment.first + thread_index() + i * kThreads;
+      keys[i] =
+          candidate < segment.end ? key_of(load_constant(params.scores + candidate), candidate - segment.begin) : 0;
     }
   }
 
-  // Returns the number of lists: those of the windows side by side in this one, whose lists lie side by side.
+  // Returns the number of lists: those of the consecutive windows that make up this one; the lists are contiguous.
   static RESFLOW_DEVICE int32_t load_lists(const Params& params, const Segment& segment, Keys& keys) {
-    const auto part = [&](int64_t place) {
-      return params.requests.segment(segment.request, place >> params.from_shift, params.from_shift);
+    const auto part = [&](int64_t candidate) {
+      return params.requests.segment(segment.request, candidate >> params.from_shift, params.from_shift);
     };
-    const Segment lowest = part(segment.first), highest = part(larger(segment.first, segment.end - 1));
+    const Segment lowest = part(segment.first), highest = part(max_of(segment.first, segment.end - 1));
     const auto lists = static_cast<int32_t>(highest.window - lowest.window + 1), k = static_cast<int32_t>(params.k);
-    // Windows between the first and the last are whole: their lists are full.
+    // Windows between the first and the last are complete, so their lists are full.
     const auto in_lowest = static_cast<int32_t>(kept_of(lowest, k));
     const int32_t in_highest = (lists - 1) * k + static_cast<int32_t>(kept_of(highest, k));
     const uint64_t* const from = params.from.of(lowest);
 #pragma unroll
-    for (int i = 0; i < kKeysAThread; ++i) {
-      const int32_t place = thread_index() + i * kThreads;
-      keys[i] = place < in_lowest || (place >= k && place < in_highest) ? load_global(from + place) : 0;
+    for (int i = 0; i < kKeysPerThread; ++i) {
+      const int32_t index = thread_index() + i * kThreads;
+      keys[i] = index < in_lowest || (index >= k && index < in_highest) ? load_global(from + index) : 0;
     }
     return lists;
   }
 
   static RESFLOW_DEVICE void copy(Shared& shared, Keys& keys, int64_t kept) {
 #pragma unroll
-    for (int i = 0; i < kKeysAThread; ++i) {
-      const int place = thread_index() + i * kThreads;
-      if (place < kept) shared.kept()[place] = keys[i];
+    for (int i = 0; i < kKeysPerThread; ++i) {
+      const int index = thread_index() + i * kThreads;
+      if (index < kept) shared.kept()[index] = keys[i];
     }
     sync_block();
   }
 
-  // The largest key that at least `kept` of those at the first `places` places reach, found bit by bit.
-  static RESFLOW_DEVICE uint64_t threshold(Shared& shared, Keys& keys, int64_t places, int32_t kept) {
+  // The largest key that at least `kept` of the first `total` keys reach, found bit by bit.
+  static RESFLOW_DEVICE uint64_t threshold(Shared& shared, Keys& keys, int64_t total, int32_t kept) {
     uint64_t reached = 0;
     for (int bit = 63; bit >= 0; --bit) {
       const uint64_t next = reached | uint64_t(1) << bit;
       int32_t count = 0;
 #pragma unroll
-      for (int i = 0; i < kKeysAThread; ++i) {
-        if (i % 4 == 1 && i * kThreads >= places) break;  // a short request fills few of a thread's keys
+      for (int i = 0; i < kKeysPerThread; ++i) {
+        if (i % 4 == 1 && i * kThreads >= total) break;  // a short request fills few of a thread's keys
         count += keys[i] >= next;
       }
 #pragma unroll
       for (int mask = 16; mask > 0; mask /= 2) count += shuffle_xor(count, mask);
-      int32_t* const counts = shared.counts[bit & 1];  // two in turns: the other may still be read
+      int32_t* const counts = shared.counts[bit & 1];  // double-buffered: the other may still be read
       if (thread_index() % 32 == 0) counts[thread_index() / 32] = count;
       sync_block();
       count = 0;
@@ -193,28 +195,28 @@ struct SelectBest {
     return reached;
   }
 
-  // Keys that reach `least` to shared.kept(), in no order that counts, and zeros up to `size`.
+  // Writes keys of at least `least` to shared.kept(), unordered, and zeros up to `size`.
   static RESFLOW_DEVICE void gather(Shared& shared, Keys& keys, uint64_t least, int32_t kept, int32_t size) {
     const int lane = thread_index() % 32, warp = thread_index() / 32;
-    int32_t own = 0;
+    int32_t count = 0;
 #pragma unroll
-    for (int i = 0; i < kKeysAThread; ++i) own += keys[i] != 0 && keys[i] >= least;
-    int32_t before = own;
+    for (int i = 0; i < kKeysPerThread; ++i) count += keys[i] != 0 && keys[i] >= least;
+    int32_t prefix = count;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
-      const int32_t other = shuffle_from(before, lane >= step ? lane - step : lane);
-      if (lane >= step) before += other;
+      const int32_t other = shuffle_from(prefix, lane >= step ? lane - step : lane);
+      if (lane >= step) prefix += other;
     }
-    if (lane == 31) shared.gathered[warp] = before;
-    for (int32_t at = thread_index(); at < size; at += kThreads) shared.kept()[at] = 0;
+    if (lane == 31) shared.gathered[warp] = prefix;
+    for (int32_t i = thread_index(); i < size; i += kThreads) shared.kept()[i] = 0;
     sync_block();
-    int32_t to = before - own;
+    int32_t to = prefix - count;
 #pragma unroll
     for (int other = 0; other < kWarps; ++other) {
       if (other < warp) to += shared.gathered[other];
     }
 #pragma unroll
-    for (int i = 0; i < kKeysAThread; ++i) {
+    for (int i = 0; i < kKeysPerThread; ++i) {
       if (keys[i] != 0 && keys[i] >= least) {
         if (to < kept) shared.kept()[to] = keys[i];
         ++to;
@@ -229,7 +231,7 @@ struct SelectBest {
     return size;
   }
 
-  // Bitonic, the largest first.
+  // Bitonic sort, largest first.
   static RESFLOW_DEVICE void sort(uint64_t* keys, int32_t size) {
     for (int32_t run = 2; run <= size; run *= 2) {
       for (int32_t stride = run / 2; stride > 0; stride /= 2) {

@@ -1,4 +1,4 @@
-// One scoring call as kernels take it: by value, every pointer into device memory.
+// One scoring call as kernels take it: passed by value, with every pointer into device memory.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@ struct TowerCall {
   Candidates candidates;  // Features::all in device memory as well
   FusionWeights fusion;
   int64_t fusion_weight_count;  // of one candidate
-  const float* starts;  // where first-layer sums begin, [requests][tasks * first_padded()]; null: the biases (no user)
+  // What first-layer sums begin with, [requests][tasks * first_padded()]; null: the biases (no user).
+  const float* accum_init;
 
   // Outputs of [count] candidates; the first two may be null.
   float* logits;  // [count][tasks]

@@ -1,4 +1,4 @@
-// Candidates' input rows as operands of the first layer: copied from memory, or pooled from embedding tables.
+// Loads candidates' input rows as operands of the first layer: copied from memory, or pooled from embedding tables.
 #pragma once
 
 #include "core/candidates.h"
@@ -11,7 +11,7 @@ namespace resflow::cuda {
 
 constexpr int kTowerWarps = kTowerThreads / 32;
 
-// An operand's words as they are written. In shared memory, or in global memory.
+// Writes the values of an operand in shared or global memory.
 template <bool kShared>
 struct OperandWriter {
   uint32_t* words;
@@ -28,7 +28,7 @@ struct OperandWriter {
   }
 };
 
-// The value as an operand holds it.
+// The value rounded to the operand's type.
 template <Precision kPrecision>
 RESFLOW_DEVICE auto rounded(float value) {
   if constexpr (Numbers<kPrecision>::kPerWord == 2) {
@@ -38,15 +38,15 @@ RESFLOW_DEVICE auto rounded(float value) {
   }
 }
 
-// Which rows of the source a block reads: `count` of them from `first` on, as rows of an operand from 0 on; those of
-// the operand beyond them become zeros.
+// The rows of the source that a block reads: `count` rows from `first` on become rows 0 to count - 1 of the operand;
+// its further rows become zeros.
 struct RowRange {
   int64_t first;
   int count;
 };
 
-// Rows that already are what the operand holds, whole 16-byte pieces of them. They are there once the ring of weights,
-// begun after this, has handed out its first chunk: copies arrive in the order of their groups.
+// Copies rows that already have the operand's type, in whole 16-byte pieces. The copy is complete once the ring of
+// weights, begun after it, has handed out its first chunk: copies arrive in the order of their groups.
 template <Precision kPrecision, int kRows>
 RESFLOW_DEVICE void copy_rows(const Rows& rows, const RowRange& range, const FirstLayer& first,
                               const OperandWriter<true>& to) {
@@ -63,7 +63,7 @@ RESFLOW_DEVICE void copy_rows(const Rows& rows, const RowRange& range, const Fir
   copy_async_commit();
 }
 
-// Any rows, a word at a time.
+// Converts any rows, one word at a time.
 template <Precision kPrecision, int kRows, bool kShared>
 RESFLOW_DEVICE void convert_rows(const Rows& rows, const RowRange& range, const FirstLayer& first,
                                  const OperandWriter<kShared>& to) {
@@ -86,7 +86,7 @@ RESFLOW_DEVICE void convert_rows(const Rows& rows, const RowRange& range, const 
   }
 }
 
-// Which rows of a table a candidate has: [begin, end) of ids.
+// The table rows of a candidate: ids [begin, end).
 struct IdRange {
   const int64_t* ids;
   int64_t begin, end;
@@ -94,21 +94,21 @@ struct IdRange {
 
 RESFLOW_DEVICE IdRange ids_of(const Feature& feature, int64_t candidate) {
   if (!feature.offsets) return {feature.ids + candidate * feature.stride, 0, 1};
-  // Offsets on the device are not checked: whatever they say stays within the list.
+  // Offsets on the device are not checked, so they are clamped to the list.
   const int64_t begin = load_constant(feature.offsets + candidate),
                 end = load_constant(feature.offsets + candidate + 1);
   const int64_t first = begin < 0 ? 0 : begin > feature.listed ? feature.listed : begin;
   return {feature.ids, first, end < first ? first : end > feature.listed ? feature.listed : end};
 }
 
-// Column `column` of a candidate's feature: the sum of its rows in list order; NaN where an id is no row of the table.
+// Column `column` of a candidate's feature: the sum over its rows in list order; NaN if an id is no row of the table.
 RESFLOW_DEVICE float pooled(const Feature& feature, const IdRange& range, int64_t column) {
   float sum = 0.0f;
   for (int64_t at = range.begin; at < range.end; ++at) {
     const int64_t id = load_constant(range.ids + at);
     if (id < 0 || id >= feature.rows) return kNan;
     const float value = value_of(row_at(feature.table, id), feature.table.element, column);
-    // Two roundings, as pooling in plain float32 has them (nothing is contracted).
+    // Rounded twice, like pooling in plain float32 (nothing is contracted).
     sum += feature.scales ? value * load_constant(feature.scales + id) : value;
   }
   return sum;
@@ -126,7 +126,7 @@ RESFLOW_DEVICE Feature load_feature(const Feature* from) {
   return feature;
 }
 
-// Features side by side. `all` lies in device memory.
+// Pools all features into concatenated rows. `features.all` is device memory.
 template <Precision kPrecision, int kRows, bool kShared>
 RESFLOW_DEVICE void pool_rows(const Features& features, const RowRange& range, const FirstLayer& first,
                               const OperandWriter<kShared>& to) {
@@ -146,8 +146,8 @@ RESFLOW_DEVICE void pool_rows(const Features& features, const RowRange& range, c
   }
 }
 
-// The block's threads together; the operand may be read after the ring's first chunk (see copy_rows), where there is
-// one.
+// Loads the operand with all threads of the block; it may be read after the ring's first chunk (see copy_rows), if
+// there is one.
 template <Precision kPrecision, int kRows, bool kShared>
 RESFLOW_DEVICE void load_input(const Source& source, const RowRange& range, const FirstLayer& first,
                                const OperandWriter<kShared>& to) {

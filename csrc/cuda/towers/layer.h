@@ -1,8 +1,9 @@
-// The steps of a hidden layer around its product: where sums begin, what becomes of them, and the head after the last.
+// The steps of a hidden layer around its product: initial sums, activation and affine, and the head after the last
+// layer.
 //
 //   o_k^l = affine(act(o_k^{l-1} W_k^l + b_k^l)) + o_parent(k)^l
 //
-// The tower kernel and the split kernel both take them from here, and with them equal bits.
+// The tower kernel and the small-batch kernel share them, so their results are bitwise equal.
 #pragma once
 
 #include "cuda/towers/call.h"
@@ -20,7 +21,8 @@ RESFLOW_DEVICE RowInfo row_info(const TowerCall& call, int64_t candidate) {
     info.request = request_of(candidates.offsets, candidates.requests, candidate);
     if (info.request < 0) info.scored = 0;
   }
-  if (call.starts && info.scored) info.start = call.starts + info.request * call.plan.tasks * call.plan.first_padded();
+  if (call.accum_init && info.scored)
+    info.start = call.accum_init + info.request * call.plan.tasks * call.plan.first_padded();
   if (candidates.ids) {
     const int64_t id = load_constant(candidates.ids + candidate);
     if (id < 0 || id >= candidates.table.items) {
@@ -45,7 +47,7 @@ RESFLOW_DEVICE void begin_sums(PanelSums<kRows>& sums, int width, Begin begin) {
 
 RESFLOW_DEVICE Pair load_pair(const float* from) { return load_constant(reinterpret_cast<const Pair*>(from)); }
 
-// How the two values of a pair of columns are read from a catalogue's row: at once where every row is aligned for it.
+// Reads the two values of a pair of columns from a catalog row, by one load if every row is aligned for it.
 template <Precision kElement, bool kAtOnce>
 RESFLOW_DEVICE Pair table_pair(const char* row, int64_t at) {
   if constexpr (!kAtOnce) {
@@ -61,7 +63,7 @@ RESFLOW_DEVICE Pair table_pair(const char* row, int64_t at) {
   }
 }
 
-// Calls run with what table_pair is made for.
+// Calls run with the template arguments of table_pair for this table.
 template <class Run>
 RESFLOW_DEVICE void as_table(const Rows& table, Run run) {
   const int64_t pair_bytes = 2 * bytes_of(table.element);
@@ -84,8 +86,8 @@ RESFLOW_DEVICE void as_table(const Rows& table, Run run) {
   }
 }
 
-// What sums of the first layer begin with: the user's projection, or the biases where there is none, and the row of the
-// catalogue. `task_column` is where the panel's columns are in starts and tables, which have the tasks' side by side.
+// Initial sums of the first layer: the user's projection (the biases if there is none) plus the catalog row.
+// `task_column` is the panel's first column in projections and tables, which concatenate the columns of all tasks.
 struct FirstSums {
   const TowerCall& call;
   const RowInfo* rows;
@@ -127,7 +129,7 @@ RESFLOW_DEVICE void activate_sums(Activation activation, PanelSums<kRows>& sums,
   with_activation(activation, [&](auto own) { activate_sums<own.value, kRows>(sums, width, slopes); });
 }
 
-// affine(act(sums)) of a panel in their place; `weights` is the task's packed block.
+// Applies affine(act(.)) to a panel's sums in place; `weights` is the task's packed block.
 template <int kRows>
 RESFLOW_DEVICE void finish_sums(const Plan& plan, const LayerLayout& layer, const float* weights, int64_t panel,
                                 int width, PanelSums<kRows>& sums) {
@@ -142,7 +144,7 @@ RESFLOW_DEVICE void finish_sums(const Plan& plan, const LayerLayout& layer, cons
   });
 }
 
-// Columns past a layer's width are zeros in the next one's operand: an infinite input makes them NaN.
+// Zeroes columns past a layer's width, which become NaN for an infinite input and must be zero in the next operand.
 RESFLOW_DEVICE Pair within(const Pair& pair, int64_t column, int64_t width) {
   return {column < width ? pair.low : 0.0f, column + 1 < width ? pair.high : 0.0f};
 }
@@ -157,7 +159,7 @@ RESFLOW_DEVICE void put_pair(const OperandWriter<kShared>& to, int row, int64_t 
   }
 }
 
-// A task's own logit of one row, hidden(column) . w + c, by a warp: every lane gets it.
+// A task's logit of one row before the residual, hidden(column) . w + c, by a warp: every lane returns it.
 template <class Hidden>
 RESFLOW_DEVICE float head_logit(const Plan& plan, const float* weights, Hidden hidden) {
   const int64_t width = plan.layer[plan.layers - 1].width;
@@ -170,7 +172,7 @@ RESFLOW_DEVICE float head_logit(const Plan& plan, const float* weights, Hidden h
   return sum + load_constant(weights + plan.head_bias);
 }
 
-// A candidate's outputs from its logits z [tasks], by one thread. NaN where it could not be scored.
+// Writes a candidate's outputs from its logits z [tasks], by one thread; NaN if it cannot be scored.
 RESFLOW_DEVICE void write_outputs(const TowerCall& call, int64_t candidate, const RowInfo& info, const float* logits) {
   const int32_t tasks = call.plan.tasks;
   const int64_t row = weights_row(call.fusion.per, info.scored ? info.request : 0, candidate);

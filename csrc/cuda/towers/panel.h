@@ -1,8 +1,8 @@
-// A block's rows times a panel of weights: sums in the registers of kTowerThreads threads.
+// Multiplies a block's rows by a panel of weights, with the sums in the registers of kTowerThreads threads.
 //
-// The warps share the tile out: kRows / 32 of them (at least 1) side by side over the rows, the others over the panel's
-// columns. Every sum is one chain over the depth in order, from its start, whatever the tile: that is what makes a
-// candidate's score independent of its neighbours and of the kernel that a batch's size chooses.
+// The tile is divided among the warps: kRows / 32 warps (at least 1) over the rows, times the remaining factor over the
+// panel's columns. Every sum is one chain over the depth in order from its initial value, whatever the tile, so a
+// candidate's score does not depend on its neighbours or on the kernel chosen by batch size.
 #pragma once
 
 #include "cuda/device/numbers.h"
@@ -10,21 +10,21 @@
 
 namespace resflow::cuda {
 
-// Where a thread's sums lie in the tile.
+// The positions of a thread's sums in the tile.
 template <int kRows>
 struct WarpTile {
   static constexpr int kWarps = kTowerThreads / 32;
   static constexpr int kRowWarps = kRows >= 64 ? kRows / 32 : 1;
   static constexpr int kColumnWarps = kWarps / kRowWarps;
-  static constexpr int kRowTiles = kRows / 16 / kRowWarps;                               // of 16 rows, a warp
-  static constexpr int kColumnTiles = static_cast<int>(kPanelWidth) / 8 / kColumnWarps;  // of 8 columns, a warp
+  static constexpr int kRowTiles = kRows / 16 / kRowWarps;                               // per warp, of 16 rows
+  static constexpr int kColumnTiles = static_cast<int>(kPanelWidth) / 8 / kColumnWarps;  // per warp, of 8 columns
   static_assert(kRowWarps * kColumnWarps == kWarps && kRowTiles * kRowWarps * 16 == kRows);
 
   int lane = thread_index() % 32;
   int first_row = thread_index() / 32 / kColumnWarps * (kRowTiles * 16);
   int first_column = thread_index() / 32 % kColumnWarps * (kColumnTiles * 8);
 
-  // Rows of sums [.., .., 0 and 1], and 8 more of [.., .., 2 and 3]; columns of 0 and 2, and 1 more.
+  // Row of sums [.., .., 0 and 1] (those of 2 and 3 are 8 rows below), and column of sums 0 and 2 (1 and 3 are next).
   RESFLOW_DEVICE int row(int row_tile) const { return first_row + row_tile * 16 + lane / 4; }
   RESFLOW_DEVICE int column(int column_tile) const { return first_column + column_tile * 8 + lane % 4 * 2; }
 };
@@ -48,7 +48,7 @@ RESFLOW_DEVICE void for_each_pair(PanelSums<kRows>& sums, int width, Visit visit
   }
 }
 
-// An operand in shared memory, or in global memory where a tile is too large for that.
+// An operand in shared memory, or in global memory if the tile does not fit there.
 template <bool kShared>
 struct Operand {
   const uint32_t* words;
@@ -60,7 +60,7 @@ struct Operand {
     return load_global(from);
   }
 
-  // 16 rows and 8 words as a product takes them.
+  // Loads 16 rows and 8 words in the layout of a product.
   RESFLOW_DEVICE void load(uint32_t (&a)[4], int first_row, int64_t word_at, int lane) const {
     if constexpr (kShared) {
       load_matrices(a, words + (first_row + lane % 16) * stride + word_at + lane / 16 * 4);
@@ -75,14 +75,14 @@ struct Operand {
   }
 };
 
-// sums += rows of the operand, words from `first` on, times a chunk of `words` words.
+// sums += the operand's words from `first` on, times a chunk of `words` words.
 template <Precision kPrecision, int kRows, bool kShared>
 RESFLOW_DEVICE void multiply_chunk(PanelSums<kRows>& sums, const Operand<kShared>& operand, int64_t first,
                                    const uint32_t* chunk, int words, int width) {
   const WarpTile<kRows> tile;
   if (tile.first_column >= width) return;
   if constexpr (kPrecision == Precision::float32) {
-    // Words past the chunk's are zeros in both; skipping them keeps a NaN out of nothing and saves their time.
+    // Words past the chunk are zero in both operands: skipping them saves time and does not change how NaN propagates.
 #pragma unroll 4
     for (int k = 0; k < words; ++k) {
       float a[tile.kRowTiles][2];
@@ -124,7 +124,7 @@ RESFLOW_DEVICE void multiply_chunk(PanelSums<kRows>& sums, const Operand<kShared
   }
 }
 
-// sums += operand [kRows][words] x a panel's chunks, as next() gives them to the ring.
+// sums += operand [kRows][words] x a panel, whose chunks next() returns to the ring.
 template <Precision kPrecision, int kRows, bool kShared, class Next>
 RESFLOW_DEVICE void multiply_panel(PanelSums<kRows>& sums, const Operand<kShared>& operand, int64_t words, int width,
                                    WeightRing& ring, Next& next) {

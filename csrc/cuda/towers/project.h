@@ -1,4 +1,4 @@
-// Rows times the first layers of all tasks: users' projections, and the rows of a catalogue.
+// Multiplies rows by the first layers of all tasks: users' projections, and the rows of a catalog.
 #pragma once
 
 #include "cuda/towers/dispatch.h"
@@ -12,11 +12,11 @@ struct ProjectParams {
   Source source;
   int64_t count;
   FirstLayer first;
-  int64_t stride;  // words, of the operand
+  int64_t stride;  // of the operand, in words
   int32_t with_bias;
   int32_t parts;      // blocks that share a tile of rows, each taking some of the tasks' panels
   float* out;         // [count][tasks * first_padded()]
-  char* tile_memory;  // [blocks][rows * stride words] unless tiles lie in shared memory
+  char* tile_memory;  // [blocks][rows * stride words], unused if tiles are in shared memory
 };
 
 template <Precision kPrecision, bool kShared>
@@ -26,9 +26,6 @@ struct ProjectKernel {
   static constexpr int kThreads = kTowerThreads;
   static constexpr int kMinBlocks = 1;
   static constexpr const char* kName = "project";
-
-  static int64_t tile_bytes(const Params& params) { return 4 * kRows * params.stride; }
-  static int64_t shared_bytes(const Params& params) { return kRingBytes + (kShared ? tile_bytes(params) : 0); }
 
   static RESFLOW_DEVICE void run(const Params& params, char* shared) {
     const LayerLayout& layer = params.plan.layer[0];

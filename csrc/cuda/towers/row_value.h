@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/candidates.h"
+#include "core/quantize.h"
 #include "cuda/device/math.h"
 
 namespace resflow::cuda {
@@ -28,8 +29,7 @@ RESFLOW_DEVICE const char* row_at(const Rows& rows, int64_t row) {
   return static_cast<const char*>(rows.data) + row * rows.stride * bytes_of(rows.element);
 }
 
-// The largest magnitude of a row's columns first to first + width - 1 over 127, or NaN if one is not finite: the scale
-// of its bytes. A warp's lanes share the work, and all return it.
+// The scale of a row's columns first to first + width - 1 in int8. A warp's lanes share the work, and all return it.
 RESFLOW_DEVICE float scale_of_row(const void* row, Precision element, int64_t first, int64_t width, int lane) {
   uint32_t largest = 0;  // magnitudes are ordered as their bits, NaN last
   for (int64_t i = lane; i < width; i += 32) {
@@ -41,7 +41,7 @@ RESFLOW_DEVICE float scale_of_row(const void* row, Precision element, int64_t fi
     const uint32_t other = shuffle_xor(largest, mask);
     largest = other > largest ? other : largest;
   }
-  return largest < 0x7f800000u ? float_of_word(largest) / 127.0f : kNan;
+  return int8_scale(float_of_word(largest));
 }
 
 }  // namespace resflow::cuda

@@ -35,25 +35,22 @@ struct RoundRows {
     const char* const row = row_at(params.from, part / params.parts);
     const int64_t first = part % params.parts * params.width;
     const int lane = thread_index() % 32;
-    float step = 0.0f;
+    float scale = 0.0f;
     if (params.element == Precision::int8) {
-      step = scale_of_row(row, params.from.element, first, params.width, lane);
-      if (lane == 0) store_global(params.scales + part, step);
+      scale = scale_of_row(row, params.from.element, first, params.width, lane);
+      if (lane == 0) store_global(params.scales + part, scale);
     }
     for (int64_t i = lane; i < params.width; i += 32) {
-      store(params, part * params.width + i, value_of(row, params.from.element, first + i), step);
+      store(params, part * params.width + i, value_of(row, params.from.element, first + i), scale);
     }
   }
 
-  static RESFLOW_DEVICE void store(const Params& params, int64_t at, float value, float step) {
+  static RESFLOW_DEVICE void store(const Params& params, int64_t at, float value, float scale) {
     switch (params.element) {
       case Precision::bfloat16:
         return store_global(static_cast<uint16_t*>(params.to) + at, bfloat16_of(value));
-      case Precision::int8: {
-        // Through 32 bits: a subnormal step is so coarse that a quotient may leave the bytes, and wraps around.
-        const int32_t quotient = step > 0.0f ? static_cast<int32_t>(rintf(value / step)) : 0;
-        return store_global(static_cast<int8_t*>(params.to) + at, static_cast<int8_t>(quotient));
-      }
+      case Precision::int8:
+        return store_global(static_cast<int8_t*>(params.to) + at, static_cast<int8_t>(int8_divide(value, scale)));
       case Precision::float32:
         return store_global(static_cast<float*>(params.to) + at, value);
       case Precision::float16:  // no tables

@@ -1,15 +1,15 @@
-// Work cut by request and by place: a block for every window of 2^shift consecutive candidates that a request reaches
-// into, without the host knowing where requests begin.
+// Divides work by request and by window: one block for each window of 2^shift consecutive candidates that a request
+// overlaps, without the host knowing where requests begin.
 //
-// Windows are aligned to the call's candidates, not to the request. Going through the candidates either the window or
-// the request moves on, so window + request numbers the pairs that meet, and a slot's pair is found by bisection.
+// Windows are aligned to the call's candidates, not to the request. Along the candidates either the window or the
+// request advances, so window + request numbers the overlapping pairs, and a slot's pair is found by bisection.
 #pragma once
 
 #include "cuda/device/launch.h"
 
 namespace resflow::cuda {
 
-// Candidates first to end - 1 of a request whose own are begin to request_end - 1; `end` is not below `first`.
+// Candidates first to end - 1 of a request that has candidates begin to request_end - 1; `end` is at least `first`.
 struct Segment {
   int64_t request;
   int64_t begin, request_end;
@@ -17,14 +17,14 @@ struct Segment {
   int64_t first, end;
 };
 
-// Requests of some candidates. Offsets come from the caller unchecked: whatever they hold, begin and end stay within
-// the candidates, and bisection ends. Which slots it then finds is another matter: see `wrong`.
+// The requests of a call. Offsets come unchecked from the caller: whatever they hold, begin and end stay within the
+// candidates, and bisection terminates, though it may find the wrong slots: see `wrong`.
 struct Requests {
   const int64_t* offsets;  // [requests + 1]; null: requests of `length` candidates each
   int64_t requests;
-  int64_t count;  // of candidates
+  int64_t count;  // number of candidates
   int64_t length;
-  const int32_t* wrong;  // what CheckOffsets wrote; null without offsets
+  const int32_t* wrong;  // nonzero if CheckOffsets found the offsets wrong; null without offsets
 
   RESFLOW_DEVICE bool valid() const { return !wrong || load_global(wrong) == 0; }
 
@@ -39,7 +39,7 @@ struct Requests {
     return last > first ? last : first;
   }
 
-  // The part of a request in a window; empty where they do not meet.
+  // The part of a request in a window; empty if they do not overlap.
   RESFLOW_DEVICE Segment segment(int64_t request, int64_t window, int shift) const {
     Segment found{request, begin(request), end(request), window, window << shift, (window + 1) << shift};
     if (found.first < found.begin) found.first = found.begin;
@@ -48,8 +48,8 @@ struct Requests {
     return found;
   }
 
-  // Of slots(count, requests, shift). False: no request and window meet here. A request without candidates has one
-  // slot, with an empty segment.
+  // Finds the segment of one of slots(count, requests, shift). Returns false if the slot has none. A request without
+  // candidates has one slot, with an empty segment.
   RESFLOW_DEVICE bool find(int64_t slot, int shift, Segment* found) const {
     int64_t low = 0, high = requests;
     while (high - low > 1) {
@@ -66,7 +66,7 @@ struct Requests {
   }
 };
 
-// Whether offsets fail to grow from 0 to the number of candidates: one block, before the kernels that use them.
+// Checks that offsets increase from 0 to the number of candidates: one block, before the kernels that use them.
 struct CheckOffsets {
   struct Params {
     const int64_t* offsets;
@@ -97,7 +97,7 @@ struct CheckOffsets {
 
 inline int64_t slots(int64_t count, int64_t requests, int shift) { return (count >> shift) + requests; }
 
-// Requests whose offsets have been checked, by a kernel queued here; `wrong` is memory for its answer.
+// Requests whose offsets are checked by a kernel that is queued here; `wrong` is memory for its result.
 inline Requests checked_requests(const int64_t* offsets, int64_t requests, int64_t count, int32_t* wrong,
                                  Stream stream) {
   launch<CheckOffsets>({offsets, requests, count, wrong}, 1, CheckOffsets::kSharedBytes, stream);

@@ -1,9 +1,9 @@
-// The tower network in one launch, for any plan: a block takes kRows candidates through all layers of all tasks and
+// The tower network in one launch, for any plan: a block computes all layers of all tasks for kRows candidates and
 // writes their logits, probabilities and scores. x is read once; weights stream from the L2 cache through a ring in
 // shared memory (weight_ring.h); hidden outputs never leave the block.
 //
-// A tile too large for shared memory (inputs of tens of thousands, very wide layers) keeps its operands and hidden
-// outputs in a part of the workspace instead (kShared = false): slower, and otherwise the same.
+// A tile too large for shared memory (tens of thousands of inputs, very wide layers) keeps its operands and hidden
+// outputs in a part of the workspace instead (kShared = false): slower, with the same results.
 #pragma once
 
 #include "cuda/towers/call.h"
@@ -14,10 +14,10 @@ namespace resflow::cuda {
 struct TowerParams {
   TowerCall call;
   TowerShape shape;
-  char* tile_memory;  // [blocks][tile_bytes] unless tiles lie in shared memory
+  char* tile_memory;  // [blocks][tile_bytes], unused if tiles are in shared memory
 };
 
-// The chunks of all weights in the order of use.
+// Returns the chunks of all weights in the order of use.
 class WeightOrder {
  public:
   RESFLOW_DEVICE WeightOrder(const TowerParams& params, const float* weights)
@@ -45,7 +45,7 @@ class WeightOrder {
   }
 
  private:
-  // A first layer without inputs of its own (the catalogue's, or of users alone) has no chunks.
+  // A first layer that multiplies no candidate inputs (catalog form, or all inputs are the user's) has no chunks.
   RESFLOW_DEVICE int32_t first_layer() const { return params_.shape.first.words > 0 ? 0 : 1; }
   RESFLOW_DEVICE void enter_panel() {
     const FirstLayer& first = params_.shape.first;
@@ -107,8 +107,8 @@ class TowerTile {
   }
 
  private:
-  // Asks for the rows of the block's next tile, so that they leave memory while this one is multiplied. What features
-  // are looked up is not worth the look.
+  // Prefetches the rows of the block's next tile while this one is multiplied. Pooled features are not prefetched:
+  // finding their rows costs too much.
   RESFLOW_DEVICE void fetch_ahead(int64_t tile) const {
     constexpr int kSectorBytes = 32, kThreadsPerRow = kTowerThreads / kRows;
     const Candidates& candidates = params_.call.candidates;
@@ -149,7 +149,7 @@ class TowerTile {
     sync_block();
   }
 
-  // Adds the parent's outputs; keeps the layer's own for the next layer and for the tasks that add them.
+  // Adds the parent's outputs; stores the layer's outputs for the next layer and for the tasks that add them.
   RESFLOW_DEVICE void keep(int32_t task, int32_t at, int64_t first_column, int width, PanelSums<kRows>& sums) {
     const LayerLayout& layer = plan_.layer[at];
     const bool last = at + 1 == plan_.layers;

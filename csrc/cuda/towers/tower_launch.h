@@ -1,4 +1,4 @@
-// The tower kernels of one precision, as the host launches them. A translation unit each: tower_<precision>.cu.
+// Launches the tower kernels of one precision. Each precision has a translation unit: tower_<precision>.cu.
 #pragma once
 
 #include <iterator>
@@ -11,40 +11,31 @@
 
 namespace resflow::cuda {
 
+template <class Params>
+using LaunchOf = void (*)(const Params&, int64_t blocks, int64_t shared_bytes, Stream);
+
 template <Precision kPrecision>
 struct TowerLaunch {
-  static void tower(const TowerParams& params, const TowerChoice& choice, Stream stream);
-  static void split(const SplitParams& params, Stream stream);
-  // tile_memory is set where the operand does not fit into shared memory.
-  static void project(const ProjectParams& params, int64_t blocks, Stream stream);
+  static const LaunchOf<TowerParams> kTower[4];      // indexed like kTowerVariants
+  static const LaunchOf<ProjectParams> kProject[2];  // indexed by whether the operand is in shared memory
+  static const LaunchOf<SplitParams> kSplit;
 };
 
+template <Precision kPrecision, int kVariant>
+using TowerOfVariant = TowerKernel<kPrecision, kTowerVariants[kVariant].rows, kTowerVariants[kVariant].in_shared>;
+
+static_assert(std::size(kTowerVariants) == 4);
 template <Precision kPrecision>
-void TowerLaunch<kPrecision>::tower(const TowerParams& params, const TowerChoice& choice, Stream stream) {
-  const auto run = [&]<int kVariant>() {
-    constexpr TowerVariant kOwn = kTowerVariants[kVariant];
-    launch<TowerKernel<kPrecision, kOwn.rows, kOwn.in_shared>>(params, choice.blocks, choice.shared_bytes, stream);
-  };
-  [&]<int... kVariants>(std::integer_sequence<int, kVariants...>) {
-    ((choice.variant == kVariants ? run.template operator()<kVariants>() : void()), ...);
-  }(std::make_integer_sequence<int, static_cast<int>(std::size(kTowerVariants))>{});
-}
+const LaunchOf<TowerParams> TowerLaunch<kPrecision>::kTower[4] = {
+    launch<TowerOfVariant<kPrecision, 0>>, launch<TowerOfVariant<kPrecision, 1>>, launch<TowerOfVariant<kPrecision, 2>>,
+    launch<TowerOfVariant<kPrecision, 3>>};
 
 template <Precision kPrecision>
-void TowerLaunch<kPrecision>::split(const SplitParams& params, Stream stream) {
-  launch<SplitKernel<kPrecision>>(params, params.jobs(), params.shared_bytes(), stream);
-}
+const LaunchOf<ProjectParams> TowerLaunch<kPrecision>::kProject[2] = {launch<ProjectKernel<kPrecision, false>>,
+                                                                      launch<ProjectKernel<kPrecision, true>>};
 
 template <Precision kPrecision>
-void TowerLaunch<kPrecision>::project(const ProjectParams& params, int64_t blocks, Stream stream) {
-  if (params.tile_memory) {
-    using Kernel = ProjectKernel<kPrecision, false>;
-    launch<Kernel>(params, blocks, Kernel::shared_bytes(params), stream);
-  } else {
-    using Kernel = ProjectKernel<kPrecision, true>;
-    launch<Kernel>(params, blocks, Kernel::shared_bytes(params), stream);
-  }
-}
+const LaunchOf<SplitParams> TowerLaunch<kPrecision>::kSplit = launch<SplitKernel<kPrecision>>;
 
 // Calls run with the precision as a constant; one the GPU has (check_precision).
 template <class Run>

@@ -1,7 +1,7 @@
-// What a block of the tower kernels keeps, and where: computed once on the host, tested there, read by the kernel.
+// The memory layout of a block of the tower kernels: computed once and tested on the host, read by the kernel.
 //
-// An operand is rows of 32-bit words, padded to whole products (8 words) and 4 words more: 8 rows then lie in different
-// banks, 16 bytes each, for load_matrices.
+// An operand has rows of 32-bit words, padded to whole products (8 words) plus 4 words: 16-byte pieces of 8 consecutive
+// rows are then in different banks for load_matrices.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace resflow::cuda {
 
 constexpr int kProductWords = 8;  // depth of one product of the tensor cores
 constexpr int kChunkWords = 32;   // depth of one stage of the ring of weights: four products
-constexpr int kRingStages = 4;    // three chunks of 8 KiB under way while one is multiplied
-constexpr int kRingStride = 72;  // floats a row of a stage: 8 beyond the panel's, so that 4 rows lie in different banks
+constexpr int kRingStages = 4;    // three chunks of 8 KiB in flight while one is multiplied
+constexpr int kRingStride = 72;   // floats per row of a stage: the panel's plus 8, so that 4 rows use different banks
 constexpr int kTowerThreads = 128;
 
 constexpr int64_t kRingStageBytes = kChunkWords * kRingStride * 4;
@@ -26,15 +26,15 @@ RESFLOW_BOTH constexpr int64_t panels_of(const LayerLayout& layer) {
 }
 RESFLOW_BOTH constexpr int64_t operand_stride(int64_t words) { return round_up(words, kProductWords) + 4; }
 
-// Floats between rows of a hidden layer's outputs: 8 more than a multiple of 32, so that 4 rows lie in different banks.
+// Row stride of a hidden layer's outputs, in floats: a multiple of 32 plus 8, so that 4 rows use different banks.
 RESFLOW_BOTH constexpr int64_t hidden_stride(int64_t padded) { return round_up(padded, 32) + 8; }
 
-// The part of the first layer that the candidates' own rows are multiplied with.
+// The part of the first layer that multiplies the candidates' rows.
 struct FirstLayer {
-  int64_t first_word;  // of a weight column
+  int64_t first_word;  // in a weight column
   int64_t words;
-  int64_t lead;     // values of the first word that are the user's
-  int64_t columns;  // of a candidate's row
+  int64_t lead;     // user values in the first word
+  int64_t columns;  // in a candidate's row
 
   static constexpr FirstLayer of(int64_t first_input, int64_t columns, int64_t per_word) {
     const int64_t lead = first_input % per_word;
@@ -42,35 +42,35 @@ struct FirstLayer {
   }
 };
 
-// Of layer l > 0: a row has room for every padded column of the layer before, all of which are written.
+// Operand stride of layer l > 0: a row holds every padded column of the layer before, all of which are written.
 constexpr int64_t hidden_operand_stride(const Plan& plan, int32_t l) {
   return operand_stride(plan.layer[l - 1].padded / inputs_per_word(plan.precision));
 }
 
-// Where a candidate's first layer begins.
+// A candidate's initial sums and request.
 struct RowInfo {
-  const float* start;  // [tasks * first_padded()]; null: at the biases
-  const char* table;   // its row of the catalogue; null in other forms, or where its id is no row
-  float scale;         // of that row, in int8
-  int32_t scored;      // else its outputs are NaN
+  const float* start;  // the user's projection [tasks * first_padded()]; null: the biases
+  const char* table;   // its catalog row; null in other forms, or if its id is no row
+  float scale;         // of an int8 catalog row
+  int32_t scored;      // 0: its outputs are NaN
   int64_t request;
 };
 
-// Byte offsets into a block's memory; the ring and what is small always lie in shared memory.
+// Byte offsets into a block's memory; the ring, row infos and logits are always in shared memory.
 struct TowerShape {
   int32_t rows;
   FirstLayer first;
   int64_t x_stride;                         // words
-  int64_t operand_strides[2];               // words, of the operands of the layers with odd and even places
-  bool keeps_all_layers;                    // for the tasks that add them to their own; else the last layer alone
+  int64_t operand_strides[2];               // words, of the operands of even and odd layers
+  bool keeps_all_layers;                    // for residuals of later tasks; otherwise only the last layer is kept
   int64_t layer_offset[limit::max_layers];  // floats, of a layer's outputs in a slot
 
   int64_t row_info;  // RowInfo [rows]
   int64_t logits;    // float [rows][tasks]
   int64_t ring;
-  int64_t shared_fixed;  // bytes of the above
+  int64_t shared_fixed;  // total bytes of the above
 
-  // In shared memory after the above, or in global memory.
+  // In shared memory after the above, or in global memory:
   int64_t x;
   int64_t operands[2];
   int64_t hidden;
@@ -80,7 +80,7 @@ struct TowerShape {
   int64_t shared_bytes(bool tile_in_shared) const { return shared_fixed + (tile_in_shared ? tile_bytes : 0); }
 };
 
-// `columns` of a candidate's row are multiplied with the inputs from first_input on; none in the catalogue form.
+// A candidate's row has `columns` columns, which are the inputs from first_input on; 0 in the catalog form.
 constexpr TowerShape tower_shape(const Plan& plan, int32_t rows, int64_t first_input, int64_t columns) {
   TowerShape shape{};
   shape.rows = rows;

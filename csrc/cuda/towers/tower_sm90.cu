@@ -34,25 +34,27 @@ Launch launch_of(const Plan& plan, int32_t groups) {
   return nullptr;
 }
 
-int64_t item_columns(const TowerCall& call) { return call.plan.in_features - call.candidates.user_columns; }
+int64_t item_columns(const Plan& plan, const Candidates& candidates) {
+  return plan.in_features - candidates.user_columns;
+}
 
-TowerSchedule schedule_of(const TowerCall& call, const Device& device, int32_t groups) {
-  return tower_schedule(call.plan.tasks, call.plan.in_features, item_columns(call), call.candidates.count, groups,
+TowerSchedule schedule_of(const Plan& plan, const Candidates& candidates, const Device& device, int32_t groups) {
+  return tower_schedule(plan.tasks, plan.in_features, item_columns(plan, candidates), candidates.count, groups,
                         device.shared_bytes);
 }
 
 int64_t most_blocks(const Device& device) { return device.multiprocessors / kTowerCluster * kTowerCluster; }
 
-// Small tiles while all of them run at once: a tile's time is what the call takes.
+// Small tiles as long as all of them run at once: the call then takes the time of one tile.
 TowerSchedule chosen_schedule(const TowerCall& call, const Device& device) {
-  const TowerSchedule small = schedule_of(call, device, 1);
-  return small.tiles <= most_blocks(device) ? small : schedule_of(call, device, kMostGroups);
+  const TowerSchedule small = schedule_of(call.plan, call.candidates, device, 1);
+  return small.tiles <= most_blocks(device) ? small : schedule_of(call.plan, call.candidates, device, kMostGroups);
 }
 
-// A single row's stride may be anything.
+// The stride of a single row is arbitrary, so it is replaced.
 int64_t row_stride(const Rows& x, int64_t columns, int64_t count) { return count == 1 ? columns : x.stride; }
 
-// Residuals of hidden outputs stay in registers from one task to the next, and no longer.
+// The kernel keeps hidden outputs for residuals in registers from one task to the next only, so it takes chains.
 bool is_chain(const Plan& plan) {
   for (int32_t k = 0; k < plan.tasks; ++k) {
     if (plan.parents[k] != k - 1 && plan.parents[k] != -1) return false;
@@ -70,7 +72,7 @@ bool covers_plan(const Plan& plan) {
   return plan.logit_slots <= kLogitSlots;
 }
 
-// Rows as the copy engine reads them.
+// Whether the copy engine can read these rows.
 bool covers_rows(const Rows& x, Precision precision, int64_t columns, int64_t count) {
   constexpr int64_t kMostStride = int64_t{1} << 39;
   const int64_t stride = row_stride(x, columns, count);
@@ -81,19 +83,19 @@ bool covers_rows(const Rows& x, Precision precision, int64_t columns, int64_t co
 
 }  // namespace
 
-bool covered_by_tower_sm90(const TowerCall& call, const Device& device) {
-  const Candidates& candidates = call.candidates;
+bool covered_by_tower_sm90(const Plan& plan, const Candidates& candidates, const Device& device) {
   if (device.capability != 90 || candidates.x.pooled() || candidates.ids) return false;
   if (candidates.requests > kMostRows) return false;
-  return covers_plan(call.plan) &&
-         covers_rows(candidates.x.rows, call.plan.precision, item_columns(call), candidates.count) &&
-         schedule_of(call, device, kMostGroups).stages > 0;
+  return covers_plan(plan) &&
+         covers_rows(candidates.x.rows, plan.precision, item_columns(plan, candidates), candidates.count) &&
+         schedule_of(plan, candidates, device, kMostGroups).stages > 0;
 }
 
 void launch_tower_sm90(const TowerCall& call, const Device& device, Stream stream) {
   if (call.candidates.count == 0) return;
   const Rows& x = call.candidates.x.rows;
-  const int64_t columns = item_columns(call), count = call.candidates.count, element_bytes = bytes_of(x.element);
+  const int64_t columns = item_columns(call.plan, call.candidates), count = call.candidates.count,
+                element_bytes = bytes_of(x.element);
   const TowerSchedule schedule = chosen_schedule(call, device);
   const TensorMap map = make_tensor_map(x.data, columns, count, row_stride(x, columns, count) * element_bytes,
                                         static_cast<int>(element_bytes), kChunkInputs, schedule.rows());

@@ -1,10 +1,11 @@
-// Towers of widths 128 and 64 on Hopper, dense or request form, in one launch. What is loaded when: see
-// tower_sm90_schedule.h; which calls are covered: tower_sm90_launch.h.
+// Towers of widths 128 and 64 on Hopper, dense or request form, in one launch. tower_sm90_schedule.h has the order of
+// loads; tower_sm90_launch.h the calls that are covered.
 //
-// A block has two warpgroups that compute, 64 rows each, and one that loads. The two wait for memory and for the loader
-// alone, never for each other, so that the epilogue of one hides under the products of the other. Where all tiles of
-// half the rows run at once, blocks have one that computes; a row's bits are the same. All that a task hands on
-// (outputs of both layers for the residuals, the operand of the second layer, logits) stays in registers.
+// A block has two warpgroups that compute, 64 rows each, and one that loads. The two wait only for memory and for the
+// loader, never for each other, so that the epilogue of one is hidden behind the products of the other. If all tiles of
+// half the rows run at once, blocks have one computing warpgroup; results are bitwise the same. Everything passed
+// between layers and tasks (outputs of both layers for the residuals, the second layer's operand, logits) stays in
+// registers.
 #pragma once
 
 #include "cuda/device/numbers.h"
@@ -14,14 +15,14 @@
 
 namespace resflow::cuda {
 
-// Logits that children will read: one in each of the four threads that share a row.
+// Number of logits kept for child tasks: one in each of the four threads that share a row.
 constexpr int32_t kLogitSlots = 4;
 
 // A row of a tile.
 struct TowerRow {
   int32_t candidate;
-  int32_t request;  // 0 where there are none, -1 for a candidate of no request, past the last, and where weights are
-                    // another plan's
+  int32_t request;  // 0 in the dense form; -1 for a candidate without a request or past the last, or if the weights
+                    // were packed for another plan
   RunningScore score;
 
   RESFLOW_DEVICE void begin(const TowerCall& call) {
@@ -41,8 +42,8 @@ struct TowerRow {
   }
 };
 
-// One of the warpgroups that compute. A thread holds of its 64 rows (WarpgroupProduct) two, 8 apart, and of each group
-// of 8 columns two side by side; four threads share the two rows. From the logits on, two of them have a row each.
+// One of the computing warpgroups. Of its 64 rows (WarpgroupProduct) a thread holds two, 8 apart, and of each group of
+// 8 columns two adjacent ones; four threads share the two rows. From the logits on, each pair of them has one row.
 template <Precision kPrecision, Activation kActivation>
 class TowerGroup {
   using Operand = Numbers<kPrecision>;
@@ -64,8 +65,8 @@ class TowerGroup {
   }
 
  private:
-  // Whether the next task's first sums are begun while a task ends: activations that take many registers leave none for
-  // them.
+  // Whether the next task's first sums are initialised during a task's epilogue: activations that take many registers
+  // leave none for that.
   static constexpr bool kBeginsEarly = !ActivationFormula<kActivation>::kManyRegisters;
   static constexpr int kSums1 = tower_width(0) / 2, kSums2 = tower_width(1) / 2;
 
@@ -91,7 +92,7 @@ class TowerGroup {
     float sums2[kSums2];
     begin_sums(sums2, [&](int column) { return pair_at(memory_.vectors() + kBiasAt + column); });
     multiply_second(sums2);
-    // What the next task begins with is on its way while this one ends.
+    // The next task's initial sums are loaded while this task ends.
     if (kBeginsEarly && task + 1 < plan_.tasks) begin_first(task + 1);
     finish<1>(sums2, outputs2_);
     join(task);
@@ -106,7 +107,7 @@ class TowerGroup {
     for (int i = 0; i < kSums2; ++i) outputs2_[i] = 0.0f;
   }
 
-  // The same for every row.
+  // Initialises the sums of every row with the biases.
   template <int kSums, class Bias>
   static RESFLOW_DEVICE void begin_sums(float (&sums)[kSums], Bias bias_at) {
 #pragma unroll
@@ -118,14 +119,14 @@ class TowerGroup {
   }
 
   RESFLOW_DEVICE void begin_first(int32_t task) {
-    if (!call_.starts) {
+    if (!call_.accum_init) {
       const float* const biases = weights_of(task) + plan_.layer[0].bias;
       return begin_sums(sums1_, [&](int at) { return load_constant(reinterpret_cast<const Pair*>(biases + at)); });
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int32_t request = shuffle_from(row_.request, owner(i));
-      const float* const start = call_.starts + (int64_t{request} * plan_.tasks + task) * tower_width(0);
+      const float* const start = call_.accum_init + (int64_t{request} * plan_.tasks + task) * tower_width(0);
 #pragma unroll
       for (int j = 0; j < kSums1 / 4; ++j) {
         Pair own{};
@@ -136,7 +137,7 @@ class TowerGroup {
     }
   }
 
-  // The warp is done with what the barrier guards.
+  // Signals that the warp no longer uses the memory that the barrier guards.
   static RESFLOW_DEVICE void release(uint64_t* barrier) {
     sync_warp();
     if (lane() == 0) barrier_arrive(barrier);
@@ -154,7 +155,7 @@ class TowerGroup {
   }
 
   RESFLOW_DEVICE void multiply_first(int32_t task) {
-    // The same in all of a warp, which the compiler is to know: descriptions then stay in its uniform registers.
+    // The shuffle tells the compiler that the value is uniform in a warp: descriptors then stay in uniform registers.
     const int own_rows =
         shuffle_from(thread_index() / kGroupThreads, 0) * static_cast<int>(kGroupRows * kChunkRowBytes);
     const bool last_task = task + 1 == plan_.tasks;
@@ -186,7 +187,7 @@ class TowerGroup {
     release_chunk(schedule_.chunks - 1, former_stage);
   }
 
-  // The first layer's outputs, rounded, are the operand as they lie.
+  // The first layer's outputs, rounded, already have the register layout of the operand.
   RESFLOW_DEVICE void multiply_second(float (&sums)[kSums2]) {
     uint32_t a[2 * kSteps][4];
 #pragma unroll
@@ -231,13 +232,13 @@ class TowerGroup {
     }
   }
 
-  // The task's own logit r, from it z and p, and their share of the score.
+  // Computes the task's logit r, then z and p, writes them and adds them to the score.
   RESFLOW_DEVICE void join(int32_t task) {
     const float sums[2] = {head_sum(0), head_sum(1)};
     const int32_t parent = plan_.parents[task];
     const int keeper = sharer(parent < 0 ? 0 : plan_.logit_slot[parent]);
     const float parents[2] = {shuffle_from(logits_[0], keeper), shuffle_from(logits_[1], keeper)};
-    // A candidate of no request has no score.
+    // The score of a candidate without a request is NaN.
     const float no_score = row_.request < 0 ? kNan : 0.0f;
     const float own = (own_row() == 0 ? sums[0] : sums[1]) + memory_.vectors()[kHeadAt + tower_width(1)] + no_score;
     const float logit = join_logit(plan_, task, own, own_row() == 0 ? parents[0] : parents[1]);
@@ -253,7 +254,7 @@ class TowerGroup {
     store_global(out + int64_t{row_.candidate} * plan_.tasks + task, lane() % 2 == 0 ? logit : prob);
   }
 
-  // o^2 . w of row i, to all four threads that share it, always in the same order.
+  // o^2 . w of row i in a fixed order of summation; all four threads that share the row return it.
   RESFLOW_DEVICE float head_sum(int i) const {
     float sum = 0.0f;
 #pragma unroll
@@ -273,7 +274,7 @@ class TowerGroup {
   }
 
   static constexpr int kStepBytes = 32;       // 16 values of depth
-  static constexpr int kDescribedBytes = 16;  // a description's lowest bits count these
+  static constexpr int kDescribedBytes = 16;  // unit of a descriptor's address
   static constexpr uint64_t kStep = kStepBytes / kDescribedBytes;
   static constexpr int kSteps = kChunkRowBytes / kStepBytes;
 
@@ -283,7 +284,7 @@ class TowerGroup {
   const TowerSchedule& schedule_;
   const TowerMemory& memory_;
   TowerRow row_;
-  float logits_[2] = {};  // z of both rows and the task whose slot this thread keeps
+  float logits_[2] = {};  // z of both rows, of the task whose logit slot this thread keeps
   float sums1_[kSums1];
   float outputs1_[kSums1];  // of the task before
   float outputs2_[kSums2];
@@ -292,7 +293,7 @@ class TowerGroup {
   uint32_t vectors_parity_ = 0;
 };
 
-// An activation for both layers.
+// The kernel; both layers have the same activation.
 template <Precision kPrecision, Activation kActivation, int kGroups>
 struct TowerSm90Kernel {
   using Params = TowerSm90Params;
@@ -305,14 +306,15 @@ struct TowerSm90Kernel {
   static RESFLOW_DEVICE void run(const Params& params, char* shared) {
     const TowerMemory memory{params.schedule, shared};
     if (thread_index() == 0) memory.begin();
-    // An affine that the plan lacks is this one; what it has is loaded over it.
+    // Defaults for a plan without affine or slopes: scale 1, the rest 0. Vectors that the plan has are loaded over
+    // them.
     for (int i = thread_index(); i < kHeadAt; i += kThreads) {
       memory.vectors()[i] =
           (i >= scale_at(0) && i < shift_at(0)) || (i >= scale_at(1) && i < shift_at(1)) ? 1.0f : 0.0f;
     }
     fence_async();
     sync_cluster();
-    // Three warpgroups have 168 registers a thread, which add up to 2 x 240 + 24; two have all that they need.
+    // Three warpgroups have 168 registers per thread, in total 3 x 168 = 2 x 240 + 24; two have all that they need.
     if (thread_index() >= kLoader) {
       if constexpr (kGroups > 1) give_registers<24>();
       const TowerLoader<kActivation == Activation::prelu> loader{params, memory};

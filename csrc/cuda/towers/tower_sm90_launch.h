@@ -1,15 +1,15 @@
-// The Hopper kernel of tower_sm90.h, for the calls that it covers.
+// Launches the Hopper kernel of tower_sm90.h for the calls that it covers.
 #pragma once
 
-#include "cuda/towers/call.h"
 #include "cuda/device/launch.h"
+#include "cuda/towers/call.h"
 
 namespace resflow::cuda {
 
-// Whether the kernel computes this call on this device; where it does not, the general one does.
-bool covered_by_tower_sm90(const TowerCall& call, const Device& device);
+// Whether the kernel supports this call on this device; otherwise the general kernel computes it.
+bool covered_by_tower_sm90(const Plan& plan, const Candidates& candidates, const Device& device);
 
-// A covered call's logits, probabilities and scores.
+// Computes the logits, probabilities and scores of a covered call.
 void launch_tower_sm90(const TowerCall& call, const Device& device, Stream stream);
 
 }  // namespace resflow::cuda

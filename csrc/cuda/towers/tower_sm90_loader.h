@@ -1,8 +1,8 @@
 // The Hopper kernel's shared memory, and the two threads of a block that load it.
 #pragma once
 
-#include "cuda/towers/call.h"
 #include "cuda/device/target.h"
+#include "cuda/towers/call.h"
 #include "cuda/towers/tower_sm90_schedule.h"
 
 namespace resflow::cuda {
@@ -19,7 +19,7 @@ constexpr int kGroupWarps = kGroupThreads / 32;
 RESFLOW_DEVICE int32_t own_block() { return static_cast<int32_t>(block_index()); }
 RESFLOW_DEVICE int32_t blocks() { return static_cast<int32_t>(block_count()); }
 
-// A block's shared memory. Nothing but its address is kept in registers.
+// The layout of a block's shared memory. Only its address is kept in registers.
 struct TowerMemory {
   const TowerSchedule& schedule;
   char* shared;
@@ -35,10 +35,10 @@ struct TowerMemory {
   RESFLOW_DEVICE uint64_t* vectors_full() const { return x_empty(schedule.chunks); }
   RESFLOW_DEVICE uint64_t* vectors_empty() const { return vectors_full() + 1; }
 
-  // By one thread. What is full is announced by a thread that loads, what is empty by each warp that computes.
+  // Called by one thread. A loading thread arrives at "full" barriers, each computing warp at "empty" barriers.
   RESFLOW_DEVICE void begin() const {
     const int warps = schedule.groups * kGroupWarps;
-    // A stage is filled and emptied by both blocks of the cluster together.
+    // A stage is filled and emptied by both blocks of the cluster.
     for (int i = 0; i < schedule.stages; ++i) begin(stage_full(i), stage_empty(i), kTowerCluster * warps);
     for (int i = 0; i < schedule.chunks; ++i) begin(x_full(i), x_empty(i), warps);
     begin(vectors_full(), vectors_empty(), warps);
@@ -53,13 +53,13 @@ struct TowerMemory {
   }
 };
 
-// What the loading warpgroup does.
+// The work of the loading warpgroup.
 template <bool kSlopes>
 struct TowerLoader {
   const TowerSm90Params& params;
   const TowerMemory& memory;
 
-  // By one thread.
+  // Called by one thread.
   RESFLOW_DEVICE void load_weights() const {
     const TowerSchedule& schedule = params.schedule;
     constexpr int kShare = kStageBytes / kTowerCluster;
@@ -78,7 +78,7 @@ struct TowerLoader {
     });
   }
 
-  // By another.
+  // Called by another thread.
   RESFLOW_DEVICE void load_x() const {
     const TowerSchedule& schedule = params.schedule;
     prefetch_map(&params.x);
@@ -104,8 +104,8 @@ struct TowerLoader {
     return task + plan.layer[0].tensor_panels + (params.schedule.first_chunk + step.chunk) * kStageBytes;
   }
 
-  // Slopes, scales and shifts of a layer lie side by side in the packed weights. Those that the plan lacks keep what
-  // they were set to at the start.
+  // Slopes, scales and shifts of a layer are contiguous in the packed weights. Those that the plan lacks keep the
+  // defaults set at the start of the kernel.
   RESFLOW_DEVICE void load_vectors(int32_t task, uint32_t parity) const {
     const Plan& plan = params.call.plan;
     const auto* const packed = static_cast<const char*>(params.call.packed) + kHeaderBytes;

@@ -1,10 +1,10 @@
-// What the Hopper kernel of tower_sm90.h loads, where to and in which order: plain C++, so that tests can follow it.
+// The loads of the Hopper kernel of tower_sm90.h, their destinations and order: plain C++, so that tests can follow it.
 //
-// Blocks run in clusters of two, which read the weights together: each loads half of what both need, into both. A block
-// takes every block_count()-th tile, of 64 rows for each warpgroup that computes; both of a cluster take as many, at
-// the end a tile past the last row. Its x lies whole in shared memory, in chunks of 64 inputs; the weights stream
-// through a ring of stages, for each tile and task the chunks of its first layer and then its second layer, which is
-// one stage. Layers are 128 and 64 wide.
+// Blocks run in clusters of two, which share the loads of weights: each block loads half of them, into both. A block
+// takes every block_count()-th tile, with 64 rows per computing warpgroup; both blocks of a cluster take the same
+// number of tiles, the last of which may be past the last row. The tile's x is entirely in shared memory, in chunks of
+// 64 inputs; the weights stream through a ring of stages: for each tile and task the chunks of the first layer, then
+// the second layer as one stage. Layers are 128 and 64 wide.
 #pragma once
 
 #include <cstdint>
@@ -19,21 +19,23 @@ constexpr int32_t kMostGroups = 2;
 constexpr int kTowerCluster = 2;
 constexpr int64_t tower_width(int layer) { return layer == 0 ? 128 : 64; }
 constexpr int64_t kStageBytes = 128 * kChunkRowBytes;  // a chunk of the first layer, both chunks of the second
-constexpr int kMostChunks = 12;                        // of x: 192 KiB
+constexpr int kMostChunks = 12;                        // chunks of x: 192 KiB
 constexpr int kLeastStages = 2;
 constexpr int kMostStages = 6;
 
-// A task's vectors in shared memory: of the first layer slope, scale and shift, of the second those and its bias before
-// them, then the head; in floats. The first layer's biases are what its sums begin with, long before.
+// Offsets, in floats, of a task's vectors in shared memory: slope, scale and shift of the first layer; bias, slope,
+// scale and shift of the second; the head. The first layer's biases are not among them: they are the initial sums,
+// which are loaded much earlier.
 constexpr int64_t kBiasAt = 3 * tower_width(0);  // of the second layer
 constexpr int64_t slope_at(int layer) { return layer == 0 ? 0 : kBiasAt + tower_width(1); }
 constexpr int64_t scale_at(int layer) { return slope_at(layer) + tower_width(layer); }
 constexpr int64_t shift_at(int layer) { return scale_at(layer) + tower_width(layer); }
 constexpr int64_t kHeadAt = shift_at(1) + tower_width(1);
-constexpr int64_t kHeadFloats = tower_width(1) + 4;  // weight and bias, in whole copies of 16 bytes
+constexpr int64_t kHeadFloats = tower_width(1) + 4;  // weight and bias, padded to a multiple of 16 bytes
 constexpr int64_t kVectorFloats = kHeadAt + kHeadFloats;
 
-// Which stage a step of the ring uses, and the parity of its round: both sides walk along it.
+// The stage that a step of the ring uses, and the parity of its round; the loader and the computing warps each advance
+// one.
 struct RingPlace {
   int32_t stage = 0;
   uint32_t parity = 0;
@@ -48,31 +50,31 @@ struct RingPlace {
 struct TowerSchedule {
   int32_t tiles;
   int32_t tasks;
-  int32_t first_chunk;   // of the weights: those before it are the user's alone
+  int32_t first_chunk;   // of the weights: earlier chunks are the user's only
   int32_t chunks;        // of x
-  int32_t first_column;  // of x in its first chunk, negative where the chunk begins with the user's last inputs
+  int32_t first_column;  // of x in its first chunk, negative if the chunk begins with the user's last inputs
   int32_t groups;
   int32_t stages;
 
-  constexpr int32_t rows() const { return groups * kGroupRows; }                               // of a tile
-  constexpr int32_t x_bytes() const { return rows() * static_cast<int32_t>(kChunkRowBytes); }  // of a chunk of x
+  constexpr int32_t rows() const { return groups * kGroupRows; }                               // per tile
+  constexpr int32_t x_bytes() const { return rows() * static_cast<int32_t>(kChunkRowBytes); }  // per chunk of x
 
-  // Of shared memory: x, the ring, the vectors, two barriers for each of those (TowerMemory).
+  // Bytes of shared memory: x, the ring and the vectors, and two barriers per chunk, stage and vectors (TowerMemory).
   constexpr int64_t bytes() const {
     return chunks * x_bytes() + stages * kStageBytes + kVectorFloats * 4 + 2 * (chunks + stages + 1) * 8;
   }
 
-  // A task's vectors are loaded after this chunk of its weights. The chunk's stage being free, the warps that lag are
-  // in this task as well, so none still reads the vectors of the task before; what remains of the first layer hides
-  // their latency.
+  // A task's vectors are loaded after this chunk of its weights. When the chunk's stage is free, the slowest warps are
+  // in this task as well, so no warp still reads the vectors of the task before; the rest of the first layer hides the
+  // latency of the load.
   constexpr int32_t vectors_after() const { return stages < chunks ? stages : chunks - 1; }
 };
 
-// Candidates and requests are counted in 32 bits, as far as a grid's tiles past the last.
+// Candidates and requests are counted in 32 bits, including a grid's tiles past the last candidate.
 constexpr int64_t kMostRows = 1 << 30;
 
-// The schedule of candidates (at most kMostRows) whose x has `columns` columns, in at most `shared_bytes`. No stages: x
-// does not fit.
+// The schedule for `candidates` candidates (at most kMostRows) whose x has `columns` columns, in at most `shared_bytes`
+// of shared memory. It has no stages if x does not fit.
 constexpr TowerSchedule tower_schedule(int64_t tasks, int64_t in_features, int64_t columns, int64_t candidates,
                                        int32_t groups, int64_t shared_bytes) {
   TowerSchedule schedule{};
@@ -101,7 +103,7 @@ struct RingStep {
   RingPlace place;
 };
 
-// What a block loads into its ring, in order.
+// Visits the steps of a block's ring in order.
 template <class Visit>
 constexpr void for_each_ring_step(const TowerSchedule& schedule, int32_t block, int32_t blocks, Visit visit) {
   RingPlace place;

@@ -1,31 +1,30 @@
-// The tower network of a small batch, in one launch spread over many SMs: a block does one job and goes.
+// The tower network of a small batch, in one launch spread over many SMs: a block does one job and exits.
 //
 //   jobs, in this order:   the users' projections    (16 users, task, panel)
 //                          each layer                (16 candidates, task, panel)
 //                          heads, fusion, outputs    (16 candidates)
 //
-// A job takes what earlier ones left in the workspace, and waits for them by counters. Blocks draw their jobs by
-// ticket, so those that are waited for have begun, whatever order the GPU starts blocks in. The layers of all tasks run
-// side by side because a job leaves f_k^l, without the residual: who reads a layer adds up the ancestors' (root first,
-// the tower kernel's order, and so its bits).
+// A job reads results of earlier jobs from the workspace, and waits for them by counters. Blocks draw their jobs by
+// ticket, so the jobs waited for have begun, whatever order the GPU starts blocks in. The layers of all tasks run in
+// parallel because a job writes f_k^l without the residual: the reader of a layer adds the ancestors' outputs (root
+// first, the tower kernel's order, so results are bitwise the same).
 #pragma once
 
+#include "cuda/towers/dispatch.h"
 #include "cuda/towers/layer.h"
 
 namespace resflow::cuda {
-
-constexpr int kSplitRows = 16;
 
 struct SplitParams {
   TowerCall call;
   FirstLayer first;        // of candidates' rows
   FirstLayer user_first;   // of users'
-  int64_t operand_stride;  // words, of the widest operand
+  int64_t operand_stride;  // of the widest operand, in words
   int64_t tiles, user_tiles;
 
   // The workspace. Counters are zero when the kernel starts.
-  int32_t* counters;  // [0]: jobs drawn, [1]: projections done, then [layers][tiles] of panels done
-  float* starts;      // [requests][tasks * first_padded()]
+  int32_t* counters;  // [0]: jobs drawn, [1]: projections done, then [layers][tiles]: panels done
+  float* accum_init;  // [requests][tasks * first_padded()]
   float* hidden;      // layer after layer, [tiles * kSplitRows][tasks][padded width]
 
   constexpr int64_t user_jobs() const { return user_tiles * call.plan.tasks * panels_of(call.plan.layer[0]); }
@@ -44,7 +43,7 @@ struct SplitParams {
     return floats;
   }
 
-  // Of shared memory: the ring, then RowInfo [rows], logits [rows][tasks], the operand.
+  // Shared memory holds the ring, RowInfo [rows], logits [rows][tasks] and the operand.
   constexpr int64_t logits_at() const { return kRingBytes + kSplitRows * sizeof(RowInfo); }
   constexpr int64_t operand_at() const { return round_up(logits_at() + 4 * kSplitRows * call.plan.tasks, 16); }
   constexpr int64_t shared_bytes() const { return operand_at() + 4 * kSplitRows * operand_stride; }
@@ -60,7 +59,7 @@ struct SplitJob {
   int64_t panel;
 };
 
-// The job of a place in the order.
+// The job at an index in the order.
 RESFLOW_BOTH constexpr SplitJob split_job(const SplitParams& params, int64_t at) {
   const Plan& plan = params.call.plan;
   const auto of_layer = [&](JobKind kind, int32_t layer) {
@@ -146,7 +145,7 @@ class SplitBlock {
     rows_[thread_index()] = exists ? row_info(params_.call, range.first + thread_index()) : RowInfo{};
   }
 
-  // Ends with a barrier's worth of ordering for thread 0 alone: a barrier has to follow.
+  // Thread 0 waits for the inputs of a job; the barrier orders the other threads' reads after it.
   RESFLOW_DEVICE void wait_for_inputs(const SplitJob& job) {
     if (thread_index() == 0) {
       if (job.layer == 0) {
@@ -167,7 +166,7 @@ class SplitBlock {
     return params_.hidden + params_.hidden_offset(layer) + (candidate * plan_.tasks + task) * plan_.layer[layer].padded;
   }
 
-  // o_k^l of two columns: f of the ancestors added up, the root's first.
+  // o_k^l of two columns: the sum of f over the ancestors, root first.
   RESFLOW_DEVICE Pair hidden_pair(int32_t layer, int64_t candidate, int32_t task, int64_t column) const {
     int depth = 0;
     if (plan_.feature_residual) {
@@ -183,7 +182,7 @@ class SplitBlock {
     return sum;
   }
 
-  // The layer before as this job's operand; rows beyond the batch are zeros.
+  // Loads the outputs of the layer before as this job's operand; rows beyond the batch are zeros.
   RESFLOW_DEVICE void load_hidden(const SplitJob& job, const RowRange& range) {
     const LayerLayout& before = plan_.layer[job.layer - 1];
     const OperandWriter<true> to{operand_, params_.operand_stride};
@@ -201,7 +200,7 @@ class SplitBlock {
     const int64_t padded = plan_.layer[job.layer].padded;
     for_each_pair<kSplitRows>(sums, width, [&](int row, int at, float low, float high) {
       if (row >= range.count) return;
-      float* const to = projects ? params_.starts + ((range.first + row) * plan_.tasks + job.task) * padded
+      float* const to = projects ? params_.accum_init + ((range.first + row) * plan_.tasks + job.task) * padded
                                  : hidden_at(job.layer, range.first + row, job.task);
       store_global(reinterpret_cast<Pair*>(to + column + at), Pair{low, high});
     });

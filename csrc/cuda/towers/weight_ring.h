@@ -1,12 +1,12 @@
-// Weights on their way to the tensor cores: chunks of a panel of packed weights (core/plan.h), copied to shared memory
-// while those before them are multiplied.
+// A ring buffer of weights in shared memory: chunks of a panel of packed weights (core/plan.h) are copied while earlier
+// chunks are multiplied.
 #pragma once
 
 #include "cuda/towers/tower_shape.h"
 
 namespace resflow::cuda {
 
-// Some consecutive words of a panel's columns, [words][width]; none: there is nothing more to come.
+// Consecutive words of a panel's columns, [words][width]; no words: the end.
 struct Chunk {
   const float* from;
   int32_t words;
@@ -27,15 +27,15 @@ class WeightRing {
  public:
   explicit RESFLOW_DEVICE WeightRing(char* shared) : shared_(reinterpret_cast<float*>(shared)) {}
 
-  // next() gives the chunks in the order in which they will be taken. Threads of the block come together.
+  // next() returns the chunks in the order in which they will be taken. All threads of the block call it together.
   template <class Next>
   RESFLOW_DEVICE void begin(Next& next) {
     for (int stage = 0; stage + 1 < kRingStages; ++stage) load(next(), stage);
     stage_ = 0;
   }
 
-  // The next chunk, [words rounded up to products][kRingStride], zeros past its words. It stands until the next call,
-  // which is also where every thread of the block sees what the others stored to shared memory before.
+  // The next chunk, [words rounded up to products][kRingStride], zeros past its words. It is valid until the next call,
+  // which also synchronises the block: earlier stores to shared memory are visible to all threads.
   template <class Next>
   RESFLOW_DEVICE const uint32_t* take(Next& next) {
     copy_async_wait<kRingStages - 2>();

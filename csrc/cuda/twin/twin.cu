@@ -13,12 +13,12 @@
 namespace resflow::cuda {
 namespace {
 
-// Requests whose scores a pass over items keeps at once.
+// Largest number of requests per pass over the items, whose scores are kept at once.
 constexpr int64_t kRequestsAPass = 64;
 
 int64_t aligned(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
-// Parts of a workspace, one after another. Without memory it measures.
+// Lays out the parts of a workspace. Without memory it only counts bytes.
 struct Workspace {
   char* memory;
   int64_t bytes = 0;
@@ -70,14 +70,14 @@ template <Precision kElement, int kRequests>
 void score_in(const TwinParams& params, Stream stream) {
   using Kernel = ScoreItems<kElement, kRequests>;
   const int64_t tiles = (params.items + Kernel::kItems - 1) / Kernel::kItems;
-  // A block for every window even without requests, when all are NaN.
+  // There is a block for every window even without requests: it writes NaN.
   const int64_t requests = std::max<int64_t>(params.lists.requests, 1);
   const int64_t blocks = params.ids ? slots(params.lists.count, requests, Kernel::kItemShift)
                                     : tiles * ((params.requests + kRequests - 1) / kRequests);
   launch<Kernel>(params, blocks, Kernel::shared_bytes(params.model.tasks), stream);
 }
 
-// Requests of a block keep their logits in shared memory: 512 bytes a task and request, 64 KiB at most.
+// A block keeps its requests' logits in shared memory: 512 bytes per task and request, 64 KiB at most.
 template <Precision kElement>
 void score_items(const TwinParams& params, Stream stream) {
   const int64_t room = 128 / params.model.tasks, wanted = params.ids ? 1 : std::min(params.requests, room);
@@ -121,17 +121,17 @@ void score_stream(TwinParams params, int64_t first_request, int64_t requests, in
 
 // Top-k over all items ---------------------------------------------------------------------------------------------
 
-// After a pass: the k best so far become the first scores of the next pass's rows. They come before its items and are
-// in order, so among equal scores places are ordered as positions are.
+// After a pass, the k best so far become the first scores of the next pass's rows. They precede its items and are
+// sorted, so among equal scores the order of row indices is the order of positions.
 struct CarryBest {
   struct Params {
-    const float* scores;       // [requests][k] of the pass
-    const int64_t* places;     // in its rows
-    const int64_t* positions;  // of its first k places; null in the first pass, whose rows have items alone
+    const float* scores;       // [requests][k], the best of the pass
+    const int64_t* places;     // their indices in the pass's rows
+    const int64_t* positions;  // positions of the first k scores of each row; null in the first pass, which has none
     int64_t requests, k, first_item;
     float* next_scores;  // null after the last pass
     int64_t next_stride;
-    float* to_scores;  // null but after the last pass
+    float* to_scores;  // null except after the last pass
     int64_t* to_positions;
   };
   static constexpr int kThreads = 256;
@@ -154,13 +154,13 @@ struct CarryBest {
   }
 };
 
-// Passes of items for a group of requests, and what of the workspace they use.
+// The passes over the items for a group of requests, and their part of the workspace.
 struct Passes {
-  int64_t requests;  // of a group
-  int64_t items;     // of a pass: at least k, so that the first pass finds k
-  int64_t count;
-  float* scores;  // [requests][k + items], of a single pass [requests][items]
-  float* best;    // [requests][k], as the next three
+  int64_t requests;  // per group
+  int64_t items;     // per pass: at least k, so that the first pass finds k
+  int64_t count;     // number of passes
+  float* scores;     // [requests][k + items], or [requests][items] if there is one pass
+  float* best;       // [requests][k], like the next three
   int64_t* places;
   int64_t* positions[2];
   char* topk;
@@ -205,68 +205,87 @@ void topk_of_group(const TwinCall& call, const TwinParams& params, const Passes&
   }
 }
 
+// Parts of a call's workspace, as Parts lays them out: first without memory, which measures them.
+template <class Parts, class... Arguments>
+Parts laid_out(Queue& queue, const Arguments&... arguments) {
+  Workspace measured{nullptr};
+  Parts(measured, arguments...);
+  Workspace workspace{static_cast<char*>(queue.workspace(measured.bytes))};
+  return Parts(workspace, arguments...);
+}
+
+struct ScoresParts {
+  TwinUsers users;
+  int32_t* wrong;
+
+  ScoresParts(Workspace& workspace, const TwinCall& call)
+      : users(users_in(workspace, call)), wrong(workspace.take<int32_t>(1)) {}
+};
+
+struct ListParts {
+  TwinUsers users;
+  float* scores;
+  int32_t* wrong;
+  char* topk;
+
+  ListParts(Workspace& workspace, const TwinCall& call, int64_t k)
+      : users(users_in(workspace, call)),
+        scores(workspace.take<float>(call.count)),
+        wrong(workspace.take<int32_t>(1)),
+        topk(workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k))) {}
+};
+
+struct StreamParts {
+  TwinUsers users;
+  Passes passes;
+
+  StreamParts(Workspace& workspace, const TwinCall& call, int64_t k, int64_t pass_bytes)
+      : users(users_in(workspace, call)), passes(call, k, pass_bytes, workspace) {}
+};
+
+void list_topk(const TwinCall& call, const TopKOut& out, Queue& queue) {
+  const auto parts = laid_out<ListParts>(queue, call, out.k);
+  prepare(call, parts.users, queue.stream());
+  if (call.count > 0) score_lists(call, params_of(call, parts.users), parts.scores, parts.wrong, queue.stream());
+  topk(parts.scores, call.offsets, call.requests, call.count, out.k, out.scores, out.positions, parts.topk,
+       queue.stream());
+}
+
 }  // namespace
 
-int64_t twin_score_workspace_bytes(const TwinCall& call) {
-  Workspace workspace{nullptr};
-  users_in(workspace, call);
-  workspace.take<int32_t>(1);
-  return workspace.bytes;
-}
-
-void twin_score(const TwinCall& call, float* logits, float* probs, float* score, void* memory, Stream stream) {
+void twin_scores(const TwinCall& call, const ScoresOut& out, Queue& queue) {
   if (call.count == 0 || (!call.ids && call.requests == 0)) return;
-  Workspace workspace{static_cast<char*>(memory)};
-  const TwinUsers users = users_in(workspace, call);
-  prepare(call, users, stream);
-  TwinParams params = params_of(call, users);
-  params.logits = logits;
-  params.probs = probs;
+  const auto parts = laid_out<ScoresParts>(queue, call);
+  prepare(call, parts.users, queue.stream());
+  TwinParams params = params_of(call, parts.users);
+  params.logits = out.logits;
+  params.probs = out.probs;
   if (call.ids) {
-    score_lists(call, params, score, workspace.take<int32_t>(1), stream);
+    score_lists(call, params, out.score, parts.wrong, queue.stream());
   } else {
-    score_stream(params, 0, call.requests, 0, call.count, score, call.count, stream);
+    score_stream(params, 0, call.requests, 0, call.count, out.score, call.count, queue.stream());
   }
 }
 
-int64_t twin_topk_workspace_bytes(const TwinCall& call, int64_t k, int64_t pass_bytes) {
-  Workspace workspace{nullptr};
-  users_in(workspace, call);
-  if (call.ids) {
-    workspace.take<float>(call.count);
-    workspace.take<int32_t>(1);
-    workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k));
-  } else {
-    Passes(call, k, pass_bytes, workspace);
+void stream_topk(const TwinCall& call, const TopKOut& out, int64_t pass_bytes, Queue& queue) {
+  const auto parts = laid_out<StreamParts>(queue, call, out.k, pass_bytes);
+  prepare(call, parts.users, queue.stream());
+  const TwinParams params = params_of(call, parts.users);
+  const int64_t group = parts.passes.requests, k = out.k;
+  for (int64_t first = 0; first < call.requests; first += group) {
+    topk_of_group(call, params, parts.passes, first, std::min(group, call.requests - first), k, out.scores + first * k,
+                  out.positions + first * k, queue.stream());
   }
-  return workspace.bytes;
 }
 
-void twin_topk(const TwinCall& call, int64_t k, float* scores, int64_t* positions, void* memory, Stream stream,
-               int64_t pass_bytes) {
+void twin_topk(const TwinCall& call, const TopKOut& out, Queue& queue) {
   if (call.requests == 0) return;
-  Workspace workspace{static_cast<char*>(memory)};
-  const TwinUsers users = users_in(workspace, call);
-  prepare(call, users, stream);
-  const TwinParams params = params_of(call, users);
-  if (call.ids) {
-    float* const all = workspace.take<float>(call.count);
-    auto* const wrong = workspace.take<int32_t>(1);
-    if (call.count > 0) score_lists(call, params, all, wrong, stream);
-    topk(all, call.offsets, call.requests, call.count, k, scores, positions,
-         workspace.take<char>(topk_workspace_bytes(call.requests, call.count, k)), stream);
-    return;
-  }
-  const Passes passes(call, k, pass_bytes, workspace);
-  for (int64_t first = 0; first < call.requests; first += passes.requests) {
-    topk_of_group(call, params, passes, first, std::min(passes.requests, call.requests - first), k, scores + first * k,
-                  positions + first * k, stream);
-  }
+  call.ids ? list_topk(call, out, queue) : stream_topk(call, out, kTwinPassBytes, queue);
 }
 
-void twin_rows(const Rows& vectors, int64_t count, int64_t tasks, int64_t width, Precision element, void* rows,
-               float* scales, Stream stream) {
-  round_rows(vectors, count, tasks, width, element, rows, scales, stream);
+void twin_rows(const Rows& vectors, int64_t count, int64_t tasks, int64_t width, Precision precision, void* rows,
+               float* scales, Queue& queue) {
+  round_rows(vectors, count, tasks, width, precision, rows, scales, queue.stream());
 }
 
 }  // namespace resflow::cuda

@@ -1,8 +1,8 @@
-// The kernels of twin towers: users in the form products take, then tiles of items.
+// The kernels of twin towers: one prepares users' vectors for the products, one scores tiles of items.
 //
-// A block scores a tile of kItems items, a thread each, for up to kRequests requests. Rows go through shared memory in
-// chunks of 64 bytes of a task's vectors, a ring of kStages of them, so that global memory is read in whole sectors
-// however long rows are, and once for all requests of the block.
+// A block scores a tile of kItems items, one per thread, for up to kRequests requests. Rows pass through shared memory
+// in chunks of 64 bytes of a task's vectors, in a ring of kStages chunks, so that global memory is read in whole
+// sectors whatever the row length, and once for all requests of the block.
 #pragma once
 
 #include "core/candidates.h"
@@ -17,20 +17,20 @@ constexpr int kPieceBytes = 16;
 constexpr int kChunkPieces = 4;
 constexpr int kChunkBytes = kChunkPieces * kPieceBytes;
 
-// Users' vectors [request][task][chunks][pieces of a chunk], in int8 with scales [request][task].
+// Users' vectors [request][task][chunks][pieces per chunk], in int8 with scales [request][task].
 struct TwinUsers {
   Words4* words;
   float* scales;
   int64_t requests;
   int64_t chunks;
-  int pieces;  // of the user's for a chunk of an item's
+  int pieces;  // of a user's vector per chunk of an item's
 
   RESFLOW_BOTH Words4* of(int64_t request, int64_t tasks, int64_t task, int64_t chunk) const {
     return words + ((request * tasks + task) * chunks + chunk) * pieces;
   }
 };
 
-// A warp a task of a user.
+// Prepares users' vectors, one warp per user and task.
 struct PrepareUsers {
   struct Params {
     TwinModel model;
@@ -59,17 +59,14 @@ struct PrepareUsers {
     }
     const float scale = scale_of_row(user, params.user.element, first, width, lane);
     if (lane == 0) store_global(params.to.scales + part, scale);
-    const float steps = scale > 0.0f ? 1.0f / scale : 0.0f;
+    const float reciprocal = int8_reciprocal(scale);
     for (int64_t at = lane; at < count; at += 32) {
       uint32_t word = 0;
-      for (int i = 0; i < 4; ++i) word |= byte_of(value(4 * at + i) * steps) << 8 * i;
+      for (int i = 0; i < 4; ++i) {
+        word |= (static_cast<uint32_t>(int8_step(value(4 * at + i) * reciprocal)) & 0xff) << 8 * i;
+      }
       store_global(words + at, word);
     }
-  }
-
-  // Not a number, or beyond a byte (of a subnormal scale): 0.
-  static RESFLOW_DEVICE uint32_t byte_of(float value) {
-    return fabsf(value) < 128.0f ? static_cast<uint32_t>(static_cast<int32_t>(rintf(value))) & 0xff : 0;
   }
 };
 
@@ -78,16 +75,16 @@ struct TwinParams {
   TwinTable table;
   TwinUsers users;
   FusionWeights weights;
-  int64_t weight_count;  // of one candidate
-  int unit;              // bytes a row can be read in: 16 if all begin and end at a multiple of 16, or 4, 2, 1
+  int64_t weight_count;  // per candidate
+  int unit;  // bytes per load: 16 if every task's vector begins and ends at a multiple of 16, else 4, 2 or 1
 
-  // Candidates: lists of ids, or (ids is null) items first_item on for requests first_request on.
+  // Candidates: lists of ids, or (if ids is null) items from first_item on for requests from first_request on.
   const int64_t* ids;
   Requests lists;
   int64_t first_item, items;
   int64_t first_request, requests;
 
-  // By place in ids, or request by request, `stride` apart. The first two may be null.
+  // Outputs by index in ids, or request by request with `stride` between requests. The first two may be null.
   float* logits;
   float* probs;
   float* score;
@@ -107,7 +104,7 @@ struct ScoreItems {
   static constexpr int kItems = 1 << kItemShift;
   static_assert(kItems == kThreads);
   static constexpr int kStages = 3;
-  // A piece longer than the chunk: eight threads' rows then lie in different banks.
+  // The chunk plus one piece of padding: the rows of eight threads are then in different banks.
   static constexpr int kPitch = kChunkPieces + 1;
   static constexpr int kUserPieces = kChunkPieces * Product::kUserPieces;
   static constexpr int kStageWords = kItems * kPitch + kRequests * kUserPieces;
@@ -116,15 +113,15 @@ struct ScoreItems {
     return kStages * kStageWords * sizeof(Words4) + tasks * kRequests * kItems * sizeof(float);
   }
 
-  // What a block scores.
+  // The items and requests that a block scores.
   struct Tile {
-    int64_t first;  // place in ids, or item
+    int64_t first;  // index in ids, or item
     int rows;
-    int64_t request;  // the first of them
+    int64_t request;  // the first request
     int requests;
   };
 
-  // A chunk of a task's vectors.
+  // The index of a chunk of a task's vectors.
   struct Chunk {
     int32_t task;
     int64_t at;
@@ -179,7 +176,7 @@ struct ScoreItems {
       *tile = {segment.first, static_cast<int>(segment.end - segment.first), segment.request, 1};
       return true;
     }
-    // Blocks of the same items follow each other: all but the first find them in the L2 cache.
+    // Blocks of the same items are consecutive: all but the first find the items in the L2 cache.
     const int64_t groups = (params.requests + kRequests - 1) / kRequests;
     const int64_t first = block_index() / groups * kItems, group = block_index() % groups * kRequests;
     const int64_t rows = params.items - first, requests = params.requests - group;
@@ -188,7 +185,7 @@ struct ScoreItems {
     return true;
   }
 
-  // Of a row of the tile; negative past its end and for an id that is no item.
+  // The item of a row of the tile; negative past the tile's end and for an id that is no item.
   static RESFLOW_DEVICE int64_t item_of(const Params& params, const Tile& tile, int row) {
     if (row >= tile.rows) return -1;
     if (!params.ids) return tile.first + row;
@@ -206,7 +203,7 @@ struct ScoreItems {
     return left < kChunkBytes ? left : kChunkBytes;
   }
 
-  // Four threads copy a chunk of a row, a piece each.
+  // Four threads copy a chunk of a row, one piece each.
   static RESFLOW_DEVICE int row_to_copy(int i) { return thread_index() / kChunkPieces + i * (kThreads / kChunkPieces); }
 
   static RESFLOW_DEVICE void copy_chunk(const Params& params, const Tile& tile, const char* const (&rows)[kChunkPieces],
@@ -230,7 +227,8 @@ struct ScoreItems {
     copy_users(params, tile, chunk, stage + kItems * kPitch);
   }
 
-  // The first `bytes` of a piece, zeros after them: what follows may be another task or item, whose NaN must stay out.
+  // The first `bytes` of a piece, then zeros: the bytes that follow may be another task's or item's, whose NaN must not
+  // enter the sum.
   static RESFLOW_DEVICE Words4 read_piece(const char* from, int bytes, int unit) {
     Words4 words{};
     if (!from) return words;
@@ -280,7 +278,7 @@ struct ScoreItems {
     }
   }
 
-  // Logits z_k of this thread's item, [task][request][item]; begins the next task's sums.
+  // Stores logits z_k of this thread's item in [task][request][item], and resets the sums for the next task.
   static RESFLOW_DEVICE void finish_task(const Params& params, const Tile& tile, int64_t item, int32_t task,
                                          Sum (&sums)[kRequests], float* logits) {
     const int32_t tasks = params.model.tasks, parent = params.model.parents[task];
@@ -304,7 +302,7 @@ struct ScoreItems {
     }
   }
 
-  // There are as many blocks as windows, at least.
+  // The grid has at least one block per window, so every candidate is written.
   static RESFLOW_DEVICE void write_nan(const Params& params) {
     const int64_t candidate = block_index() * kItems + thread_index();
     if (candidate >= params.lists.count) return;

@@ -1,5 +1,5 @@
-// How a piece of an item's row, 16 bytes, is multiplied with a user's vector; the twin of TwinProduct in
-// cpu/twin-inl.h. A sum goes through a vector front to back, so it depends on nothing but the two vectors.
+// Multiplies a 16-byte piece of an item's row with a user's vector, like TwinProduct in cpu/twin/twin-inl.h. A sum runs
+// through a vector front to back, so it depends only on the two vectors.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 namespace resflow::cuda {
 
-// A user's words for a piece of an item: a float for every value, or in int8 as many bytes.
+// The user's words for a piece of an item: one float per value, or in int8 one byte per value.
 template <Precision kElement>
 struct TwinProduct {
   using Sum = float;

@@ -11,7 +11,6 @@ from math import prod
 from typing import NamedTuple
 
 from ...contract import STATISTICS
-from ...core.packed_layout import layout_of as packed_layout_of
 from ...core.plan import Plan, padded
 
 # Floats: each weight begins where 16 bytes can be read at once.
@@ -87,7 +86,7 @@ def layout_of(plan: Plan, statistics: int, alignment: int = ALIGNMENT) -> Layout
         ancestors=tuple(map(_signed, ancestors)),
         descendants=tuple(map(_signed, descendants)),
         in_line=in_line,
-        join=packed_layout_of(plan).join,
+        join=plan.join,
     )
 
 

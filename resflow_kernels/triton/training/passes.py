@@ -73,8 +73,8 @@ def train_backward(
     _check_devices("train_backward", x, weights)
     for name, tensor in {
         "logit_gradients": logit_gradients,
-        "own": own,
-        "sums": sums,
+        "task_logits": own,
+        "pre_activations": sums,
         "mean": mean,
         "variance": variance,
     }.items():

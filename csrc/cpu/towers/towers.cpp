@@ -1,4 +1,4 @@
-#include "cpu/towers/score.h"
+#include "cpu/towers/towers.h"
 
 #include <algorithm>
 #include <vector>
@@ -31,33 +31,31 @@ constexpr int64_t kChunksPerThread = 8;
 
 }  // namespace
 
-void score(const Model& model, const Candidates& candidates, const FusionWeights& weights, int64_t threads,
-           float* logits, float* probs, float* score) {
-  if (candidates.count == 0) return;
+void towers_scores(const ScoringCall& call, const ScoresOut& out, int64_t threads) {
+  if (call.scored() == 0) return;
   Scratch scratch;
-  const Kernels& kernels = cpu::kernels();
-  const Call call{model, candidates, weights, kernels, make_starts(model, candidates, threads, scratch)};
-  const Tiling tiling(candidates.count, threads, kernels.block_rows);
-  const int64_t tasks = model.plan.tasks;
+  const PreparedCall prepared(call, threads, scratch);
+  const Tiling tiling(call.scored(), threads, prepared.kernels.block_rows);
+  const int64_t tasks = call.tasks();
   run_parallel(tiling.tiles, tiling.threads, [&](int64_t tile) {
     const auto [first, rows] = tiling.rows(tile);
-    const TileScores scores = score_tile(call, {first, rows}, tiling.rows(tile + tiling.threads));
-    copy_tasks(scores.logits, scores.stride, tasks, rows, logits + first * tasks);
-    copy_tasks(scores.probs, scores.stride, tasks, rows, probs + first * tasks);
-    std::copy_n(scores.score, rows, score + first);
+    const TileScores scores = score_tile(prepared, {first, rows}, tiling.rows(tile + tiling.threads));
+    copy_tasks(scores.logits, scores.stride, tasks, rows, out.logits + first * tasks);
+    copy_tasks(scores.probs, scores.stride, tasks, rows, out.probs + first * tasks);
+    std::copy_n(scores.score, rows, out.score + first);
   });
 }
 
-void score_topk(const Model& model, const Candidates& candidates, const FusionWeights& weights, int64_t threads,
-                int64_t k, float* scores, int64_t* positions) {
+void towers_topk(const ScoringCall& call, const TopKOut& out, int64_t threads) {
+  const auto [k, scores, positions] = out;
+  const Candidates& candidates = call.candidates;
   for (int64_t request = 0; request < candidates.requests; ++request) {
     TopK(k).write(scores + request * k, positions + request * k);
   }
   if (candidates.count == 0) return;
   Scratch scratch;
-  const Kernels& kernels = cpu::kernels();
-  const Call call{model, candidates, weights, kernels, make_starts(model, candidates, threads, scratch)};
-  const Tiling tiling(candidates.count, threads, kernels.block_rows);
+  const PreparedCall prepared(call, threads, scratch);
+  const Tiling tiling(candidates.count, threads, prepared.kernels.block_rows);
   const int64_t chunks = std::min(tiling.tiles, tiling.threads * kChunksPerThread);
   std::vector<ChunkEnds> ends(chunks, ChunkEnds(k));
 
@@ -68,7 +66,7 @@ void score_topk(const Model& model, const Candidates& candidates, const FusionWe
     own.first_request = own.last_request = request;
     for (int64_t tile = first_tile; tile < end_tile; ++tile) {
       const auto [first, rows] = tiling.rows(tile);
-      const TileScores tile_scores = score_tile(call, {first, rows}, tiling.rows(tile + 1));
+      const TileScores tile_scores = score_tile(prepared, {first, rows}, tiling.rows(tile + 1));
       for (int64_t r = 0; r < rows; ++r) {
         for (; candidates.offsets[request + 1] <= first + r; ++request) {
           if (request != own.first_request && own.last_request == request) {
