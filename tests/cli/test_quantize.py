@@ -27,7 +27,9 @@ def test_the_bundle_scores_in_the_precision(files: Any, tmp_path: Path, precisio
     x = np.random.default_rng(0).standard_normal((30, 16)).astype(np.float32)
     lower = Scorer.load(tmp_path / "lower")
     assert lower.plan.precision == precision
-    assert np.array_equal(lower.dense_scores(x).probs, Scorer.load(files.model, precision=precision).dense_scores(x).probs)
+    assert np.array_equal(
+        lower.dense_scores(x).probs, Scorer.load(files.model, precision=precision).dense_scores(x).probs
+    )
     assert not np.array_equal(lower.dense_scores(x).probs, Scorer.load(files.model).dense_scores(x).probs)
     whole, rounded = bundle.load(files.model), bundle.load(tmp_path / "lower")
     assert all(np.array_equal(a, b) for a, b in zip(whole.weights, rounded.weights, strict=True))

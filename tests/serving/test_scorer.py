@@ -258,7 +258,10 @@ X = rows(4, 37)
         (lambda s: s.dense_scores(X[0]), r"dense_scores: x must be a matrix with 37 columns, got \[37\]"),
         (lambda s: s.dense_scores(X, [1, 2]), r"fusion_weights must be a vector of 3, got \[2\]"),
         (lambda s: s.dense_scores(X, np.ones((4, 3)), "request"), "weights_per must be one of"),
-        (lambda s: s.dense_scores(X, [1, 2, 3], "item"), "weights_per must be one of call, request, candidate, got 'item'"),
+        (
+            lambda s: s.dense_scores(X, [1, 2, 3], "item"),
+            "weights_per must be one of call, request, candidate, got 'item'",
+        ),
         (lambda s: s.dense_scores(X, None, "item"), "weights_per must be one of"),
         (lambda s: s.dense_topk(X, 0), "dense_topk: k must be at least 1, got 0"),
         (lambda s: s.dense_topk(X, 1.5), "k must be an integer, got 1.5"),
