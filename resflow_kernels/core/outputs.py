@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from ..contract import STATISTICS
+from ..contract.results import Scores, TopK
 from . import checks
 from .plan import Plan, padded
+
+# So that an exported program can say what it returns.
+for _result in (Scores, TopK):
+    torch.utils._pytree._register_namedtuple(_result, serialized_type_name=f"resflow_kernels.{_result.__name__}")
 
 
 def empty_scores(like: Tensor, candidates: int, tasks: int) -> tuple[Tensor, Tensor, Tensor]:

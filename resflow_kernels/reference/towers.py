@@ -26,11 +26,6 @@ from .rounding import rounded
 Layer = Callable[[Tensor], Tensor]
 
 
-# So that an exported program can say what it returns.
-for _result in (Scores, TopK):
-    torch.utils._pytree._register_namedtuple(_result, serialized_type_name=f"resflow_kernels.{_result.__name__}")
-
-
 def activate(name: str, value: Tensor, slope: Tensor | None = None) -> Tensor:
     """One activation of the contract's list; ``slope [H]`` is PReLU's."""
     if name not in activations.ROWS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -235,6 +236,7 @@ def test_reference_serves_what_the_ops_do_not(monkeypatch: pytest.MonkeyPatch) -
         expected = model(x)
         monkeypatch.setattr(resflow.ops, "unsupported_reason", lambda *_: "no library")
         resflow._warned.clear()
+        model = deepcopy(model)  # it has not been asked before what serves it
         with pytest.warns(UserWarning, match="scores with the slow PyTorch reference: no library") as said:
             got = model(x)
         assert len(said) == 1  # nothing about training
