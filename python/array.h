@@ -6,11 +6,11 @@
 #include <pybind11/stl.h>
 
 #include <deque>
-#include <iterator>
 #include <string>
 
 #include "bindings/op.h"
 #include "core/error.h"
+#include "core/precision.h"
 #include "cpu/threads/thread_pool.h"
 #include "cpu/towers/towers.h"
 #include "cpu/twin/twin.h"
@@ -20,22 +20,6 @@ namespace resflow::runtime {
 namespace py = pybind11;
 
 inline int64_t thread_count(int64_t threads) { return threads > 0 ? threads : cpu::usable_cores(); }
-
-// What NumPy stores a table's rows as. It has no bfloat16: those are the bits as uint16.
-inline const char* table_type(Precision precision) {
-  switch (precision) {
-    case Precision::bfloat16:
-      return "uint16";
-    case Precision::int8:
-      return "int8";
-    case Precision::float32:
-    case Precision::float16:  // this one and the next have no tables
-    case Precision::tensorfloat32:
-    case Precision::count:
-      break;
-  }
-  return "float32";
-}
 
 struct NumpyCall {
   using Tensor = py::array;
@@ -57,7 +41,7 @@ struct NumpyCall {
   static constexpr bool rereads_values() { return false; }
   int64_t resources() const { return thread_count(threads); }
 
-  // NumPy counts strides in bytes, a view in elements; a table of uint16 holds bfloat16, see table_type.
+  // NumPy counts strides in bytes, a view in elements; it has no bfloat16: a table's bits come as uint16.
   TensorView view(std::string_view argument, const py::array& array) {
     Shape& shape = shapes.emplace_back();
     shape.dtype = py::str(array.dtype());
@@ -79,7 +63,7 @@ struct NumpyCall {
     return {py::array(py::dtype::of<T>(), sizes)};
   }
   Output empty_table(Precision precision, std::initializer_list<int64_t> sizes) {
-    return {py::array(py::dtype(table_type(precision)), sizes)};
+    return with_precision<precision_flag::in_tables>(precision, [&](auto p) { return empty<Stored<p.value>>(sizes); });
   }
   Output pack(const Plan& plan, const bindings::Views& views, const std::vector<py::array>&) {
     Output packed = empty<uint8_t>({plan.packed_bytes});

@@ -4,10 +4,10 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <iterator>
 #include <memory>
 
 #include "bindings/op.h"
+#include "core/precision.h"
 #include "torch/tensor.h"
 
 namespace resflow::torch_ops {
@@ -36,20 +36,14 @@ constexpr ScalarType kTypeOf = std::is_same_v<T, float>     ? ScalarType::Float
                                : std::is_same_v<T, int64_t> ? ScalarType::Long
                                                             : ScalarType::Byte;
 
+template <>
+inline constexpr ScalarType kTypeOf<uint16_t> = ScalarType::BFloat16;
+template <>
+inline constexpr ScalarType kTypeOf<int8_t> = ScalarType::Char;
+
 // What a table's rows are stored as.
 inline ScalarType table_type(Precision precision) {
-  switch (precision) {
-    case Precision::bfloat16:
-      return ScalarType::BFloat16;
-    case Precision::int8:
-      return ScalarType::Char;
-    case Precision::float32:
-    case Precision::float16:  // this one and the next have no tables
-    case Precision::tensorfloat32:
-    case Precision::count:
-      break;
-  }
-  return ScalarType::Float;
+  return with_precision<precision_flag::in_tables>(precision, [](auto p) { return kTypeOf<Stored<p.value>>; });
 }
 
 // An argument off the stack; the caller owns it.

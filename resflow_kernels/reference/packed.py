@@ -27,7 +27,7 @@ def run(op: str, *arguments: Any) -> tuple[Tensor, ...]:
     """Compute an op of a form that has this backend, or ``catalog_rows``; arguments in the order of its schema."""
     if op == "catalog_rows":
         return catalog_rows(*arguments)
-    call = check(op, arguments, _ROWS)
+    call = check(op, arguments, _ROWS, "meta")  # every precision, those of GPUs on the CPU too
     checks.packed(op, call.packed, call.plan)
     call.check_values()
     scores = _SCORES[call.form.name](call, unpack_towers(call.packed, call.plan), **call.inputs)

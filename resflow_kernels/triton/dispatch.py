@@ -7,6 +7,7 @@ the dispatcher.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
 import torch
@@ -44,7 +45,25 @@ def _traced(op: str) -> Any:
     def function(*arguments: Any) -> tuple[Tensor, ...]:
         return scoring.score(op, arguments, record)
 
-    return triton_op(f"resflow_triton::{op}", function, mutates_args={}, schema=OP_SCHEMAS[op])
+    # triton_op reads a signature, and up to PyTorch 2.13 no schema.
+    function.__signature__ = _signature(OP_SCHEMAS[op])  # type: ignore[attr-defined]
+    return triton_op(f"resflow_triton::{op}", function, mutates_args={})
+
+
+_TYPES: dict[str, Any] = {"Tensor": Tensor, "int[]": list[int], "int": int, "bool": bool}
+
+
+def _signature(schema: str) -> inspect.Signature:
+    """Of a function with the arguments of a schema: ``(Tensor x, int k) -> (Tensor scores, Tensor positions)``."""
+    arguments, results = (side.strip(" ()").split(", ") for side in schema.split("->"))
+    named = [argument.split() for argument in arguments]
+    return inspect.Signature(
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=_TYPES[kind])
+            for kind, name in named
+        ],
+        return_annotation=tuple[(Tensor,) * len(results)],  # type: ignore[misc]
+    )
 
 
 # Results for fake tensors follow from the functions themselves.

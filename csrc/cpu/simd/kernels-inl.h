@@ -59,7 +59,8 @@ void project_in(const Plan& plan, const float* weights, const Projection& projec
 }
 
 void project(const Plan& plan, const float* weights, const Projection& projection) {
-  in_precision(plan.precision, [&](auto precision) { project_in<precision.value>(plan, weights, projection); });
+  with_precision<precision_flag::on_cpu>(
+      plan.precision, [&](auto precision) { project_in<precision.value>(plan, weights, projection); });
 }
 
 template <Precision kPrecision>
@@ -85,7 +86,8 @@ double peak_operations_in(int64_t count, float* sink) {
 }
 
 double peak_operations(Precision precision, int64_t count, float* sink) {
-  return in_precision(precision, [&](auto p) { return peak_operations_in<p.value>(count, sink); });
+  return with_precision<precision_flag::on_cpu>(precision,
+                                                [&](auto p) { return peak_operations_in<p.value>(count, sink); });
 }
 
 using ScoreTile = void (*)(const Tile& tile);

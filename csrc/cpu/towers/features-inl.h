@@ -67,21 +67,9 @@ inline void pool_feature(const Feature& feature, int64_t first, int64_t rows, fl
 void pool(const Features& features, int64_t first, int64_t rows, float* out) {
   const int64_t stride = pooled_stride(features.width);
   for (const Feature* feature = features.all; feature < features.all + features.count; ++feature) {
-    switch (feature->table.element) {
-      case Precision::bfloat16:
-        pool_feature<uint16_t>(*feature, first, rows, out, stride);
-        break;
-      case Precision::int8:
-        pool_feature<int8_t>(*feature, first, rows, out, stride);
-        break;
-      case Precision::float32:
-        pool_feature<float>(*feature, first, rows, out, stride);
-        break;
-      case Precision::float16:  // no tables
-      case Precision::tensorfloat32:
-      case Precision::count:
-        break;
-    }
+    with_precision<precision_flag::in_tables>(feature->table.element, [&](auto element) {
+      pool_feature<Stored<element.value>>(*feature, first, rows, out, stride);
+    });
     out += feature->width;
   }
 }

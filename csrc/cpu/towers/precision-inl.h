@@ -5,6 +5,7 @@
 // rounded operands in bfloat16.
 #pragma once
 
+#include "core/precision.h"
 #include "core/quantize.h"
 
 namespace resflow::cpu::RESFLOW_TARGET {
@@ -41,12 +42,6 @@ inline float word_of(uint32_t bits) {
   __builtin_memcpy(&word, &bits, sizeof(word));
   return word;
 }
-
-// A precision as a type.
-template <Precision kPrecision>
-struct Constant {
-  static constexpr Precision value = kPrecision;
-};
 
 // Sum: what a register block keeps. A word is multiplied in kParts steps.
 template <Precision kPrecision>

@@ -205,23 +205,6 @@ inline void multiply(const MatrixProduct& p, const AccumInit& start, AfterBlock 
   }
 }
 
-// Calls run with the precision as a constant.
-template <class Run>
-inline auto in_precision(Precision precision, Run run) {
-  switch (precision) {
-    case Precision::bfloat16:
-      return run(Constant<Precision::bfloat16>{});
-    case Precision::int8:
-      return run(Constant<Precision::int8>{});
-    case Precision::float32:
-    case Precision::float16:  // this one and the next are GPUs', which check_precision refuses here
-    case Precision::tensorfloat32:
-    case Precision::count:
-      break;
-  }
-  return run(Constant<Precision::float32>{});
-}
-
 // Rows as the first layer multiplies them, some consecutive inputs on.
 struct FirstLayerRows {
   int64_t first_word;
@@ -306,18 +289,9 @@ inline void look_up_layer(const Tile& tile, int32_t task, const Epilogue& epilog
 }
 
 inline void look_up(const Tile& tile, int32_t task, const Epilogue& epilogue, float* hidden, Fetcher& fetcher) {
-  switch (tile.table_element) {
-    case Precision::bfloat16:
-      return look_up_layer<uint16_t>(tile, task, epilogue, hidden, fetcher);
-    case Precision::int8:
-      return look_up_layer<int8_t>(tile, task, epilogue, hidden, fetcher);
-    case Precision::float32:
-      return look_up_layer<float>(tile, task, epilogue, hidden, fetcher);
-    case Precision::float16:  // no tables
-    case Precision::tensorfloat32:
-    case Precision::count:
-      return;
-  }
+  with_precision<precision_flag::in_tables>(tile.table_element, [&](auto element) {
+    look_up_layer<Stored<element.value>>(tile, task, epilogue, hidden, fetcher);
+  });
 }
 
 // One task's layers. `hidden` is the task's slot; a parent in the same slot is overwritten as it is read.

@@ -138,7 +138,7 @@ inline void prepare_user(const TwinModel& model, const Source* values, float* ou
 }
 
 void twin_user(const TwinModel& model, Precision element, const Rows& user, float* out) {
-  in_precision(element, [&](auto held) {
+  with_precision<precision_flag::in_tables>(element, [&](auto held) {
     if (user.element == Precision::bfloat16) {
       prepare_user<held.value>(model, static_cast<const uint16_t*>(user.data), out);
     } else {
@@ -374,7 +374,8 @@ inline void score_twin_tile_in(const TwinTile& tile) {
 }
 
 void score_twin_tile(const TwinTile& tile) {
-  in_precision(tile.table->rows.element, [&](auto element) { score_twin_tile_in<element.value>(tile); });
+  with_precision<precision_flag::in_tables>(tile.table->rows.element,
+                                            [&](auto element) { score_twin_tile_in<element.value>(tile); });
 }
 
 float read_memory(const void* from, int64_t bytes) {

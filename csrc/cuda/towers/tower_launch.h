@@ -37,22 +37,4 @@ const LaunchOf<ProjectParams> TowerLaunch<kPrecision>::kProject[2] = {launch<Pro
 template <Precision kPrecision>
 const LaunchOf<SplitParams> TowerLaunch<kPrecision>::kSplit = launch<SplitKernel<kPrecision>>;
 
-// Calls run with the precision as a constant; one the GPU has (check_precision).
-template <class Run>
-auto in_gpu_precision(Precision precision, Run run) {
-  switch (precision) {
-    case Precision::bfloat16:
-      return run.template operator()<Precision::bfloat16>();
-    case Precision::float16:
-      return run.template operator()<Precision::float16>();
-    case Precision::tensorfloat32:
-      return run.template operator()<Precision::tensorfloat32>();
-    case Precision::float32:
-    case Precision::int8:  // refused
-    case Precision::count:
-      break;
-  }
-  return run.template operator()<Precision::float32>();
-}
-
 }  // namespace resflow::cuda

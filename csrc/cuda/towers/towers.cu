@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/precision.h"
 #include "cuda/topk/topk.h"
 #include "cuda/towers/rows.h"
 #include "cuda/towers/tower_launch.h"
@@ -100,8 +101,8 @@ void project(const Model& model, const Source& source, int64_t count, const Proj
   const bool in_shared = choice.tile_memory_bytes == 0;
   const ProjectParams params{model.plan,    model.packed, source,       count, choice.first,
                              choice.stride, with_bias,    choice.parts, out,   in_shared ? nullptr : tile_memory};
-  const auto launch = in_gpu_precision(
-      model.plan.precision, [&]<Precision kPrecision>() { return TowerLaunch<kPrecision>::kProject[in_shared]; });
+  const auto launch = with_precision<precision_flag::on_gpu>(
+      model.plan.precision, [&](auto p) { return TowerLaunch<p.value>::kProject[in_shared]; });
   launch(params, choice.blocks, choice.shared_bytes, stream);
 }
 
@@ -128,8 +129,8 @@ void run_split(const ScoringCall& call, SplitParams& params, Queue& queue) {
   params.accum_init = common.accum_init(memory);
   params.hidden = reinterpret_cast<float*>(memory + hidden);
   set_zero(params.counters, 4 * params.counter_count(), queue.stream());
-  const auto launch = in_gpu_precision(call.model.plan.precision,
-                                       [&]<Precision kPrecision>() { return TowerLaunch<kPrecision>::kSplit; });
+  const auto launch = with_precision<precision_flag::on_gpu>(call.model.plan.precision,
+                                                             [&](auto p) { return TowerLaunch<p.value>::kSplit; });
   launch(params, params.jobs(), params.shared_bytes(), queue.stream());
 }
 
@@ -153,8 +154,8 @@ void run_towers(const ScoringCall& call, const ScoresOut& out, bool hopper, cons
             memory + projected, queue.stream());
   }
   if (hopper) return launch_tower_sm90(params.call, device, queue.stream());
-  const auto launch = in_gpu_precision(
-      model.plan.precision, [&]<Precision kPrecision>() { return TowerLaunch<kPrecision>::kTower[choice.variant]; });
+  const auto launch = with_precision<precision_flag::on_gpu>(
+      model.plan.precision, [&](auto p) { return TowerLaunch<p.value>::kTower[choice.variant]; });
   launch(params, choice.blocks, choice.shared_bytes, queue.stream());
 }
 

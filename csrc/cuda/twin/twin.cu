@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/precision.h"
 #include "cuda/device/launch.h"
 #include "cuda/topk/topk.h"
 #include "cuda/towers/rows.h"
@@ -87,18 +88,8 @@ void score_items(const TwinParams& params, Stream stream) {
 }
 
 void score(const TwinParams& params, Stream stream) {
-  switch (params.table.rows.element) {
-    case Precision::bfloat16:
-      return score_items<Precision::bfloat16>(params, stream);
-    case Precision::int8:
-      return score_items<Precision::int8>(params, stream);
-    case Precision::float32:
-      return score_items<Precision::float32>(params, stream);
-    case Precision::float16:  // no tables
-    case Precision::tensorfloat32:
-    case Precision::count:
-      return;
-  }
+  with_precision<precision_flag::in_tables>(params.table.rows.element,
+                                            [&](auto element) { score_items<element.value>(params, stream); });
 }
 
 void score_lists(const TwinCall& call, TwinParams params, float* to, int32_t* wrong, Stream stream) {

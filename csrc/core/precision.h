@@ -1,0 +1,56 @@
+// A precision as a type: what is stored, and code that is compiled for each of those with a flag of contract/enums.def.
+// A precision without the flag needs no line in such code. Of the host.
+#pragma once
+
+#include <cstdint>
+
+#include "core/contract.h"
+
+namespace resflow {
+
+template <Precision kPrecision>
+struct StoredAs {
+  using type = float;
+};
+template <>
+struct StoredAs<Precision::bfloat16> {
+  using type = uint16_t;
+};
+template <>
+struct StoredAs<Precision::float16> {
+  using type = uint16_t;
+};
+template <>
+struct StoredAs<Precision::int8> {
+  using type = int8_t;
+};
+
+// What a value is in memory.
+template <Precision kPrecision>
+using Stored = typename StoredAs<kPrecision>::type;
+
+#define RESFLOW_PRECISION(name, code, bytes, flags) \
+  static_assert(sizeof(Stored<Precision::name>) == bytes, "a precision of contract/enums.def without its StoredAs");
+#include "contract/enums.def"
+
+template <Precision kPrecision>
+struct Constant {
+  static constexpr Precision value = kPrecision;
+};
+
+// Calls run with the precision as a constant. One without any of the flags, which the checks refuse, counts as float32.
+template <uint32_t kFlags, class Run>
+inline __attribute__((always_inline)) auto with_precision(Precision precision, Run run) {
+  switch (precision) {
+#define RESFLOW_PRECISION(name, code, bytes, flags)                                      \
+  case Precision::name:                                                                  \
+    if constexpr (has(Precision::name, kFlags)) return run(Constant<Precision::name>{}); \
+    break;
+#include "contract/enums.def"
+    case Precision::count:
+      break;
+  }
+  return run(Constant<Precision::float32>{});
+}
+
+}  // namespace resflow
