@@ -14,7 +14,7 @@ from resflow_kernels import _runtime
 from resflow_kernels.benchmark.baselines import OURS, Implementation, label, threads_of
 from resflow_kernels.benchmark.interleave import Schedule, interleave
 from resflow_kernels.benchmark.suite import Inputs, setup
-from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.contract import PRECISION_ROWS
 from resflow_kernels.testing import WORKLOADS
 
 
@@ -56,7 +56,7 @@ def test_share_of_peak(
         timing = interleave(
             {"ours": entry.call},
             schedule,
-            lambda: peaks.append(_runtime.measure_peak(PRECISIONS.index(ours.precision), threads, 0.03)),
+            lambda: peaks.append(_runtime.measure_peak(PRECISION_ROWS[ours.precision].code, threads, 0.03)),
         )["ours"]
     rates = [case.flops("dense") / seconds * 1e-9 for seconds in timing.round_medians]
     shares = [rate / peak for rate, peak in zip(rates, peaks, strict=True)]

@@ -1,4 +1,4 @@
-// Ops on NumPy arrays: see csrc/bindings/op.h.
+// Ops on NumPy arrays: the policy of csrc/bindings/op.h.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -8,11 +8,9 @@
 #include <deque>
 #include <iterator>
 #include <string>
-#include <vector>
 
 #include "bindings/op.h"
 #include "core/error.h"
-#include "core/pack.h"
 #include "cpu/threads/thread_pool.h"
 #include "cpu/towers/towers.h"
 #include "cpu/twin/twin.h"
@@ -23,46 +21,52 @@ namespace py = pybind11;
 
 inline int64_t thread_count(int64_t threads) { return threads > 0 ? threads : cpu::usable_cores(); }
 
-// An op's result.
-struct Output {
-  py::array array;
-
-  template <class T>
-  T* data() {
-    return static_cast<T*>(array.mutable_data());
+// What NumPy stores a table's rows as. It has no bfloat16: those are the bits as uint16.
+inline const char* table_type(Precision precision) {
+  switch (precision) {
+    case Precision::bfloat16:
+      return "uint16";
+    case Precision::int8:
+      return "int8";
+    case Precision::float32:
+    case Precision::float16:  // this one and the next have no tables
+    case Precision::tensorfloat32:
+    case Precision::count:
+      break;
   }
-};
+  return "float32";
+}
 
-class NumpyCall {
- public:
+struct NumpyCall {
   using Tensor = py::array;
-  using Tensors = std::vector<py::array>;
-  using Output = runtime::Output;
+  struct Output {
+    py::array array;
+    template <class T>
+    T* data() {
+      return static_cast<T*>(array.mutable_data());
+    }
+  };
   using Unlocked = py::gil_scoped_release;
 
-  static constexpr auto towers_scores = cpu::towers_scores;
-  static constexpr auto towers_topk = cpu::towers_topk;
-  static constexpr auto twin_scores = cpu::twin_scores;
-  static constexpr auto twin_topk = cpu::twin_topk;
   static constexpr auto catalog_rows = cpu::catalog_rows;
   static constexpr auto twin_rows = cpu::twin_rows;
 
-  NumpyCall(const char* op, int64_t threads) : op_(op), threads_(threads) {}
+  NumpyCall(const char* op, int64_t threads) : name(op), threads(threads) {}
 
-  const char* op() const { return op_; }
+  const char* op() const { return name; }
   static constexpr bool rereads_values() { return false; }
-  int64_t resources() const { return thread_count(threads_); }
+  int64_t resources() const { return thread_count(threads); }
 
-  // NumPy counts strides in bytes, a view in elements; and it has no bfloat16: a table's bits come as uint16.
+  // NumPy counts strides in bytes, a view in elements; a table of uint16 holds bfloat16, see table_type.
   TensorView view(std::string_view argument, const py::array& array) {
-    Shape& shape = shapes_.emplace_back();
+    Shape& shape = shapes.emplace_back();
     shape.dtype = py::str(array.dtype());
     if (argument.starts_with("table") && shape.dtype == "uint16") shape.dtype = "bfloat16";
     const int64_t item = array.itemsize();
     for (py::ssize_t d = 0; d < array.ndim(); ++d) {
       if (item == 0 || array.strides(d) % item != 0) {
-        fail(op_, std::string(argument), expected::unit_stride,
-             "a stride of " + std::to_string(array.strides(d)) + " bytes");
+        const std::string got = "a stride of " + std::to_string(array.strides(d)) + " bytes";
+        fail(name, std::string(argument), expected::unit_stride, got);
       }
       shape.sizes.push_back(array.shape(d));
       shape.strides.push_back(array.strides(d) / item);
@@ -71,51 +75,44 @@ class NumpyCall {
   }
 
   template <class T>
-  Output empty(std::initializer_list<py::ssize_t> sizes) {
-    return {py::array_t<T>(sizes)};
+  Output empty(std::initializer_list<int64_t> sizes) {
+    return {py::array(py::dtype::of<T>(), sizes)};
   }
-  Output empty_table(Precision precision, std::initializer_list<py::ssize_t> sizes) {
-    constexpr const char* kTypes[] = {"float32", "uint16", "int8"};
-    static_assert(std::size(kTypes) == kTableElements, "a precision of contract/enums.def without its dtype");
-    return {py::array(py::dtype(kTypes[static_cast<int>(precision)]), sizes)};
+  Output empty_table(Precision precision, std::initializer_list<int64_t> sizes) {
+    return {py::array(py::dtype(table_type(precision)), sizes)};
   }
-  Output pack(const Plan& plan, const Tensors& weights) {
+  Output pack(const Plan& plan, const bindings::Views& views, const std::vector<py::array>&) {
     Output packed = empty<uint8_t>({plan.packed_bytes});
-    pack_towers(plan, bindings::input_of(*this, "weights", weights).data(), packed.data<void>());
+    pack_towers(plan, views.data(), packed.data<void>());
     return packed;
   }
 
- private:
   struct Shape {
     std::string dtype;
     std::vector<int64_t> sizes, strides;
   };
 
-  const char* op_;
-  int64_t threads_;
-  std::deque<Shape> shapes_;  // what views point to
+  const char* name;
+  int64_t threads;
+  std::deque<Shape> shapes;  // what views point to
 };
 
-inline py::array returned(Output output) { return std::move(output.array); }
+inline py::array returned(NumpyCall::Output result) { return std::move(result.array); }
 template <class... Outputs>
-py::tuple returned(std::tuple<Outputs...> outputs) {
-  return std::apply([](auto&... output) { return py::make_tuple(std::move(output.array)...); }, outputs);
+py::tuple returned(std::tuple<Outputs...> results) {
+  return std::apply([](auto&... own) { return py::make_tuple(std::move(own.array)...); }, results);
 }
 
-template <class Op, size_t... I>
-void define(py::module_& m, std::index_sequence<I...>) {
-  m.def(
-      Op::kName,
-      [](const bindings::ArgumentOf<Op, I>&... arguments, int64_t threads) {
-        NumpyCall call(Op::kName, threads);
-        return returned(Op::run(call, arguments...));
-      },
-      py::arg(std::string(Op::kArguments.all[I].name).c_str())..., py::arg("threads") = 0);
-}
 // With the schema's arguments, and threads: 0 for all usable cores.
 template <class Op>
 void define(py::module_& m) {
-  define<Op>(m, std::make_index_sequence<Op::kArguments.count>());
+  [&]<size_t... I>(std::index_sequence<I...>) {
+    const auto run = [](const typename Op::template ArgumentOf<I>&... arguments, int64_t threads) {
+      NumpyCall call(Op::kName, threads);
+      return returned(Op::run(call, arguments...));
+    };
+    m.def(Op::kName, run, py::arg(std::string(Op::kArguments.all[I].name).c_str())..., py::arg("threads") = 0);
+  }(std::make_index_sequence<Op::kArguments.count>());
 }
 
 }  // namespace resflow::runtime

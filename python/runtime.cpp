@@ -26,12 +26,12 @@ double measure_read_bandwidth(const py::array& array, int64_t threads) {
 // Seconds of each of `calls` calls from C++ into outputs that are there already: what the calls of other languages
 // are held against.
 std::vector<double> measure_dense_seconds(const py::array& x, const py::array& packed, const py::array& fusion_weights,
-                                          const bindings::Integers& plan, int64_t fusion, int64_t threads,
-                                          int64_t calls) {
+                                          const Integers& plan, int64_t fusion, int64_t threads, int64_t calls) {
   using Clock = std::chrono::steady_clock;
   NumpyCall policy("dense_scores", threads);
-  const ScoringArgs args = bindings::models::towers::args(policy, packed, fusion_weights, plan, fusion, 0);
-  const ScoringCall call = args.dense(policy.view("x", x));
+  const ScoringArgs args(policy.name, policy.view("packed", packed), policy.view("fusion_weights", fusion_weights),
+                         plan, fusion, 0);
+  const ScoringCall call = forms::dense().parse(args, policy.view("x", x));
   std::vector<float> logits(call.scored() * call.tasks()), probs(logits.size()), score(call.scored());
   std::vector<double> seconds(std::max<int64_t>(calls, 0));
   py::gil_scoped_release unlocked;
@@ -51,9 +51,9 @@ PYBIND11_MODULE(_runtime, m) {
   using namespace resflow::runtime;
   namespace ops = resflow::bindings::ops;
   m.doc() = "The CPU kernels on NumPy arrays; see resflow_kernels.serving.scorer.";
-#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags) \
-  define<ops::form##_scores<NumpyCall>>(m);                   \
-  define<ops::form##_topk<NumpyCall>>(m);
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)    \
+  define<ops::form##_scores<NumpyCall, cpu::model##_scores>>(m); \
+  define<ops::form##_topk<NumpyCall, cpu::model##_topk>>(m);
 #define RESFLOW_OP(name, schema) define<ops::name<NumpyCall>>(m);
 #include "contract/ops.def"
   m.def("packed_layout", &packed_layout, py::arg("plan"));

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from resflow_kernels.core.plan import PRECISION_BYTES, Plan
+from resflow_kernels.contract import PRECISION_ROWS
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import WORKLOADS
 
 FORMS = ("dense", "request", "catalog")
@@ -53,7 +54,7 @@ class Call:
     @property
     def bytes(self) -> int:
         """Inputs and weights read once, outputs written once."""
-        plan, width = self.plan, PRECISION_BYTES[self.plan.precision]
+        plan, width = self.plan, PRECISION_ROWS[self.plan.precision].bytes
         read = {
             "dense": width * plan.in_features,
             "request": width * self.candidate_features + 4,  # and the number of its request
@@ -84,7 +85,7 @@ class Call:
         """Bytes of weights read by tiles of ``rows`` candidates: each tile reads all weights."""
         weights = _products((self.candidate_features, *self.plan.hidden))
         tiles = -(-self.candidates // rows)
-        return tiles * PRECISION_BYTES[self.plan.precision] * self.plan.tasks * weights
+        return tiles * PRECISION_ROWS[self.plan.precision].bytes * self.plan.tasks * weights
 
 
 def _products(widths: tuple[int, ...]) -> int:

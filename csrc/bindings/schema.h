@@ -15,17 +15,17 @@ struct Text {
 
   constexpr Text() = default;
   constexpr Text(const char (&text)[kSize + 1]) { std::copy_n(text, kSize, characters); }
+  constexpr explicit Text(std::string_view text) { std::copy_n(text.data(), kSize, characters); }
   constexpr std::string_view view() const { return {characters, kSize}; }
+  template <size_t kOther>
+  constexpr Text<kSize + kOther> operator+(const Text<kOther>& other) const {
+    Text<kSize + kOther> sum;
+    std::copy_n(other.characters, kOther, std::copy_n(characters, kSize, sum.characters));
+    return sum;
+  }
 };
 template <size_t kArraySize>
 Text(const char (&)[kArraySize]) -> Text<kArraySize - 1>;
-
-template <size_t kFirst, size_t kSecond>
-constexpr Text<kFirst + kSecond> operator+(const Text<kFirst>& first, const Text<kSecond>& second) {
-  Text<kFirst + kSecond> sum;
-  std::copy_n(second.characters, kSecond, std::copy_n(first.characters, kFirst, sum.characters));
-  return sum;
-}
 
 enum class Kind { tensor, tensors, integers, integer, boolean };
 
@@ -47,12 +47,13 @@ constexpr Kind kind_of(std::string_view type) {
   return type == "int" ? Kind::integer : throw "a type of contract/ops.def that no op has taken so far";
 }
 
-// Of a schema, "(Tensor x, int[] plan) -> Tensor", or of a part of one, ", int k".
+// Of a schema, "name(Tensor x, int[] plan) -> Tensor", or of a part of one, ", int k".
 constexpr Arguments arguments_of(std::string_view text) {
   Arguments arguments;
   text = text.substr(0, text.find(')'));
+  text.remove_prefix(text.find('(') + 1);  // of none: npos + 1 is 0
   while (true) {
-    while (text.starts_with('(') || text.starts_with(',') || text.starts_with(' ')) text.remove_prefix(1);
+    text.remove_prefix(std::min(text.find_first_not_of(", "), text.size()));
     if (text.empty()) return arguments;
     const std::string_view own = text.substr(0, text.find(','));
     const size_t space = own.find(' ');
@@ -61,17 +62,17 @@ constexpr Arguments arguments_of(std::string_view text) {
   }
 }
 
-// Whole schemas by the ops' names, and the arguments of models and endings.
+// Every op's schema by its name, and the arguments of each model and ending.
 namespace schemas {
 #define RESFLOW_MODEL(model, arguments) constexpr Text model##_arguments(arguments);
 #define RESFLOW_ENDING(ending, arguments, results) \
   constexpr Text ending##_arguments(arguments);    \
-  constexpr Text ending##_results(") -> " results);
-#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)                                                   \
-  constexpr Text form##_scores = Text("(" inputs ", ") + model##_arguments + scores_arguments + scores_results; \
-  constexpr Text form##_topk = Text("(" inputs topk_inputs ", ") + model##_arguments + topk_arguments + topk_results;
-#define RESFLOW_OP(name, schema) constexpr Text name(schema);
-#define RESFLOW_TRAINING_OP(name, schema) constexpr Text name(schema);
+  constexpr Text ending##_end(arguments ") -> " results);
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)                                         \
+  constexpr auto form##_scores = Text(#form "_scores(" inputs ", ") + model##_arguments + scores_end; \
+  constexpr auto form##_topk = Text(#form "_topk(" inputs topk_inputs ", ") + model##_arguments + topk_end;
+#define RESFLOW_OP(name, schema) constexpr Text name(#name schema);
+#define RESFLOW_TRAINING_OP(name, schema) constexpr Text name(#name schema);
 #include "contract/ops.def"
 }  // namespace schemas
 

@@ -179,20 +179,21 @@ void check_ids(const char* op, const TensorView& ids, int64_t items) {
   fail(op, "ids[" + std::to_string(at) + "]", expected::ids, std::to_string(values[at]), std::to_string(items - 1));
 }
 
-void check_row_dtype(const char* op, const char* argument, const TensorView& tensor) {
+void check_row_dtype(const char* op, const char* argument, const TensorView& tensor, RowDtypes dtypes) {
+  if (dtypes == RowDtypes::float32) return check_dtype(op, argument, tensor, "float32");
   using namespace precision_flag;
   const uint32_t flags = tensor.on_device ? in_rows | in_gpu_rows : in_rows;
   if (has(element_of(tensor), flags)) return;
   fail(op, argument, expected::dtype, tensor.dtype, names_with(flags, " or "));
 }
 
-void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns) {
+void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns, RowDtypes dtypes) {
   if (columns == kAnyColumns) {
     if (tensor.dim != 2) fail(op, argument, expected::any_matrix, sizes_text(tensor));
   } else if (tensor.dim != 2 || tensor.sizes[1] != columns) {
     fail(op, argument, expected::matrix, sizes_text(tensor), std::to_string(columns));
   }
-  check_row_dtype(op, argument, tensor);
+  check_row_dtype(op, argument, tensor, dtypes);
   if (tensor.sizes[0] > 0 && tensor.sizes[1] > 1 && tensor.strides[1] != 1) {
     fail(op, argument, expected::unit_stride, strides_text(tensor));
   }
@@ -269,7 +270,7 @@ void check_precision(const char* op, const Plan& plan, bool on_device) {
   const uint32_t flag = on_device ? precision_flag::on_gpu : precision_flag::on_cpu;
   if (has(plan.precision, flag)) return;
   fail(op, "plan precision", expected::precision, name_of(plan.precision), names_with(flag),
-           on_device ? "a GPU" : "the CPU");
+       on_device ? "a GPU" : "the CPU");
 }
 
 void check_packed(const char* op, const Plan& plan, const TensorView& packed) {

@@ -26,8 +26,12 @@ void check_vector(const char* op, const std::string& argument, const TensorView&
 constexpr int64_t kAnyColumns = -1;
 constexpr int64_t kNoRequests = -1;
 
-// A float32 or bfloat16 matrix [rows, columns] with contiguous rows; any row stride.
-void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns);
+// What the rows of a matrix may be stored as: float32 and bfloat16, and on a device float16; or float32 alone.
+enum class RowDtypes { all, float32 };
+
+// A matrix [rows, columns] with contiguous rows; any row stride.
+void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns,
+                  RowDtypes dtypes = RowDtypes::all);
 
 // The precision a tensor's dtype is named after (a checked one's).
 Precision element_of(const TensorView& tensor);

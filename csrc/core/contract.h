@@ -90,12 +90,6 @@ constexpr int64_t bytes_of(Precision precision) {
 // Packed weights are words of 32 bits.
 constexpr int64_t inputs_per_word(Precision precision) { return 4 / bytes_of(precision); }
 
-// How many precisions tables are stored in.
-constexpr int64_t kTableElements = 0
-#define RESFLOW_PRECISION(name, code, bytes, flags) +has(Precision::name, precision_flag::in_tables)
-#include "contract/enums.def"
-    ;
-
 enum class Statistics : int32_t {
 #define RESFLOW_STATISTICS(name) name,
 #include "contract/enums.def"

@@ -1,4 +1,4 @@
-// The feature form's inputs, checked and made into candidates; see scoring_args.h.
+// The part that both feature forms (forms.h) share: checked ids become the features that a row of input is pooled from.
 #pragma once
 
 #include <vector>
@@ -8,49 +8,17 @@
 
 namespace resflow {
 
+// Calls point into this object.
 class FeatureForm {
- public:
-  // Candidates of one id or list a feature. The calls point into this object.
-  ScoringCall dense(const ScoringArgs& args, const FeatureTables& tables, FeatureIds ids) {
-    check_feature_tables(args.op, args.plan, tables);
-    ids.last = tables.count();
-    check_ids(args, tables, ids);
-    return args.of_rows(source_of(tables, ids, features_), ids.rows());
-  }
-
-  ScoringCall dense_requests(const ScoringArgs& args, const FeatureTables& tables, FeatureIds ids,
-                             const TensorView& offsets) {
-    check_feature_tables(args.op, args.plan, tables);
-    ids.last = tables.count();
-    check_ids(args, tables, ids);
-    return args.of_requests(source_of(tables, ids, features_), ids.rows(), offsets);
-  }
-
-  // The first `user_features` tables are looked up once per request.
-  ScoringCall user_item(const ScoringArgs& args, const FeatureTables& tables, FeatureIds user, FeatureIds item,
-                        const TensorView& offsets, int64_t user_features) {
-    check_feature_tables(args.op, args.plan, tables);
-    check_user_features(args.op, tables, user_features);
-    user.last = item.first = user_features;
-    item.last = tables.count();
-    check_ids(args, tables, user);
-    check_ids(args, tables, item);
-    ScoringCall call = args.of_users(user.rows(), offsets, item.rows());
-    Candidates& candidates = call.candidates;
-    candidates.x = source_of(tables, item, features_);
-    candidates.user = source_of(tables, user, user_features_);
-    candidates.user_columns = candidates.user.features.width;
-    if (!candidates.user.exists()) candidates.user = ScoringArgs::no_user();
-    return call;
-  }
-
- private:
+ protected:
   static void check_ids(const ScoringArgs& args, const FeatureTables& tables, const FeatureIds& ids) {
     check_feature_ids(args.op, tables, ids);
     check_feature_id_values(args.op, tables, ids);
   }
 
-  static Source source_of(const FeatureTables& tables, const FeatureIds& ids, std::vector<Feature>& features) {
+  // Candidates, or users, by their ids.
+  Source source_of(const FeatureTables& tables, const FeatureIds& ids) {
+    std::vector<Feature>& features = features_.emplace_back();
     int64_t column = 0, list = 0, width = 0;
     for (int64_t table = ids.first; table < ids.last; ++table) {
       features.push_back(feature_of(tables, ids, table, column, list));
@@ -60,6 +28,7 @@ class FeatureForm {
     return {{}, {features.data(), static_cast<int64_t>(features.size()), width}};
   }
 
+ private:
   static Feature feature_of(const FeatureTables& tables, const FeatureIds& ids, int64_t table, int64_t column,
                             int64_t list) {
     const TensorView& view = tables.tables[table];
@@ -79,7 +48,7 @@ class FeatureForm {
     return feature;
   }
 
-  std::vector<Feature> features_, user_features_;
+  std::vector<std::vector<Feature>> features_;  // of each side
 };
 
 }  // namespace resflow

@@ -1,57 +1,46 @@
-// One scoring call's arguments, checked: what the forms of contract/ops.def make of their inputs, whoever calls.
-//
-// The order of the checks is that of resflow_kernels/core/checks.py and resflow_kernels/ops.
+// The arguments of the model `towers` (contract/ops.def), and how checked inputs of a form become a call of it.
 #pragma once
+
+#include <vector>
 
 #include "core/candidates.h"
 #include "core/check.h"
 
 namespace resflow {
 
+using Integers = std::vector<int64_t>;
+
 inline Rows rows_of(const TensorView& matrix) { return {matrix.data, element_of(matrix), matrix.row_stride()}; }
 
-// What every scoring op of towers takes after its inputs. The plan has to outlive the calls made from this.
+// The thread's last plan, decoded, until its next call: a server's calls are of one model.
+inline const Plan& decoded(const char* op, const Integers& encoded) {
+  thread_local Integers last;
+  thread_local Plan plan;
+  if (encoded != last || last.empty()) {
+    last.clear();
+    plan = decode_plan(op, encoded.data(), static_cast<int64_t>(encoded.size()));
+    last = encoded;
+  }
+  return plan;
+}
+
 struct ScoringArgs {
+  // In the order of the model's row.
+  ScoringArgs(const char* op, const TensorView& packed, const TensorView& fusion_weights, const Integers& plan,
+              int64_t fusion, int64_t weights_per)
+      : op(op),
+        plan(decoded(op, plan)),
+        packed(packed),
+        fusion_weights(fusion_weights),
+        fusion(fusion),
+        weights_per(weights_per) {}
+
   const char* op;
   const Plan& plan;
   TensorView packed;
   TensorView fusion_weights;
   int64_t fusion;
   int64_t weights_per;
-
-  // x [B, D]
-  ScoringCall dense(const TensorView& x) const {
-    check_matrix(op, "x", x, plan.in_features);
-    return of_rows({rows_of(x), {}}, x.sizes[0]);
-  }
-
-  // x [B, D], offsets [R + 1]
-  ScoringCall dense_requests(const TensorView& x, const TensorView& offsets) const {
-    check_matrix(op, "x", x, plan.in_features);
-    return of_requests({rows_of(x), {}}, x.sizes[0], offsets);
-  }
-
-  // user [R, Du], item [N, Di], offsets [R + 1]
-  ScoringCall user_item(const TensorView& user, const TensorView& item, const TensorView& offsets) const {
-    check_matrix(op, "user", user, kAnyColumns);
-    check_matrix(op, "item", item, kAnyColumns);
-    check_columns_sum(op, plan, user, item);
-    ScoringCall call = of_user_rows(user, offsets, item.sizes[0]);
-    call.candidates.x = {rows_of(item), {}};
-    return call;
-  }
-
-  // user [R, Du], ids [N] of rows of table [M, tasks * first_padded()], offsets [R + 1]
-  ScoringCall catalog(const TensorView& user, const TensorView& ids, const TensorView& offsets, const TensorView& table,
-                      const TensorView& scales) const {
-    check_side(op, "user", plan, user);
-    check_table(op, plan, table, scales);
-    check_ids(op, ids, table.sizes[0]);
-    ScoringCall call = of_user_rows(user, offsets, ids.sizes[0]);
-    call.candidates.ids = ids.as<int64_t>();
-    call.candidates.table = {rows_of(table), scales.sizes[0] > 0 ? scales.as<float>() : nullptr, table.sizes[0]};
-    return call;
-  }
 
   // Candidates whose rows are checked already, without requests.
   ScoringCall of_rows(const Source& x, int64_t count) const {
@@ -82,21 +71,21 @@ struct ScoringArgs {
     return call_of(candidates);
   }
 
-  // What exists of a user without columns: an empty tensor has no address.
-  static Source no_user() {
-    static const float nothing = 0.0f;
-    return {{&nothing, Precision::float32, 0}, {}};
-  }
-
- private:
+  // Candidates of users whose rows, checked as matrices, are in memory.
   ScoringCall of_user_rows(const TensorView& user, const TensorView& offsets, int64_t count) const {
     ScoringCall call = of_users(user.sizes[0], offsets, count);
-    call.candidates.user = {rows_of(user), {}};
-    if (!call.candidates.user.exists()) call.candidates.user = no_user();
-    call.candidates.user_columns = user.sizes[1];
+    set_user(call.candidates, {rows_of(user), {}}, user.sizes[1]);
     return call;
   }
 
+  static void set_user(Candidates& candidates, const Source& user, int64_t columns) {
+    // What exists of a user without columns: an empty tensor has no address.
+    static const float nothing = 0.0f;
+    candidates.user = user.exists() ? user : Source{{&nothing, Precision::float32, 0}, {}};
+    candidates.user_columns = columns;
+  }
+
+ private:
   ScoringCall call_of(const Candidates& candidates) const {
     const FusionWeights weights{static_cast<Fusion>(fusion), static_cast<WeightsPer>(weights_per),
                                 fusion_weights.as<float>()};

@@ -1,53 +1,30 @@
-// One twin tower call's arguments, checked; see scoring_args.h.
+// The arguments of the model `twin` (contract/ops.def), and how checked inputs of a form become a call of it.
 #pragma once
 
 #include "core/scoring_args.h"
 
 namespace resflow {
 
-// What every scoring op of twins takes after its inputs.
 struct TwinArgs {
+  // After the op's name in the order of the model's row.
   const char* op;
   TensorView fusion_weights;
-  const int64_t* parents;
-  int64_t tasks;
+  const Integers& parents;
   bool non_increasing;
   int64_t fusion;
   int64_t weights_per;
 
-  // All items of the table for every request.
-  TwinCall all(const TensorView& user, const TensorView& table, const TensorView& scales) const {
-    TwinCall call = of_vectors(user, table, scales);
-    call.count = call.table.items;
-    check_weights(call);
-    return call;
-  }
+  int64_t tasks() const { return static_cast<int64_t>(parents.size()); }
 
-  // ids [N] of rows of the table, offsets [R + 1].
-  TwinCall listed(const TensorView& user, const TensorView& ids, const TensorView& offsets, const TensorView& table,
-                  const TensorView& scales) const {
-    TwinCall call = of_vectors(user, table, scales);
-    check_ids(op, ids, call.table.items);
-    check_offsets(op, offsets, call.requests);
-    check_offset_values(op, offsets, ids.sizes[0]);
-    call.count = ids.sizes[0];
-    check_weights(call);
-    // Null would mean all items: an empty tensor has no address.
-    static const int64_t no_ids = 0;
-    call.ids = ids.data ? ids.as<int64_t>() : &no_ids;
-    call.offsets = offsets.as<int64_t>();
-    return call;
-  }
-
- private:
+  // Users and items, with the candidates left to fill in.
   TwinCall of_vectors(const TensorView& user, const TensorView& table, const TensorView& scales) const {
-    check_twin_parents(op, parents, tasks);
-    check_twin_table(op, tasks, table, scales);
+    check_twin_parents(op, parents.data(), tasks());
+    check_twin_table(op, tasks(), table, scales);
     check_matrix(op, "user", user, table.sizes[1]);
     TwinCall call{};
-    call.model.tasks = static_cast<int32_t>(tasks);
-    call.model.width = table.sizes[1] / tasks;
-    for (int64_t k = 0; k < tasks; ++k) call.model.parents[k] = static_cast<int32_t>(parents[k]);
+    call.model.tasks = static_cast<int32_t>(tasks());
+    call.model.width = table.sizes[1] / tasks();
+    for (int64_t k = 0; k < tasks(); ++k) call.model.parents[k] = static_cast<int32_t>(parents[k]);
     call.model.non_increasing = non_increasing;
     call.table = {rows_of(table), scales.sizes[0] > 0 ? scales.as<float>() : nullptr, table.sizes[0]};
     call.user = rows_of(user);
@@ -56,8 +33,10 @@ struct TwinArgs {
     return call;
   }
 
-  void check_weights(const TwinCall& call) const {
-    check_fusion(op, tasks, fusion_weights, fusion, weights_per, call.count, call.requests);
+  // The call, its weights checked for its candidates.
+  TwinCall weighed(const TwinCall& call) const {
+    check_fusion(op, tasks(), fusion_weights, fusion, weights_per, call.count, call.requests);
+    return call;
   }
 };
 

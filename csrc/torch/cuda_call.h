@@ -11,7 +11,8 @@
 #include <cstring>
 #include <vector>
 
-#include "cuda/device/queue.h"
+#include "cuda/towers/towers.h"
+#include "cuda/twin/twin.h"
 #include "torch/box.h"
 
 #if defined(RESFLOW_EMULATED)
@@ -38,8 +39,16 @@ inline bool checks_values() {
   return asked;
 }
 
+// See bindings/op.h.
 class DeviceCall : public cuda::Queue {
  public:
+  using Tensor = OwnedTensor;
+  using Output = torch_ops::Output;
+  struct Unlocked {};
+
+  static constexpr auto catalog_rows = cuda::catalog_rows;
+  static constexpr auto twin_rows = cuda::twin_rows;
+
   // The call's device is that of its first tensor on a GPU.
   template <class... Arguments>
   explicit DeviceCall(const char* op, const Arguments&... arguments)
@@ -70,21 +79,6 @@ class DeviceCall : public cuda::Queue {
   // From here on, views are of the values of ids, offsets and packed weights.
   bool rereads_values() { return rereading_ = checks_values(); }
 
-  // The same tensor in the CPU's memory.
-  TensorView on_host(const OwnedTensor& tensor) {
-    const TensorView view = view_of(tensor.get());
-    std::vector<int64_t> strides(view.dim, 1);
-    for (int64_t d = view.dim - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(view.sizes[d], 1);
-    int32_t dtype = 0;
-    AtenTensorHandle copy = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(view.dim, view.sizes, strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &copy));
-    copies_.emplace_back(copy);
-    TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(copy, tensor.get(), 0));
-    return view_of(copy);
-  }
-
   template <class T>
   Output empty(std::initializer_list<int64_t> sizes) {
     return empty(kTypeOf<T>, sizes);
@@ -92,6 +86,19 @@ class DeviceCall : public cuda::Queue {
   Output empty_table(Precision precision, std::initializer_list<int64_t> sizes) {
     return empty(table_type(precision), sizes);
   }
+
+  // Packing is the CPU's: weights are copied there and the result back, which synchronises.
+  Output pack(const Plan& plan, const bindings::Views&, const std::vector<OwnedTensor>& weights) {
+    bindings::Views views;
+    for (const OwnedTensor& weight : weights) views.push_back(on_host(weight));
+    const Output packed(ScalarType::Byte, {plan.packed_bytes});
+    pack_towers(plan, views.data(), packed.data<void>());
+    Output on_device = empty<uint8_t>({plan.packed_bytes});
+    TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(on_device.get(), packed.get(), 0));
+    return on_device;
+  }
+
+  cuda::Queue& resources() { return *this; }
 
   // It may be given to another call once the kernels are queued on the stream.
   void* workspace(int64_t bytes) override {
@@ -131,6 +138,21 @@ class DeviceCall : public cuda::Queue {
     int32_t index = -1;
     (find_index(index, arguments), ...);
     return std::max(index, 0);
+  }
+
+  // The same tensor in the CPU's memory.
+  TensorView on_host(const OwnedTensor& tensor) {
+    const TensorView view = view_of(tensor.get());
+    std::vector<int64_t> strides(view.dim, 1);
+    for (int64_t d = view.dim - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(view.sizes[d], 1);
+    int32_t dtype = 0;
+    AtenTensorHandle copy = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(view.dim, view.sizes, strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &copy));
+    copies_.emplace_back(copy);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(copy, tensor.get(), 0));
+    return view_of(copy);
   }
 
   Output empty(ScalarType type, std::initializer_list<int64_t> sizes) {

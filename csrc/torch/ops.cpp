@@ -5,11 +5,10 @@
 
 STABLE_TORCH_LIBRARY(resflow, m) {
   namespace schemas = resflow::bindings::schemas;
-  using resflow::bindings::Text;
-#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)         \
-  m.def((Text(#form "_scores") + schemas::form##_scores).characters); \
-  m.def((Text(#form "_topk") + schemas::form##_topk).characters);
-#define RESFLOW_OP(name, schema) m.def(#name schema);
-#define RESFLOW_TRAINING_OP(name, schema) m.def(#name schema);
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags) \
+  m.def(schemas::form##_scores.characters);                   \
+  m.def(schemas::form##_topk.characters);
+#define RESFLOW_OP(name, schema) m.def(schemas::name.characters);
+#define RESFLOW_TRAINING_OP(name, schema) m.def(schemas::name.characters);
 #include "contract/ops.def"
 }

@@ -50,8 +50,7 @@ class Arguments {
  private:
   cpu::TrainingRows checked_rows(const Tensor& x) const {
     const TensorView view = cpu_view(op_, "x", x.get());
-    check_matrix(op_, "x", view, plan_.in_features);
-    check_dtype(op_, "x", view, "float32");
+    check_matrix(op_, "x", view, plan_.in_features, RowDtypes::float32);
     return {view.as<float>(), view.strides[0], view.sizes[0]};
   }
   std::vector<TensorView> checked_weights(const std::vector<Tensor>& weights) const {

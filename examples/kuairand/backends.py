@@ -100,7 +100,9 @@ def exact(bundle: bundles.Bundle, days: Impressions) -> NDArray[np.float64]:
     plan = replace(bundle.plan, precision="float32")
     alpha = torch.ones(plan.tasks, dtype=torch.float64)
     parts = torch.from_numpy(days.rows).double().split(8192)
-    return torch.cat([reference.dense_scores(part, weights, plan, alpha, 0, 0).probs for part in parts]).numpy()
+    return torch.cat(
+        [reference.dense_scores(part, weights, plan, alpha, "additive", "call").probs for part in parts]
+    ).numpy()
 
 
 def aucs(probs: NDArray[np.floating], labels: NDArray[np.int64]) -> list[float]:

@@ -1,7 +1,7 @@
 """Fold a layer's BatchNorms into its canonical weights, in float64.
 
-Works on torch tensors and NumPy arrays alike (it only uses their operators), so the model and the
-torch-free runtime share it. An *affine* here is an eval-mode BatchNorm written as ``v * scale + shift``.
+The modules use it when they pack their weights and when they train; the runtime is given weights that are folded.
+An *affine* here is an eval-mode BatchNorm written as ``v * scale + shift``.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from ..contract import PACKED_FIELDS, PACKED_LAYER_FIELDS, PLAN_FIELDS
+from . import build
 
 Answer = Callable[[Sequence[int]], Sequence[int]]
 _torch_answer: Answer | None = None
@@ -80,9 +81,7 @@ def _answer() -> Answer:
         answer: Answer = import_module("resflow_kernels._runtime").packed_layout
     except ImportError as error:
         if _torch_answer is None:
-            raise ImportError(
-                "the layout of packed weights is the compiled library's: build it with `make build` in a checkout, or "
-                f"install the package with `pip install --no-build-isolation .` ({error})"
-            ) from error
+            why = build.why_no_runtime()
+            raise ImportError(f"only the compiled library knows where packed weights lie: {why} ({error})") from error
         return _torch_answer
     return answer

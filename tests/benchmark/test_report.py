@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -144,13 +147,26 @@ def test_a_share_above_the_peak_passes_no_bar(results_file: Path) -> None:
     assert evaluate(results)[0].text == "**invalid**"
 
 
-def test_others_time_is_distinguished_from_ones_own() -> None:
-    monitor = NoiseMonitor()
+def test_own_time_is_that_of_this_process_and_its_children() -> None:
+    before = noise._times()
+    if before is None:
+        pytest.skip("there is no /proc/stat")
+    times = os.times()
+    busy = "import time\nwhile time.process_time() < 0.3: pass"
     end = time.process_time() + 0.3
     while time.process_time() < end:
         pass
-    share = monitor.others_share()
-    assert share is None or 0 <= share <= 1
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    after = noise._times()
+    used = sum(os.times()[:4]) - sum(times[:4])  # user and system time, this process's and that of ended children
+    assert after is not None and used >= 0.6
+    total, all_busy, own = (end - start for start, end in zip(before, after, strict=True))
+    # The kernel counts in ticks of 10 ms, and a machine's by sampling.
+    assert own == pytest.approx(used, abs=0.05) and 0.5 * own <= all_busy <= total + 0.01
+
+
+def test_others_time_is_distinguished_from_ones_own() -> None:
+    monitor = NoiseMonitor()
     monitor._start = (0.0, 0.0, 0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noise, "_times", lambda: (10.0, 6.0, 2.0))

@@ -227,7 +227,7 @@ def _is_seen_without_values(text: str) -> bool:
         (0, 6, 2, "tasks must be one of 1 to 64, got 0"),
         (65, 65, 2, "tasks must be one of 1 to 64, got 65"),
         (4, 6, 2, "vectors must be a matrix of columns for 4 tasks, as many for each and at least one, got [3, 6]"),
-        (2, 6, 3, "dtype must be one of 0 to 2, got 3"),
+        (2, 6, 3, "dtype must be one of 0 (float32), 1 (bfloat16), 2 (int8), got 3"),
     ],
 )
 def test_twin_rows_names_bad_input(tasks: int, columns: int, dtype: int, text: str) -> None:

@@ -7,25 +7,16 @@ import torch
 from torch import Tensor
 
 from resflow_kernels import ops, reference
-from resflow_kernels.core.plan import PACKED_HEADER_BYTES, PRECISION_BYTES, Plan, padded
+from resflow_kernels.contract import PACKED
+from resflow_kernels.core.plan import Plan
+from resflow_kernels.reference.unpack import panel_matrix
 from resflow_kernels.testing import random_weights
 
-PANEL = 64
 
-
-def matrix_in(packed: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
-    """The first layer's weights of the first task: panels of words of consecutive inputs, columns side by side."""
-    per_word = 4 // PRECISION_BYTES[plan.precision]
-    words, width = -(-plan.in_features // per_word), padded(plan.hidden[0])
-    elements = packed[PACKED_HEADER_BYTES:].view(dtype)
-    panels, at = [], 0
-    for first in range(0, width, PANEL):
-        columns = min(PANEL, width - first)
-        count = words * columns * per_word
-        panel = elements[at : at + count].reshape(words, columns, per_word)
-        panels.append(panel.transpose(1, 2).reshape(words * per_word, columns))
-        at += count
-    return torch.cat(panels, dim=1)
+def matrix_in(packed: Tensor, plan: Plan) -> Tensor:
+    """The first layer's matrix of the first task with its padding, as it is stored."""
+    floats = packed[PACKED["header_bytes"] :][: 4 * plan.packed_layout.task_floats].view(torch.float32)
+    return panel_matrix(floats, plan.packed_layout.layers[0], plan.precision)
 
 
 def special_values() -> Tensor:
@@ -46,7 +37,7 @@ def test_16_bits_are_rounded_as_torch_rounds(precision: str) -> None:
     plan = Plan(len(values), (3,), (-1,), "relu", precision=precision)
     weights = random_weights(plan)
     weights[0][:, 1] = values
-    held = matrix_in(ops.pack_towers(weights, plan), plan, dtype)
+    held = matrix_in(ops.pack_towers(weights, plan), plan)
     column, expected = held[: len(values), 1], values.to(dtype)
     assert torch.equal(column.isnan(), expected.isnan())
     number = ~expected.isnan()
@@ -59,7 +50,7 @@ def test_tensorfloat32_keeps_10_bits_of_mantissa_to_the_nearest() -> None:
     plan = Plan(len(values), (3,), (-1,), "relu", precision="tensorfloat32")
     weights = random_weights(plan)
     weights[0][:, 1] = values
-    held = matrix_in(ops.pack_towers(weights, plan), plan, torch.float32)
+    held = matrix_in(ops.pack_towers(weights, plan), plan)
     column = held[: len(values), 1]
     assert torch.equal(column.isnan(), values.isnan())
     number = values.isfinite()
@@ -77,8 +68,7 @@ def test_tensorfloat32_keeps_10_bits_of_mantissa_to_the_nearest() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "tensorfloat32"])
 @pytest.mark.parametrize("width", [5, 64, 65, 130])
 def test_panels_hold_what_the_reference_rounds_to(precision: str, width: int) -> None:
-    dtype = torch.float32 if PRECISION_BYTES[precision] == 4 else getattr(torch, precision)
     plan = Plan(37, (width, 4), (-1, 0), precision=precision)
     weights = random_weights(plan)
-    held = matrix_in(ops.pack_towers(weights, plan), plan, dtype)[:37, :width]
+    held = matrix_in(ops.pack_towers(weights, plan), plan)[:37, :width]
     assert torch.equal(held.float(), reference.rounded(weights[0], precision))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from resflow_kernels import ops, reference
 from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS, WEIGHTS_PER
@@ -44,17 +45,22 @@ def test_bfloat16_probabilities_are_near_the_unrounded_ones(name: str) -> None:
     assert (case.run().probs.double() - unrounded.exact().probs).abs().max() <= 1e-2
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_over_their_range(activation: str) -> None:
-    """One input through one identity weight: the activation itself from -200 to 200, and near 0."""
+def activated(activation: str, values: Tensor) -> Tensor:
+    """The activation itself, with a slope of 0.25: one input through one identity weight."""
     plan = Plan(1, (1,), (-1,), activation)
     weights = [
         torch.ones(shape) if name.endswith("weight") else torch.zeros(shape) for name, shape in plan.weight_shapes
     ]
     if activation == "prelu":
         weights[2].fill_(0.25)
+    return ops.dense_scores(values[:, None], ops.pack_towers(weights, plan), plan, torch.ones(1)).logits[:, 0]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_over_their_range(activation: str) -> None:
+    """From -200 to 200, and near 0."""
     values = torch.cat((torch.linspace(-200, 200, 4001), torch.linspace(-4, 4, 4001), 10.0 ** torch.arange(-38, 0)))
-    got = ops.dense_scores(values[:, None], ops.pack_towers(weights, plan), plan, torch.ones(1)).logits[:, 0].double()
+    got = activated(activation, values).double()
     exact = reference.activate(activation, values.double(), torch.tensor(0.25, dtype=torch.float64))
     assert ((got - exact).abs() <= 3e-7 * (1 + exact.abs())).all()
 
@@ -224,13 +230,18 @@ def test_isolation(activation: str, fusion: str, head: str, poison: float, preci
     if poison != poison:
         assert all(part[17].isnan().all() for part in got)
     elif precision == "float32":
-        # Whatever an infinity becomes, it is what the same arithmetic makes of it in float32.
-        exact = case.exact(poisoned)
-        assert torch.equal(got.probs[17].isnan(), exact.probs[17].isnan()) or activation in (
-            "silu",
-            "gelu",
-            "gelu_tanh",
-        )
+        # An infinity becomes what the same arithmetic makes of it in float64; see the test below.
+        assert torch.equal(got.probs[17].isnan(), case.exact(poisoned).probs[17].isnan())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_of_infinities(activation: str) -> None:
+    """NaN of -inf where the formula has -inf * 0 (silu and gelu), a number or an infinity elsewhere."""
+    values = torch.tensor([float("inf"), float("-inf")])
+    got = activated(activation, values)
+    assert torch.equal(got.isnan(), torch.tensor([False, activation in ("silu", "gelu", "gelu_tanh")]))
+    exact = reference.activate(activation, values.double(), torch.tensor(0.25, dtype=torch.float64))
+    torch.testing.assert_close(got.double(), exact, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

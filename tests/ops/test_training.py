@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -110,28 +111,29 @@ def test_it_is_differentiable_once(power: int) -> None:
 
 BAD = [
     ({"x": torch.zeros(3, 5)}, r"train_forward: x must be a matrix with 4 columns, got \[3, 5\]"),
-    ({"x": torch.zeros(3, 4, dtype=torch.float64)}, "train_forward: x must be float32.*, got float64"),
+    ({"x": torch.zeros(3, 4, dtype=torch.float64)}, "train_forward: x must be float32, got float64"),
     ({"x": torch.zeros(3, 4, dtype=torch.bfloat16)}, "train_forward: x must be float32, got bfloat16"),
     ({"weights": []}, "train_forward: weights must be the 4 tensors of this plan, got 0"),
     ({"statistics": 3}, "train_forward: statistics must be one of 0 to 2, got 3"),
 ]
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(("change", "text"), BAD)
-def test_bad_input_is_named(change: dict[str, object], text: str) -> None:
+def test_bad_input_is_named(change: dict[str, object], text: str, device: str) -> None:
+    """By the kernels, and in the same words by Python, which answers for tensors without data."""
     plan = Plan(4, (3,), (-1,), "tanh")
-    arguments = {"x": torch.zeros(3, 4), "weights": [w.detach() for w in parameters(plan)], "statistics": 0} | change
-    with pytest.raises((ValueError, RuntimeError), match=text):
-        torch.ops.resflow.train_forward(
-            arguments["x"], arguments["weights"], plan.encoded, arguments["statistics"], 1e-3, True
-        )
+    arguments: dict[str, Any] = {"x": torch.zeros(3, 4), "weights": parameters(plan), "statistics": 0} | change
+    x, weights = arguments["x"].to(device), [weight.detach().to(device) for weight in arguments["weights"]]
+    with pytest.raises(ValueError, match=f"{text}$"):
+        torch.ops.resflow.train_forward(x, weights, plan.encoded, arguments["statistics"], 1e-3, True)
 
 
 def test_a_matrix_the_wrong_way_round_is_named() -> None:
     plan = Plan(4, (3,), (-1,), "tanh")
     weights = [weight.detach() for weight in parameters(plan)]
     weights[0] = weights[0].T.contiguous()
-    with pytest.raises((ValueError, RuntimeError), match=r"weights\[0\] .* must be of shape \[3, 4\], got \[4, 3\]"):
+    with pytest.raises(ValueError, match=r"weights\[0\] .* must be of shape \[3, 4\], got \[4, 3\]"):
         ops.training_logits(torch.zeros(3, 4), weights, plan)
     with pytest.raises(ValueError, match="statistics must be one of given, batch_after, batch_before, got 'moving'"):
         ops.training_logits(torch.zeros(3, 4), weights, plan, "moving")
@@ -143,10 +145,10 @@ def test_what_the_way_back_is_given_is_checked() -> None:
     x = torch.zeros(3, 4)
     logits, *state = torch.ops.resflow.train_forward(x, weights, plan.encoded, 0, 1e-3, True)
     settings = (plan.encoded, 0, 1e-3, True)
-    with pytest.raises((ValueError, RuntimeError), match=r"logit_gradients must be of shape \[3, 1\], got \[2, 1\]"):
+    with pytest.raises(ValueError, match=r"logit_gradients must be of shape \[3, 1\], got \[2, 1\]"):
         torch.ops.resflow.train_backward(logits[:2], x, weights, *state, *settings)
     state[1] = state[1][:-1]
-    with pytest.raises((ValueError, RuntimeError), match="train_backward: pre_activations must be of shape"):
+    with pytest.raises(ValueError, match="train_backward: pre_activations must be of shape"):
         torch.ops.resflow.train_backward(logits, x, weights, *state, *settings)
 
 

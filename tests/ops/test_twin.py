@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import FUSIONS, PRECISIONS, WEIGHTS_PER
+from resflow_kernels.contract import FUSIONS, PRECISION_ROWS, PRECISIONS, WEIGHTS_PER
 from resflow_kernels.reference import twin
 from resflow_kernels.testing import assert_exact
 from tests.support.cases import BUDGET, CALL, CANDIDATE, REQUEST, TwinCase
@@ -244,7 +244,7 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
 def test_numpy_has_the_same_bits(dtype: str) -> None:
     runtime = pytest.importorskip("resflow_kernels._runtime")
     case = TwinCase(3, 21, 90, 4, dtype, "expected_value", REQUEST, non_increasing=True)
-    table, scales = runtime.twin_rows(case.vectors.numpy(), 3, PRECISIONS.index(dtype), threads=2)
+    table, scales = runtime.twin_rows(case.vectors.numpy(), 3, PRECISION_ROWS[dtype].code, threads=2)
     assert torch.equal(torch.from_numpy(table).view(case.table.dtype), case.table)
     assert torch.equal(torch.from_numpy(scales), case.scales)
     user, weights = case.user.numpy(), case.weights(0).numpy()

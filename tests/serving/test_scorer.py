@@ -119,7 +119,7 @@ def test_bits_do_not_depend_on_batch_threads_or_strides() -> None:
     single = Scorer(scorer.plan, scorer.packed, threads=1)
     x = rows(500, 37)
     whole = scorer.dense_scores(x)
-    assert single.scores(x).score.tobytes() == whole.score.tobytes()
+    assert single.dense_scores(x).score.tobytes() == whole.score.tobytes()
     assert scorer.dense_scores(x[100:107]).logits.tobytes() == whole.logits[100:107].tobytes()
     assert scorer.dense_scores(x[::3]).logits.tobytes() == whole.logits[::3].tobytes()
     wide = rows(500, 74)
@@ -253,13 +253,13 @@ X = rows(4, 37)
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda s: s.scores(X.astype(np.float64)), "dense_scores: x must be float32 or bfloat16, got float64"),
-        (lambda s: s.scores(X[:, :5]), r"dense_scores: x must be a matrix with 37 columns, got \[4, 5\]"),
-        (lambda s: s.scores(X[0]), r"dense_scores: x must be a matrix with 37 columns, got \[37\]"),
-        (lambda s: s.scores(X, [1, 2]), r"fusion_weights must be a vector of 3, got \[2\]"),
-        (lambda s: s.scores(X, np.ones((4, 3)), "request"), "weights_per must be one of"),
-        (lambda s: s.scores(X, [1, 2, 3], "item"), "weights_per must be one of call, request, candidate, got 'item'"),
-        (lambda s: s.scores(X, None, "item"), "weights_per must be one of"),
+        (lambda s: s.dense_scores(X.astype(np.float64)), "dense_scores: x must be float32 or bfloat16, got float64"),
+        (lambda s: s.dense_scores(X[:, :5]), r"dense_scores: x must be a matrix with 37 columns, got \[4, 5\]"),
+        (lambda s: s.dense_scores(X[0]), r"dense_scores: x must be a matrix with 37 columns, got \[37\]"),
+        (lambda s: s.dense_scores(X, [1, 2]), r"fusion_weights must be a vector of 3, got \[2\]"),
+        (lambda s: s.dense_scores(X, np.ones((4, 3)), "request"), "weights_per must be one of"),
+        (lambda s: s.dense_scores(X, [1, 2, 3], "item"), "weights_per must be one of call, request, candidate, got 'item'"),
+        (lambda s: s.dense_scores(X, None, "item"), "weights_per must be one of"),
         (lambda s: s.dense_topk(X, 0), "dense_topk: k must be at least 1, got 0"),
         (lambda s: s.dense_topk(X, 1.5), "k must be an integer, got 1.5"),
         (lambda s: s.dense_topk(X, 1, [0, 2]), r"offsets\[1\] must be offsets that end at the number of candidates, 4"),

@@ -65,31 +65,44 @@ constexpr int64_t kMaxSteeredWorkers = 8;
 //
 // After a pause of some milliseconds Linux tends to wake a worker on the very core that wakes it (28 of 40 times
 // on a 2-core 6.18 guest), where it stands in the caller's way: the caller was put aside for 2 ms, and the call ran
-// at the speed of one thread. So a worker may run anywhere but on the core its caller is on.
+// at the speed of one thread. So a worker may run on every core that its caller may use but the one that the caller is
+// on. The main thread's cores say nothing of that (a server may have pinned it elsewhere), nor do those that the caller
+// had once.
 class Steering {
  public:
   void add(pid_t thread) {
-    if (workers_.empty() && sched_getaffinity(getpid(), sizeof(allowed_), &allowed_) != 0) CPU_ZERO(&allowed_);
     workers_.push_back(thread);
+    known_ = false;
   }
 
-  // A system call a worker, where the caller is on another core than the caller before.
-  void avoid(int core) {
-    if (core == avoided_ || core < 0 || core >= CPU_SETSIZE) return;
-    if (static_cast<int64_t>(workers_.size()) > kMaxSteeredWorkers) return;
-    cpu_set_t others = allowed_;
+  // To be called by the caller. A caller with a single core leaves the workers where they are.
+  void avoid_caller() {
+    const int core = sched_getcpu();
+    const Clock::time_point now = Clock::now();
+    if (core < 0 || core >= CPU_SETSIZE || static_cast<int64_t>(workers_.size()) > kMaxSteeredWorkers) return;
+    if (known_ && core == core_ && now - read_ < kSameCores) return;
+    core_ = core;
+    read_ = now;
+    cpu_set_t others;
+    if (sched_getaffinity(0, sizeof(others), &others) != 0) return;
     CPU_CLR(core, &others);
-    if (CPU_COUNT(&others) == 0) return;
+    if (CPU_COUNT(&others) == 0 || (known_ && CPU_EQUAL(&others, &others_))) return;
     for (const pid_t worker : workers_) sched_setaffinity(worker, sizeof(others), &others);
-    avoided_ = core;
+    others_ = others;
+    known_ = true;
   }
-
-  void forget() { avoided_ = -1; }
 
  private:
+  using Clock = std::chrono::steady_clock;
+  // Callers on the same core within so long are taken to have the same cores: asking takes 0.3 us, a call of several
+  // threads some 20.
+  static constexpr std::chrono::milliseconds kSameCores{1};
+
   std::vector<pid_t> workers_;
-  cpu_set_t allowed_;
-  int avoided_ = -1;
+  bool known_ = false;  // whether all workers have been told `others_`
+  cpu_set_t others_;
+  int core_ = -1;  // of the last caller whose cores were read
+  Clock::time_point read_;
 };
 
 class ThreadPool {
@@ -98,7 +111,7 @@ class ThreadPool {
     {
       std::lock_guard lock(mutex_);
       start_workers(job->seats);
-      steering_.avoid(sched_getcpu());
+      steering_.avoid_caller();
       jobs_.push_back(job);
       posted_.fetch_add(1, std::memory_order_release);
     }
@@ -125,7 +138,7 @@ class ThreadPool {
   void summon(int64_t workers) {
     std::lock_guard lock(mutex_);
     start_workers(workers);
-    steering_.avoid(sched_getcpu());
+    steering_.avoid_caller();
     summoned_ = workers;
     for (; workers > 0; --workers) wake_.notify_one();
   }
@@ -138,7 +151,6 @@ class ThreadPool {
     {
       std::lock_guard lock(mutex_);
       steering_.add(gettid());
-      steering_.forget();
     }
     int polls = kPolls;
     for (;;) {
