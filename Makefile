@@ -50,14 +50,14 @@ help:
 define SETTINGS
 PYTHON=$(GIVEN_PYTHON)
 TORCH=$(GIVEN_TORCH)
-made with $(PYTHON) and $(TORCH)
+made with PYTHON=$(PYTHON) TORCH=$(TORCH)
 endef
 export SETTINGS
 
 # Looked at in every call, written when something else is asked for: then .venv is of no use any more.
 $(VENV)/settings: always
 	@[ "$$(cat $@ 2>/dev/null)" = "$$SETTINGS" ] || { \
-	  if [ -e $@ ]; then echo "== .venv is made anew: it was $$(tail -n 1 $@), now $(PYTHON) and $(TORCH)"; rm -rf $(VENV); fi; \
+	  if [ -e $@ ]; then echo "== .venv is made anew: it was $$(tail -n 1 $@), now PYTHON=$(PYTHON) TORCH=$(TORCH)"; rm -rf $(VENV); fi; \
 	  mkdir -p $(VENV) && printf '%s\n' "$$SETTINGS" > $@; }
 
 $(VENV)/options: always $(VENV)/settings
@@ -65,7 +65,7 @@ $(VENV)/options: always $(VENV)/settings
 
 $(VENV)/torch: $(VENV)/settings
 	@"$(PYTHON)" tools/environment.py start
-	@echo "== .venv with $(TORCH)"
+	@echo "== .venv: PYTHON=$(PYTHON) TORCH=$(TORCH)"
 	"$(PYTHON)" -m venv $(if $(filter installed,$(TORCH)),--system-site-packages) $(VENV)
 ifeq ($(TORCH),installed)
 	"$(PYTHON)" tools/environment.py parents > "$$($(BIN)/python tools/environment.py home)/parents.pth"

@@ -8,7 +8,7 @@ candidates there are, so one has the same bits in every batch.
 import triton
 import triton.language as tl
 
-from .functions import at, multiply, operand, wide
+from .functions import at, multiply, only_if, operand, wide
 from .outputs import add_to_score, finish_score, join_logit, store_outputs, weight_rows, with_column
 from .rows import add_rows, candidates_of, first_sums, later_sums
 from .weights import PADDED, finish_layer, is_packed_for, matrix_tile, task_block, task_matrices
@@ -59,7 +59,7 @@ def chain_kernel(
     rows, live, scored, request, item, scale = candidates_of(
         first, count, offsets, requests, ids, items, scales, BLOCK_M
     )
-    scored = scored & is_packed_for(packed, HEADER[0], HEADER[1])
+    scored = only_if(is_packed_for(packed, HEADER[0], HEADER[1]), scored)
     weights = weight_rows(fusion_weights, rows, request, live, PER, WEIGHT_COUNT)
 
     kept = ()  # the former task's outputs of all layers
