@@ -69,7 +69,7 @@ def run(folder: Path, wheel: Path, tests: Path, version: str) -> tuple[str, bool
     found = output(python, "-c", "import sys, torch; print(torch.__version__, '| Python', sys.version.split()[0])")
     files = sorted(str(path) for pattern in TESTS for path in (tests / "tests").rglob(pattern))
     begun = time.monotonic()
-    code, text = show([str(python), "-m", "pytest", "-q", "-rs", "-n", "auto", *files], tests)
+    code, text = show([str(python), "-m", "pytest", "-q", "-rfEs", "-n", "auto", *files], tests)
     return f"torch {found}: {text} (pytest took {time.monotonic() - begun:.0f} s)", code != 0
 
 
