@@ -1,9 +1,9 @@
 # make build        .venv with all that is needed, and the compiled extension (so does `make` alone)
-# make score        the main job: train on the KuaiRand slice, rank its catalogue for 512 users
+# make score        the main job: train on the KuaiRand slice, rank its catalog for 512 users
 # make test         the tests
 # make check        ruff, mypy, clang-format
 # make format       what they can put right by themselves
-# make bench        ours beside PyTorch, ONNX Runtime and OpenVINO: bench/results/<machine>.md (bench-quick: 3 minutes)
+# make bench        compare with PyTorch, ONNX Runtime and OpenVINO: bench/results/<machine>.md (bench-quick: 3 minutes)
 # make gpu          on a machine with an NVIDIA GPU: build, tests, sanitizer and benchmarks within 9 minutes, without
 #                   network; PYTHON needs torch (a CUDA build) and NumPy, PATH nvcc and CMake:
 #                   bench/results/gpu-<name>.md, and with OUT=folder the report and the logs there too
@@ -93,7 +93,7 @@ $(VENV)/packages: pyproject.toml setup.py $(VENV)/torch | $(VENV)/built
 
 score: build
 	$(BIN)/python -m examples.kuairand.train -o $(EXAMPLE)/kuairand.safetensors
-	$(BIN)/resflow score $(EXAMPLE)/kuairand.safetensors $(EXAMPLE)/requests.parquet --catalogue $(EXAMPLE)/videos.parquet \
+	$(BIN)/resflow score $(EXAMPLE)/kuairand.safetensors $(EXAMPLE)/requests.parquet --catalog $(EXAMPLE)/videos.parquet \
 	  --labels $(EXAMPLE)/labels.parquet --top-k 100 -o $(EXAMPLE)/scores.parquet --compare-eager
 
 test: build
@@ -116,17 +116,17 @@ format: build
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-# The peers are no part of a development install, so that it stays small.
-$(VENV)/peers: $(VENV)/packages
-	@echo "== peers"
+# The baselines are not part of a development install, so that it stays small.
+$(VENV)/baselines: $(VENV)/packages
+	@echo "== baselines"
 	$(INSTALL) --no-build-isolation -e ".[bench]"
 	@$(BIN)/python tools/environment.py check $(VENV)/constraints.txt
 	@touch $@
 
-bench: build $(VENV)/peers
+bench: build $(VENV)/baselines
 	$(BIN)/python -m bench.run
 
-bench-quick: build $(VENV)/peers
+bench-quick: build $(VENV)/baselines
 	$(BIN)/python -m bench.run --quick
 
 # Not through .venv: what the machine's Python has is all there is.

@@ -1,4 +1,4 @@
-"""What is measured: a case is one contest, and its rows in the results."""
+"""The measured cases. All implementations of a case are timed together; each has a row in the results."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bench.catalogue import WAYS, Catalogue
+from bench.catalog import WAYS, CatalogInputs
 from resflow_kernels import _runtime
-from resflow_kernels.benchmark.contest import Entry, Inputs, best_peer, enter, run
-from resflow_kernels.benchmark.peers import OURS, PEERS, Compiled, Contestant, Model, label, threads_of
-from resflow_kernels.benchmark.turns import Schedule
-from resflow_kernels.cli.info import usable_cores
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.benchmark.baselines import BASELINES, OURS, Compiled, Implementation, Model, label, threads_of
+from resflow_kernels.benchmark.interleave import Schedule
+from resflow_kernels.benchmark.suite import Entry, Inputs, best_baseline, measure, setup
+from resflow_kernels.core.machine import usable_cores
+from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.testing import WORKLOADS, random_weights
 
 CORES = usable_cores()
-EVERYONE: tuple[type[Contestant], ...] = (*OURS, *PEERS)
-# A shape takes torch.compile about 15 s with max-autotune, the second run less.
-WITHOUT_COMPILE = tuple(contestant for contestant in EVERYONE if not issubclass(contestant, Compiled))
+ALL: tuple[type[Implementation], ...] = (*OURS, *BASELINES)
+# torch.compile with max-autotune takes about 15 s per shape, less in the second run.
+UNCOMPILED = tuple(implementation for implementation in ALL if not issubclass(implementation, Compiled))
 
 MODES = ("back to back", "1 ms pauses", "busy neighbour")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One contest.
+    """What all implementations score in one measurement.
 
     Args:
         form: "dense" or "request"; names the table it is reported in.
         workload: a name of ``WORKLOADS``.
-        candidates: ``B``, or how many a request has.
+        candidates: ``B``, or the number of candidates per request.
         requests: ``R`` of the request form, 0 in the dense form.
-        threads: for all contestants.
+        threads: for all implementations.
         mode: one of :data:`MODES`.
-        tasks, features: instead of the workload's own ``K`` and ``D``.
-        compiled: whether torch.compile takes part.
-        ways: ways of the request form the peers take part with.
-        catalogue: items of the catalogue form, 0 in the others.
-        axis: the quantity that grows over a series of cases, in the tables of growth.
+        tasks, features: replace the workload's ``K`` and ``D``.
+        compiled: whether torch.compile is measured.
+        ways: how the baselines score the request form.
+        catalog: number of items of the catalog form, 0 in the other forms.
+        axis: the quantity that grows over a series of cases, for the tables of growth.
     """
 
     form: str
@@ -53,12 +53,12 @@ class Case:
     features: int = 0
     compiled: bool = True
     ways: tuple[str, ...] = ("joined rows", "split")
-    catalogue: int = 0
+    catalog: int = 0
     axis: str = ""
 
     @property
     def plan(self) -> Plan:
-        """The workload's, with :attr:`tasks` and :attr:`features`."""
+        """The workload's plan with :attr:`tasks` and :attr:`features`."""
         plan = WORKLOADS[self.workload].plan
         parents = chain(self.tasks) if self.tasks else plan.parents
         return replace(plan, in_features=self.features or plan.in_features, parents=parents)
@@ -71,28 +71,28 @@ class Case:
 
     @property
     def user_width(self) -> int:
-        """Columns of the user's side; 0 in the dense form, which does not tell the sides apart."""
-        return WORKLOADS[self.workload].user_features if self.requests or self.catalogue else 0
+        """User columns; 0 in the dense form, which does not distinguish user from item."""
+        return WORKLOADS[self.workload].user_features if self.requests or self.catalog else 0
 
     @property
     def all_candidates(self) -> int:
-        """Of all requests."""
+        """Number of candidates of all requests."""
         return self.candidates * max(self.requests, 1)
 
     @property
-    def entrants(self) -> list[tuple[type[Contestant], str]]:
-        """Contestants and their ways."""
-        everyone = EVERYONE if self.compiled else WITHOUT_COMPILE
-        if self.catalogue:
-            ours = [(contestant, way) for contestant in OURS for way in WAYS]
-            return ours + [(peer, "dense") for peer in everyone if peer not in OURS]
+    def implementations(self) -> list[tuple[type[Implementation], str]]:
+        """Implementations and their ways."""
+        measured = ALL if self.compiled else UNCOMPILED
+        if self.catalog:
+            ours = [(implementation, way) for implementation in OURS for way in WAYS]
+            return ours + [(baseline, "dense") for baseline in measured if baseline not in OURS]
         if not self.requests:
-            return [(contestant, "dense") for contestant in everyone]
-        ours = [(contestant, "split") for contestant in OURS]
-        return ours + [(peer, way) for peer in everyone if peer not in OURS for way in self.ways]
+            return [(implementation, "dense") for implementation in measured]
+        ours = [(implementation, "split") for implementation in OURS]
+        return ours + [(baseline, way) for baseline in measured if baseline not in OURS for way in self.ways]
 
     def flops(self, way: str) -> int:
-        """Multiplications and additions of a call's matrix products; a split does the user's once a request."""
+        """Multiplications and additions of a call's matrix products; a split does the user's part once per request."""
         plan = self.plan
         dense = plan.flops_per_candidate * self.all_candidates
         if way in WAYS:
@@ -106,18 +106,18 @@ class Case:
         size = f"{self.requests}x{self.candidates}" if self.requests else str(self.candidates)
         parts = [self.workload, size, f"{self.threads}t"]
         parts += [f"K{self.tasks}"] * bool(self.tasks) + [f"D{self.features}"] * bool(self.features)
-        parts += [f"of{self.catalogue}"] * bool(self.catalogue)
+        parts += [f"of{self.catalog}"] * bool(self.catalog)
         parts += [self.mode.replace(" ", "_")] * (self.mode != MODES[0])
         return "-".join(parts)
 
 
-def parameters(cases: Sequence[Case]) -> list[tuple[Case, type[Contestant], str]]:
-    """A row of results each, for ``parametrize``."""
-    return [(case, *entrant) for case in cases for entrant in case.entrants]
+def parameters(cases: Sequence[Case]) -> list[tuple[Case, type[Implementation], str]]:
+    """One parameter set per row of results, for ``parametrize``."""
+    return [(case, *implementation) for case in cases for implementation in case.implementations]
 
 
 def identify(value: object) -> str | None:
-    """``parametrize``'s ids."""
+    """Test ids for ``parametrize``."""
     if isinstance(value, Case):
         return str(value)
     return label(value) if isinstance(value, type) else None
@@ -128,7 +128,7 @@ _PEAK_SECONDS = 0.01
 
 
 def schedule_of(case: Case, quick: bool) -> Schedule:
-    """Enough calls for a P99 where they are short, few where they take a second."""
+    """Enough calls for a P99 where calls are short, few where they take a second."""
     if case.mode == "1 ms pauses":
         return Schedule(rounds=8 if quick else 20, burst_seconds=0.1, pause_seconds=_PAUSE)
     if case.all_candidates <= 16:
@@ -138,63 +138,63 @@ def schedule_of(case: Case, quick: bool) -> Schedule:
     return Schedule(rounds=(5 if case.axis else 7) if quick else 15)
 
 
-class Contests:
-    """Each case's contest, held when its first row asks for it."""
+class CaseRunner:
+    """Measures each case once, when its first row is recorded."""
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
-        self._held: dict[Case, tuple[list[Entry], float]] = {}
+        self._measured: dict[Case, tuple[list[Entry], float]] = {}
 
-    def entry(self, case: Case, contestant: type[Contestant], way: str) -> Entry:
-        """How one of a case's entrants did."""
-        return next(e for e in self.results(case)[0] if (e.contestant, e.way) == (contestant, way))
+    def entry(self, case: Case, implementation: type[Implementation], way: str) -> Entry:
+        """The result of one of a case's implementations."""
+        return next(e for e in self.results(case)[0] if (e.implementation, e.way) == (implementation, way))
 
     def results(self, case: Case) -> tuple[list[Entry], float]:
-        """All of a case's entrants, and the multiply-add peak measured meanwhile, GFLOP/s."""
-        if case not in self._held:
-            self._held[case] = self._hold(case)
-        return self._held[case]
+        """Results of all of a case's implementations, and the multiply-add peak measured meanwhile, GFLOP/s."""
+        if case not in self._measured:
+            self._measured[case] = self._measure(case)
+        return self._measured[case]
 
-    def _hold(self, case: Case) -> tuple[list[Entry], float]:
+    def _measure(self, case: Case) -> tuple[list[Entry], float]:
         peaks: list[float] = []
         with threads_of(case.threads):
-            entries = _enter(case)
+            entries = _setup(case)
             busy = case.mode == "busy neighbour"
-            measure = partial(_runtime.measure_peak, 0, case.threads, _PEAK_SECONDS)
-            run(entries, schedule_of(case, self.quick), busy, before_round=lambda: peaks.append(measure()))
+            peak = partial(_runtime.measure_peak, 0, case.threads, _PEAK_SECONDS)
+            measure(entries, schedule_of(case, self.quick), busy, before_round=lambda: peaks.append(peak()))
         for entry in entries:
             entry.call = None  # it holds inputs of up to gigabytes
         return entries, statistics.median(peaks)
 
 
-def _enter(case: Case) -> list[Entry]:
-    model, contestants = case.model, EVERYONE if case.compiled else WITHOUT_COMPILE
-    if case.catalogue:
-        catalogue = Catalogue(model, case.catalogue, case.candidates)
-        peers = [contestant for contestant in contestants if contestant not in OURS]
-        return catalogue.entries(case.threads) + enter(model, Inputs(catalogue.dense_rows()), case.threads, peers)
+def _setup(case: Case) -> list[Entry]:
+    model, implementations = case.model, ALL if case.compiled else UNCOMPILED
+    if case.catalog:
+        catalog = CatalogInputs(model, case.catalog, case.candidates)
+        baselines = [implementation for implementation in implementations if implementation not in OURS]
+        return catalog.entries(case.threads) + setup(model, Inputs(catalog.dense_rows()), case.threads, baselines)
     if case.requests:
         inputs = Inputs.of_requests(model, case.requests, case.candidates)
     else:
         inputs = Inputs.dense(model, case.candidates)
-    return enter(model, inputs, case.threads, contestants, case.ways)
+    return setup(model, inputs, case.threads, implementations, case.ways)
 
 
 def facts(case: Case, entry: Entry, entries: Sequence[Entry], peak_gflops: float) -> dict[str, object]:
-    """A row's ``extra_info``."""
+    """The ``extra_info`` of one row of results."""
     info: dict[str, object] = {
         "form": case.form,
         "workload": case.workload,
         "candidates": case.candidates,
         "requests": case.requests,
-        "catalogue": case.catalogue,
+        "catalog": case.catalog,
         "tasks": case.plan.tasks,
         "features": case.plan.in_features,
         "threads": case.threads,
         "mode": case.mode,
         "axis": case.axis,
-        "contestant": label(entry.contestant),
-        "precision": entry.contestant.precision,
+        "implementation": label(entry.implementation),
+        "precision": entry.implementation.precision,
         "way": entry.way,
         "ours": entry.ours,
         "problem": entry.problem,
@@ -203,14 +203,14 @@ def facts(case: Case, entry: Entry, entries: Sequence[Entry], peak_gflops: float
     if entry.problem is not None:
         return info
     gflops = case.flops(entry.way) / entry.timing.median * 1e-9
-    best = best_peer(entries, entry.contestant.precision)
+    best = best_baseline(entries, entry.implementation.precision)
     return {
         **info,
         "p99": entry.timing.quantile(0.99),
-        "turn_medians": entry.timing.turn_medians,
+        "round_medians": entry.timing.round_medians,
         "gflops": gflops,
         "peak_gflops": peak_gflops,
         "share_of_peak": gflops / peak_gflops,
-        "best_peer": None if best is None else best.name,
-        "best_peer_ratio": None if best is None else best.timing.median / entry.timing.median,
+        "best_baseline": None if best is None else best.name,
+        "best_baseline_ratio": None if best is None else best.timing.median / entry.timing.median,
     }

@@ -1,4 +1,4 @@
-"""Options, what the results say about the machine, and how times measured in turns reach pytest-benchmark."""
+"""Options, the machine's facts in the results, and how interleaved measurements reach pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 import pytest
 import torch
 
-from bench.cases import CORES, EVERYONE, Case, Contests, facts
-from bench.quiet import Watch
+from bench.cases import ALL, CORES, Case, CaseRunner, facts
+from bench.noise import NoiseMonitor
 from resflow_kernels import __version__, _runtime
-from resflow_kernels.benchmark.peers import Contestant, label
+from resflow_kernels.benchmark.baselines import Implementation, label
 
 
 class Replay:
-    """A timer that hands pytest-benchmark the times of calls made in turns with other contestants'.
+    """A timer that hands pytest-benchmark the times of calls already measured, interleaved with other implementations.
 
-    pytest-benchmark times one block of calls a test, which would charge a contestant with the moods the machine had
-    in that block. It reads its timer twice a round: the second reading is the first and the round's time.
+    pytest-benchmark times one block of calls per test, so an implementation would be charged with whatever disturbed
+    the machine during that block. It reads its timer twice per round: here 0, then the round's time.
     """
 
-    __name__ = "in_turns"
+    __name__ = "interleaved"
 
     def __init__(self) -> None:
         self._readings: Iterator[float] = iter(())
 
     def load(self, samples: Sequence[float]) -> None:
-        """Seconds of the rounds to come."""
+        """Set the seconds of the rounds to come."""
         self._readings = iter([reading for sample in samples for reading in (0.0, sample)])
 
     def __call__(self) -> float:
@@ -44,18 +44,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_CONTESTS] = Contests(config.getoption("--quick"))
+    config.stash[_RUNNER] = CaseRunner(config.getoption("--quick"))
     config.stash[_PROBLEMS] = []
-    config.stash[_WATCH] = Watch()
+    config.stash[_NOISE] = NoiseMonitor()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test module lists its cases in ``cases(quick)``; here they become parameters."""
-    if "contestant" in metafunc.fixturenames:
+    if "implementation" in metafunc.fixturenames:
         from bench.cases import identify, parameters
 
         cases = metafunc.module.cases(metafunc.config.getoption("--quick"))
-        metafunc.parametrize(("case", "contestant", "way"), parameters(cases), ids=identify)
+        metafunc.parametrize(("case", "implementation", "way"), parameters(cases), ids=identify)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,25 +69,25 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "isa": _runtime.isa(),
         "read_gbytes_per_second": _read_gbytes_per_second(),
         "cores": CORES,
-        "taken_by_others": config.stash[_WATCH].taken_by_others(),
+        "others_share": config.stash[_NOISE].others_share(),
         "quick": config.getoption("--quick"),
-        "peers": {label(contestant): _state(contestant) for contestant in EVERYONE},
+        "baselines": {label(implementation): _state(implementation) for implementation in ALL},
         "versions": {name: _version(name) for name in ("torch", "onnx", "onnxruntime", "openvino", "numpy")},
     }
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Who was not timed, and why: nothing is left out in silence."""
+    """List what was not timed, and why: nothing is left out silently."""
     for problem in config.stash[_PROBLEMS]:
         terminalreporter.write_line(f"NOT TIMED {problem}")
-    for contestant in EVERYONE:
-        if contestant.missing() is not None:
-            terminalreporter.write_line(f"MISSING PEER {label(contestant)}: {contestant.missing()}")
+    for implementation in ALL:
+        if implementation.missing() is not None:
+            terminalreporter.write_line(f"MISSING BASELINE {label(implementation)}: {implementation.missing()}")
 
 
-def _state(contestant: type[Contestant]) -> str:
-    missing = contestant.missing()
-    return "takes part" if missing is None else f"missing: {missing}"
+def _state(implementation: type[Implementation]) -> str:
+    missing = implementation.missing()
+    return "measured" if missing is None else f"missing: {missing}"
 
 
 def _version(library: str) -> str:
@@ -97,13 +97,13 @@ def _version(library: str) -> str:
         return "not installed"
 
 
-_CONTESTS = pytest.StashKey[Contests]()
+_RUNNER = pytest.StashKey[CaseRunner]()
 _PROBLEMS = pytest.StashKey[list[str]]()
-_WATCH = pytest.StashKey[Watch]()
+_NOISE = pytest.StashKey[NoiseMonitor]()
 
 
 def _read_gbytes_per_second() -> float:
-    """What all cores read from memory: the roofline's slope."""
+    """Memory read bandwidth of all cores: the roofline's slope."""
     floats = torch.ones(1 << 26)
     rates = []
     for _ in range(5):
@@ -115,7 +115,7 @@ def _read_gbytes_per_second() -> float:
 
 @pytest.fixture
 def record(benchmark: Any) -> Callable[[Sequence[float], dict[str, object]], None]:
-    """Hand pytest-benchmark a row: seconds of calls, and what it is about."""
+    """Hand pytest-benchmark a row: the seconds of its calls, and its facts."""
 
     def write(samples: Sequence[float], info: dict[str, object]) -> None:
         benchmark.extra_info.update(info)
@@ -126,21 +126,22 @@ def record(benchmark: Any) -> Callable[[Sequence[float], dict[str, object]], Non
 
 
 @pytest.fixture
-def take_part(
+def run_case(
     request: pytest.FixtureRequest, record: Callable[[Sequence[float], dict[str, object]], None]
-) -> Callable[[Case, type[Contestant], str], None]:
-    """Hold a case's contest, unless another row has, and record this entrant's row.
+) -> Callable[[Case, type[Implementation], str], None]:
+    """Measure a case, unless an earlier row has, and record the row of one implementation.
 
-    A peer that is missing, fails or is wrong has a row without a time, which the report lists; ours fails the test.
+    A baseline that is missing, fails or is wrong has a row without a time, which the report lists; for our own
+    implementation the test fails.
     """
-    contests = request.config.stash[_CONTESTS]
+    runner = request.config.stash[_RUNNER]
 
-    def row(case: Case, contestant: type[Contestant], way: str) -> None:
-        entry = contests.entry(case, contestant, way)
-        info = facts(case, entry, *contests.results(case))
+    def row(case: Case, implementation: type[Implementation], way: str) -> None:
+        entry = runner.entry(case, implementation, way)
+        info = facts(case, entry, *runner.results(case))
         record(entry.timing.samples or [0.0], info)
         if entry.problem is not None:
-            if contestant.missing() is None:  # those are listed once
+            if implementation.missing() is None:  # missing ones are listed once, in the summary
                 request.config.stash[_PROBLEMS].append(f"{case} {entry.name}: {entry.problem}")
             assert not entry.ours, entry.problem
 

@@ -1,4 +1,4 @@
-"""A run's JSON as a Markdown report with charts: ``python -m bench.report RESULTS.json``."""
+"""Writes a run's JSON as a Markdown report with charts: ``python -m bench.report RESULTS.json``."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench.bars import Verdict, judge, show
 from bench.charts import draw
-from bench.rows import Results, Row, best_peer, by_case, cpu_name, load, ours, size
+from bench.rows import Results, Row, best_baseline, by_case, cpu_name, load, ours, size
+from bench.targets import Evaluation, evaluate, show
 
 AXES = {"candidates": "candidates N of one request", "tasks": "tasks K", "features": "input width D"}
 
 
 def write(path: Path) -> Path:
-    """The report of a results file, beside it; returns the Markdown file."""
+    """Write the report of a results file next to it; returns the Markdown file."""
     results = load(path)
     charts, note = {}, None
     if find_spec("matplotlib") is None:
@@ -32,12 +32,12 @@ def markdown(results: Results, charts: dict[str, Path] | None = None, note: str 
     """The report's text."""
     disturbed = f"**{results.disturbance}**" if results.disturbance else ""
     quick = _QUICK_NOTE if results.machine["resflow"]["quick"] else ""
-    parts = [_head(results), disturbed, quick, _problems(results), "## Bars", bar_table(judge(results))]
+    parts = [_head(results), disturbed, quick, _problems(results), "## Targets", target_table(evaluate(results))]
     parts += ["## Charts", note] if note else []
     parts += [part for title, path in (charts or {}).items() for part in (f"## {title}", f"![{title}]({path.name})")]
     parts += ["## Dense form", *_matrices(results, "dense")]
     parts += ["## Request form", _REQUEST_NOTE, *_matrices(results, "request")]
-    parts += ["## Catalogue form", _CATALOGUE_NOTE, *_matrices(results, "catalogue")]
+    parts += ["## Catalog form", _CATALOG_NOTE, *_matrices(results, "catalog")]
     parts += ["## Feature form", _FEATURES_NOTE, *_medians(results, "features")]
     parts += ["## Twin tower form", _TWIN_NOTE, *_medians(results, "twin tower")]
     parts += ["## Small batches", *_matrices(results, "small batches"), *_overhead(results)]
@@ -46,15 +46,15 @@ def markdown(results: Results, charts: dict[str, Path] | None = None, note: str 
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def bar_table(verdicts: Sequence[Verdict]) -> str:
-    """Bars as rows with pass or fail."""
+def target_table(evaluations: Sequence[Evaluation]) -> str:
+    """A table of targets, each with pass or fail."""
     rows = [
-        [v.bar.name, v.measured.of, v.bar.target, show(v.measured.value, v.bar.unit), v.measured.beside, v.text]
+        [v.target.name, v.measured.of, v.target.bound, show(v.measured.value, v.target.unit), v.measured.beside, v.text]
         if v.measured
-        else [v.bar.name, "", v.bar.target, "", "", v.text]
-        for v in verdicts
+        else [v.target.name, "", v.target.bound, "", "", v.text]
+        for v in evaluations
     ]
-    return _table(["bar", "case", "target", "measured", "beside", ""], rows)
+    return _table(["target", "case", "bound", "measured", "relative to", ""], rows)
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -94,22 +94,22 @@ def _head(results: Results) -> str:
 
 
 def _problems(results: Results) -> str:
-    """Peers that could not be timed, and why."""
-    peers = results.machine["resflow"]["peers"]
-    missing = [f"- **{name}: {state}**" for name, state in peers.items() if state.startswith("missing")]
+    """A list of the baselines that could not be timed, and why."""
+    baselines = results.machine["resflow"]["baselines"]
+    missing = [f"- **{name}: {state}**" for name, state in baselines.items() if state.startswith("missing")]
     others: dict[tuple[str, str], int] = {}
     for row in results.problems:
-        if not row["problem"].endswith(peers[row["contestant"]].removeprefix("missing: ")):
-            key = (f"{row['contestant']}, {row['way']}", row["problem"])
+        if not row["problem"].endswith(baselines[row["implementation"]].removeprefix("missing: ")):
+            key = (f"{row['implementation']}, {row['way']}", row["problem"])
             others[key] = others.get(key, 0) + 1
-    lines = missing + [f"- **{who}: {problem}** ({count} cases)" for (who, problem), count in others.items()]
+    lines = missing + [f"- **{name}: {problem}** ({count} cases)" for (name, problem), count in others.items()]
     if not lines:
-        return "All peers took part and gave the right scores."
+        return "All baselines were measured and gave the right scores."
     return "Not timed:\n\n" + "\n".join(lines)
 
 
 def _matrices(results: Results, form: str) -> list[str]:
-    """A table for each workload, thread count and mode: sizes down, contestants across."""
+    """One table per workload, thread count and mode; a row per size, a column per implementation."""
     groups: dict[tuple[str, int, str], list[Row]] = {}
     for row in results.of(form=form):
         groups.setdefault((row["workload"], row["threads"], row["mode"]), []).append(row)
@@ -121,21 +121,21 @@ def _matrices(results: Results, form: str) -> list[str]:
 
 
 def _matrix(rows: list[Row], header: str, name: Callable[[Row], str]) -> str:
-    contestants = list(dict.fromkeys(row["contestant"] for row in rows))
+    implementations = list(dict.fromkeys(row["implementation"] for row in rows))
     ways = [way for way in ("joined rows", "split") if any(row["way"] == way for row in rows)]
     lines = []
     for case in by_case(rows):
         own = ours(case)
-        cells = [_cell(case, contestant) for contestant in contestants]
+        cells = [_cell(case, implementation) for implementation in implementations]
         lines.append([name(case[0]), *cells, *_own_cells(own), *_ratios(own, case, ways)])
-    ratio_names = [f"over best fp32 {way}" for way in ways] or ["over best fp32 peer"]
-    columns = [header, *(f"{contestant}, us" for contestant in contestants)]
+    ratio_names = [f"over best fp32 {way}" for way in ways] or ["over best fp32 baseline"]
+    columns = [header, *(f"{implementation}, us" for implementation in implementations)]
     return _table([*columns, "GFLOP/s", "of fp32 peak", "P99 / median", *ratio_names, "over best of any"], lines)
 
 
-def _cell(case: list[Row], contestant: str) -> str:
-    """Median microseconds; of joined rows and of the split, where both were timed."""
-    rows = [row for row in case if row["contestant"] == contestant]
+def _cell(case: list[Row], implementation: str) -> str:
+    """Median microseconds: of joined rows and of the split, where both were timed."""
+    rows = [row for row in case if row["implementation"] == implementation]
     return " / ".join(_microseconds(row["median"]) for row in rows) or "-"
 
 
@@ -147,10 +147,11 @@ def _own_cells(own: Row | None) -> list[str]:
 
 
 def _ratios(own: Row | None, case: list[Row], ways: list[str]) -> list[str]:
-    peers = [best_peer(case, precision="float32", way=way) for way in ways] or [best_peer(case, precision="float32")]
+    fp32 = [best_baseline(case, precision="float32", way=way) for way in ways]
+    baselines = [*(fp32 or [best_baseline(case, precision="float32")]), best_baseline(case)]
     return [
-        "-" if own is None or peer is None else f"{peer['median'] / own['median']:.2f} ({peer['contestant']})"
-        for peer in (*peers, best_peer(case))
+        "-" if own is None or row is None else f"{row['median'] / own['median']:.2f} ({row['implementation']})"
+        for row in baselines
     ]
 
 
@@ -164,7 +165,7 @@ def _overhead(results: Results) -> list[str]:
 
 
 def _medians(results: Results, form: str) -> list[str]:
-    """A form whose rows hold all contestants' medians: a line a row."""
+    """The table of a form whose rows hold the medians of all implementations, one line per row."""
     rows = results.of(form=form)
     if not rows:
         return ["Not measured."]
@@ -197,9 +198,9 @@ def _growth(results: Results) -> list[str]:
 def _slopes(rows: list[Row], axis: str) -> str:
     series: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
-        series.setdefault((row["contestant"], row["way"]), []).append((row[axis], row["median"]))
-    lines = [[who, way, f"{slope(points):.2f}"] for (who, way), points in series.items()]
-    return _table(["contestant", "form", f"time grows as {axis} to the power of"], lines)
+        series.setdefault((row["implementation"], row["way"]), []).append((row[axis], row["median"]))
+    lines = [[name, way, f"{slope(points):.2f}"] for (name, way), points in series.items()]
+    return _table(["implementation", "form", f"time grows as {axis} to the power of"], lines)
 
 
 def _microseconds(seconds: float) -> str:
@@ -213,23 +214,24 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 _QUICK_NOTE = (
-    "The quick run leaves out most workloads and sizes, and torch.compile everywhere but at one size, because it "
-    "compiles anew for each."
+    "The quick run leaves out most workloads and sizes, and torch.compile at all sizes but one, because it compiles "
+    "again for each."
 )
 
 _REQUEST_NOTE = (
-    "A peer's cell is its time on joined rows (the joining itself is not timed) / with the split by hand: the user's "
-    "part of the first layer computed once a request. GFLOP/s count the arithmetic that is left after the split."
+    "A baseline's cell is its time on joined rows (the joining itself is not timed) / with the split by hand, which "
+    "computes the user's part of the first layer once per request. GFLOP/s count the arithmetic that remains after the "
+    "split."
 )
 
-_CATALOGUE_NOTE = (
-    "One request of random ids, another list each call. Our cells are times with a float32 / bfloat16 / int8 table; "
-    "peers score the same candidates' joined rows densely. GFLOP/s count the layers after the first."
+_CATALOG_NOTE = (
+    "One request of random ids, a new list per call. Our cells are times with a float32 / bfloat16 / int8 table; "
+    "baselines score the same candidates' joined rows densely. GFLOP/s count the layers after the first."
 )
 
 _FEATURES_NOTE = (
     "Ids and lists of ids against nn.Embedding and nn.EmbeddingBag, a concatenation and our dense op (or PyTorch eager "
-    "all the way); tables of a million rows, new ids each call. The precision is that of the towers."
+    "throughout); tables of a million rows, new ids per call. The precision is that of the towers."
 )
 
 _TWIN_NOTE = (
@@ -238,24 +240,25 @@ _TWIN_NOTE = (
 )
 
 _TRAINING_NOTE = (
-    "Forward, loss and backward with BatchNorms by the batch's statistics and gradients of the input; where named, "
-    "Adam's step as well. ecomm2."
+    "Forward, loss and backward of ecomm2 with batch statistics in BatchNorm and gradients of the input; where named, "
+    "Adam's step as well."
 )
 
 _GROWTH_NOTE = (
-    "torch.compile stays out of these series: it compiles anew for each size. A power below 1 is a fixed cost that "
-    "wears off; above 1, caches that overflow."
+    "torch.compile is left out of these series: it compiles again for each size. A power below 1 shows a fixed cost "
+    "that is amortised; above 1, caches that overflow."
 )
 
 _METHOD = """\
-All contestants of a table row ran in one process, on the same inputs and number of threads, in turns whose order
-changes: a rest, untimed calls, then a burst of timed calls. Times are medians over all turns; a ratio is one of medians
-of the same run. Each contestant's probabilities and score were first checked against the float64 reference (1e-4 for
-float32 peers, 2e-2 for bfloat16, 2e-6 for our float32). Peers return probabilities and score, ours the logits too.
-PyTorch eager runs the first layers of all tasks as one matrix product; the ONNX graph has one a task, which is faster
-there. torch.compile: max-autotune and freezing, compiled for each shape. OpenVINO: compiled for each shape, latency
-hint. The multiply-add peak was measured in the same process from registers alone, in the instruction set of our
-kernels. Pauses are 1 ms of sleep before each call; the busy neighbour is a spinning process that takes one core."""
+All implementations of a table row ran in one process, on the same inputs and number of threads, interleaved: in each
+round, whose order changes, an implementation has a rest, untimed calls, then a burst of timed calls. Times are medians
+over all rounds; a ratio is one of medians of the same run. Each implementation's probabilities and score were first
+checked against the float64 reference (1e-4 for float32 baselines, 2e-2 for bfloat16, 2e-6 for our float32). Baselines
+return probabilities and score, ours the logits too. PyTorch eager runs the first layers of all tasks as one matrix
+product; the ONNX graph has one product per task, which is faster there. torch.compile: max-autotune and freezing,
+compiled for each shape. OpenVINO: compiled for each shape, latency hint. The multiply-add peak was measured in the same
+process from registers alone, in the instruction set of our kernels. Pauses are 1 ms of sleep before each call; the busy
+neighbour is a spinning process that takes one core."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Results as rows: what pytest-benchmark's JSON holds, one a contestant of a case."""
+"""Results as rows of pytest-benchmark's JSON, one per implementation of a case."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.quiet import MOST_BY_OTHERS
+from bench.noise import MAX_OTHERS_SHARE
 
 Row = dict[str, Any]
 
-_CASE = ("form", "workload", "candidates", "requests", "catalogue", "tasks", "features", "threads", "mode", "axis")
+_CASE = ("form", "workload", "candidates", "requests", "catalog", "tasks", "features", "threads", "mode", "axis")
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run.
+    """The results of one run.
 
     Args:
         machine: pytest-benchmark's ``machine_info``; ours is under ``"resflow"``.
-        commit: its ``commit_info``.
-        date: ISO, of the run.
+        commit: pytest-benchmark's ``commit_info``.
+        date: date of the run, in ISO format.
         rows: ``extra_info`` of each result, and ``median``, ``q1``, ``q3`` in seconds.
     """
 
@@ -38,20 +38,20 @@ class Results:
 
     @property
     def problems(self) -> list[Row]:
-        """Rows of contestants that could not be timed."""
+        """Rows of implementations that could not be timed."""
         return [row for row in self.rows if row.get("problem")]
 
     @property
     def disturbance(self) -> str | None:
-        """What to say of a run beside which others used the machine; None of a quiet one."""
-        taken = self.machine["resflow"]["taken_by_others"]
+        """The report's remark on a run during which others used the machine; None for a quiet run."""
+        taken = self.machine["resflow"]["others_share"]
         if taken is None:
-            return "Whether other processes used the machine meanwhile is not known here."
-        if taken <= MOST_BY_OTHERS:
+            return "It is not known here whether other processes used the machine meanwhile."
+        if taken <= MAX_OTHERS_SHARE:
             return None
         return (
             f"Disturbed run: other processes took {100 * taken:.0f} % of the machine meanwhile (at most "
-            f"{100 * MOST_BY_OTHERS:.0f} % is quiet). None of its figures, passed bars included, is to be quoted."
+            f"{100 * MAX_OTHERS_SHARE:.0f} % is quiet). None of its figures, passed targets included, is to be quoted."
         )
 
     @property
@@ -79,7 +79,7 @@ def cpu_name(machine: Row) -> str:
 
 
 def matches(row: Row, wanted: Row) -> bool:
-    """Whether the row has these values; a callable is asked."""
+    """Whether the row has these values; a callable is a condition on the value."""
     return all(
         value(row.get(name)) if isinstance(value, Callable) else row.get(name) == value  # type: ignore[arg-type]
         for name, value in wanted.items()
@@ -87,26 +87,26 @@ def matches(row: Row, wanted: Row) -> bool:
 
 
 def by_case(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows of the same contest together, in the order they were measured."""
+    """Rows grouped by case, in the order they were measured."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(name) for name in _CASE), []).append(row)
     return list(groups.values())
 
 
-def best_peer(case: Sequence[Row], **wanted: Any) -> Row | None:
-    """The fastest peer of a contest with these values."""
-    peers = [row for row in case if not row["ours"] and matches(row, wanted)]
-    return min(peers, key=lambda row: row["median"], default=None)
+def best_baseline(case: Sequence[Row], **wanted: Any) -> Row | None:
+    """The fastest baseline of a case with these values."""
+    baselines = [row for row in case if not row["ours"] and matches(row, wanted)]
+    return min(baselines, key=lambda row: row["median"], default=None)
 
 
 def ours(case: Sequence[Row], precision: str = "float32") -> Row | None:
-    """Our row of a contest."""
+    """Our row of a case."""
     return next((row for row in case if row["ours"] and row["precision"] == precision), None)
 
 
 def size(row: Row) -> str:
-    """Candidates, requests times candidates, or ids of a catalogue."""
-    if row.get("catalogue"):
-        return f"{row['candidates']:,} ids of {row['catalogue']:,}"
+    """The size as text: candidates, requests times candidates, or ids out of a catalog."""
+    if row.get("catalog"):
+        return f"{row['candidates']:,} ids of {row['catalog']:,}"
     return f"{row['requests']} x {row['candidates']:,}" if row.get("requests") else f"{row['candidates']:,}"

@@ -11,16 +11,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.bars import judge, show
 from bench.report import write
 from bench.rows import load
+from bench.targets import evaluate, show
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 
 
 def main(arguments: list[str]) -> int:
-    """Returns pytest's exit code; the report is written whatever it is, as long as there are results."""
+    """Run pytest and write the report if there are results; returns pytest's exit code."""
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=RESULTS) as folder:
         raw = Path(folder) / "results.json"
@@ -33,16 +33,16 @@ def main(arguments: list[str]) -> int:
         path.write_text(_without_samples(raw.read_text(encoding="utf-8")), encoding="utf-8")
     report = write(path)
     results = load(path)
-    for verdict in judge(results):
-        bar, measured = verdict
-        value = "" if measured is None else f": {measured.of}: {show(measured.value, bar.unit)} ({measured.beside})"
-        print(f"{verdict.text.strip('*'):12s} {bar.name} {bar.target}{value}")
+    for evaluation in evaluate(results):
+        target, measured = evaluation
+        value = "" if measured is None else f": {measured.of}: {show(measured.value, target.unit)} ({measured.beside})"
+        print(f"{evaluation.text.strip('*'):12s} {target.name} {target.bound}{value}")
     print("\n".join(filter(None, [results.disturbance, f"report: {report}"])))
     return code
 
 
 def _without_samples(text: str) -> str:
-    """pytest-benchmark's JSON without every call's time: tens of megabytes that the statistics sum up."""
+    """pytest-benchmark's JSON without the time of every call: tens of megabytes that the statistics summarise."""
     content = json.loads(text)
     for entry in content["benchmarks"]:
         entry["stats"].pop("data", None)

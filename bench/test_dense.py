@@ -1,4 +1,4 @@
-"""The dense form: latency and FLOP/s against the batch, and the share of the machine's peak."""
+"""The dense form: latency and FLOP/s by batch size, and the share of the machine's peak."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from bench.cases import CORES, Case
 from resflow_kernels import _runtime
-from resflow_kernels.benchmark.contest import Inputs, enter
-from resflow_kernels.benchmark.peers import OURS, Contestant, label, threads_of
-from resflow_kernels.benchmark.turns import Schedule, take_turns
-from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.benchmark.baselines import OURS, Implementation, label, threads_of
+from resflow_kernels.benchmark.interleave import Schedule, interleave
+from resflow_kernels.benchmark.suite import Inputs, setup
+from resflow_kernels.contract import PRECISION_ROWS
 from resflow_kernels.testing import WORKLOADS
 
 
@@ -27,8 +27,8 @@ def cases(quick: bool) -> list[Case]:
     return several + [Case("dense", "prerank3", batch, threads=1) for batch in batches if CORES > 1]
 
 
-def test_dense(take_part: Callable[..., None], case: Case, contestant: type[Contestant], way: str) -> None:
-    take_part(case, contestant, way)
+def test_dense(run_case: Callable[..., None], case: Case, implementation: type[Implementation], way: str) -> None:
+    run_case(case, implementation, way)
 
 
 @pytest.mark.parametrize("ours", OURS, ids=label)
@@ -41,31 +41,31 @@ def test_share_of_peak(
     workload: str,
     batch: int,
     threads: int,
-    ours: type[Contestant],
+    ours: type[Implementation],
 ) -> None:
-    """Ours and the peak (registers only, the same instruction set and threads) in turns, without anyone else."""
+    """Ours interleaved with the peak (registers only, the same instruction set and threads), without baselines."""
     quick = request.config.getoption("--quick")
     if quick and batch > 1024:
         pytest.skip("left out of the quick run")
     case = Case("share of peak", workload, batch, threads=threads)
     peaks: list[float] = []
     with threads_of(threads):
-        entry = enter(case.model, Inputs.dense(case.model, batch), threads, [ours])[0]
+        entry = setup(case.model, Inputs.dense(case.model, batch), threads, [ours])[0]
         assert entry.call is not None and entry.problem is None, entry.problem
         schedule = Schedule(rounds=9 if quick else 25, burst_seconds=0.05)
-        timing = take_turns(
+        timing = interleave(
             {"ours": entry.call},
             schedule,
-            lambda: peaks.append(_runtime.measure_peak(PRECISIONS.index(ours.precision), threads, 0.03)),
+            lambda: peaks.append(_runtime.measure_peak(PRECISION_ROWS[ours.precision].code, threads, 0.03)),
         )["ours"]
-    rates = [case.flops("dense") / seconds * 1e-9 for seconds in timing.turn_medians]
+    rates = [case.flops("dense") / seconds * 1e-9 for seconds in timing.round_medians]
     shares = [rate / peak for rate, peak in zip(rates, peaks, strict=True)]
     info: dict[str, Any] = {
         "form": case.form,
         "workload": workload,
         "candidates": batch,
         "threads": threads,
-        "contestant": label(ours),
+        "implementation": label(ours),
         "precision": ours.precision,
         "ours": True,
         "error": entry.error,

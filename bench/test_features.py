@@ -1,8 +1,8 @@
-"""The feature form against what replaces it: ``nn.Embedding`` and ``nn.EmbeddingBag``, a concatenation, and the towers.
+"""The feature form against its PyTorch equivalent: ``nn.Embedding``, ``nn.EmbeddingBag``, a concatenation, the towers.
 
 Eight features of one id and two lists of five ids on average in tables of a million rows, and small tables up to the
 576 columns of ``prerank3``. Ids are random and every call has new ones, so that table rows come from memory as they do
-in service. Each case asserts first that the numbers are right; the rivals take turns. Run with ``make bench``.
+in service. Each case asserts first that the numbers are right; the calls are interleaved. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from bench.cases import CORES
 from resflow_kernels import FeatureRanker, ResFlow, ops
-from resflow_kernels.benchmark.peers import threads_of
-from resflow_kernels.benchmark.turns import Schedule, take_turns
+from resflow_kernels.benchmark.baselines import threads_of
+from resflow_kernels.benchmark.interleave import Schedule, interleave
 from resflow_kernels.contract import PRECISIONS
-from resflow_kernels.feature_nn import round_table
+from resflow_kernels.nn.feature import round_table
 from resflow_kernels.ops import FeatureIds, FeatureTables
 from resflow_kernels.testing import WORKLOADS, random_weights
 
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 @cache
 def tables() -> list[Tensor]:
-    """Large tables, then those of the lists, then small ones."""
+    """Large tables of single ids, large tables of the lists, small tables."""
     generator = torch.Generator().manual_seed(0)
     rows = [LARGE] * (LARGE_FEATURES + LISTS) + [SMALL] * SMALL_FEATURES
     return [0.1 * torch.randn(count, WIDTH, generator=generator) for count in rows]
@@ -49,11 +49,11 @@ def tables() -> list[Tensor]:
 
 @cache
 def module() -> FeatureRanker:
-    """The same as PyTorch modules."""
+    """The same features and towers as PyTorch modules."""
     ragged = range(LARGE_FEATURES, LARGE_FEATURES + LISTS)
     embeddings = [
-        nn.EmbeddingBag.from_pretrained(table, mode="sum") if at in ragged else nn.Embedding.from_pretrained(table)
-        for at, table in enumerate(tables())
+        nn.EmbeddingBag.from_pretrained(table, mode="sum") if i in ragged else nn.Embedding.from_pretrained(table)
+        for i, table in enumerate(tables())
     ]
     torch.manual_seed(0)
     towers = ResFlow(WIDTH * len(tables()), tasks=("ctr", "atcr", "ctcvr"), norm="batch")
@@ -74,7 +74,7 @@ def random_batch(candidates: int, generator: torch.Generator) -> Batch:
 
 
 def embedded(batch: Batch) -> Tensor:
-    """``[B, D]`` by PyTorch."""
+    """Embedded rows ``[B, D]``, by PyTorch."""
     columns, lists = iter(batch.columns), iter(batch.lists)
     parts = [
         one(*next(lists)) if isinstance(one, nn.EmbeddingBag) else one(next(columns)) for one in module().embeddings
@@ -83,7 +83,7 @@ def embedded(batch: Batch) -> Tensor:
 
 
 def cycled(call: Callable[[Batch], object], batches: list[Batch]) -> Callable[[], object]:
-    """A call on the next batch each time."""
+    """A call without arguments that takes the next batch each time."""
     following = cycle(batches)
     return lambda: call(next(following))
 
@@ -94,7 +94,7 @@ def cycled(call: Callable[[Batch], object], batches: list[Batch]) -> Callable[[]
 def test_against_embedding_bags(
     request: pytest.FixtureRequest, record: Callable[..., None], threads: int, precision: str, candidates: int
 ) -> None:
-    """``precision`` is that of the towers; the tables are in each in turn."""
+    """``precision`` is that of the towers; the tables are measured in each precision."""
     quick = request.config.getoption("--quick")
     if quick and (candidates, threads) != (1024, CORES):
         pytest.skip("left out of the quick run")
@@ -125,9 +125,9 @@ def test_against_embedding_bags(
         got, expected = calls["float32 tables"](batches[0]), dense(batches[0])
         for a, b in zip(got, expected, strict=True):  # type: ignore[call-overload]
             torch.testing.assert_close(a, b, atol=1e-2 if precision != "float32" else 2e-6, rtol=1e-5)
-        contestants = {name: cycled(call, batches) for name, call in calls.items()}
-        timings = take_turns(contestants, Schedule(rounds=5 if quick else 9, burst_seconds=0.1))
+        implementations = {name: cycled(call, batches) for name, call in calls.items()}
+        timings = interleave(implementations, Schedule(rounds=5 if quick else 9, burst_seconds=0.1))
     medians = {name: timing.median for name, timing in timings.items()}
     about = {"form": "features", "workload": "prerank3", "candidates": candidates, "threads": threads}
-    info = {**about, "contestant": "resflow", "ours": True, "precision": precision, "medians": medians}
+    info = {**about, "implementation": "resflow", "ours": True, "precision": precision, "medians": medians}
     record(timings["bfloat16 tables"].samples, info)

@@ -1,6 +1,6 @@
-"""How cost grows with candidates (one request's, the user's part computed once), tasks and input width.
+"""How cost grows with candidates (of one request, the user's part computed once), tasks and input width.
 
-torch.compile stays out: it compiles anew for each size.
+torch.compile is left out: it compiles again for each size.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from bench.cases import Case
-from resflow_kernels.benchmark.peers import Contestant
+from resflow_kernels.benchmark.baselines import Implementation
 
 
 def cases(quick: bool) -> list[Case]:
@@ -26,5 +26,5 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def test_growth(take_part: Callable[..., None], case: Case, contestant: type[Contestant], way: str) -> None:
-    take_part(case, contestant, way)
+def test_growth(run_case: Callable[..., None], case: Case, implementation: type[Implementation], way: str) -> None:
+    run_case(case, implementation, way)

@@ -1,11 +1,11 @@
-"""The request form: ours against each peer on joined rows (the joining is not timed) and with the split by hand."""
+"""The request form: ours against each baseline on joined rows (the joining is not timed) and with the split by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from bench.cases import Case
-from resflow_kernels.benchmark.peers import Contestant
+from resflow_kernels.benchmark.baselines import Implementation
 
 
 def cases(quick: bool) -> list[Case]:
@@ -22,5 +22,5 @@ def cases(quick: bool) -> list[Case]:
     return [*several, *others]
 
 
-def test_requests(take_part: Callable[..., None], case: Case, contestant: type[Contestant], way: str) -> None:
-    take_part(case, contestant, way)
+def test_requests(run_case: Callable[..., None], case: Case, implementation: type[Implementation], way: str) -> None:
+    run_case(case, implementation, way)

@@ -1,5 +1,4 @@
-"""Small batches, as online serving calls them: back to back, after a pause, beside a busy neighbour; and what calling
-the op costs."""
+"""Small batches as in online serving (back to back, after a pause, beside a busy neighbour), and the op's overhead."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ import torch
 
 from bench.cases import MODES, Case
 from resflow_kernels import _runtime, ops
-from resflow_kernels.benchmark.peers import Contestant, threads_of
-from resflow_kernels.benchmark.turns import Timing
-from resflow_kernels.runtime import Scorer
+from resflow_kernels.benchmark.baselines import Implementation, threads_of
+from resflow_kernels.benchmark.interleave import Timing
+from resflow_kernels.serving.scorer import Scorer
 
 
 def cases(quick: bool) -> list[Case]:
@@ -23,15 +22,17 @@ def cases(quick: bool) -> list[Case]:
     ]
 
 
-def test_small_batches(take_part: Callable[..., None], case: Case, contestant: type[Contestant], way: str) -> None:
-    take_part(case, contestant, way)
+def test_small_batches(
+    run_case: Callable[..., None], case: Case, implementation: type[Implementation], way: str
+) -> None:
+    run_case(case, implementation, way)
 
 
-CALLS, TURNS = 500, 20
+CALLS, ROUNDS = 500, 20
 
 
 def test_overhead(record: Callable[..., None]) -> None:
-    """One candidate from C++ (a loop in the library), from NumPy and through the torch op, in turns."""
+    """One candidate from C++ (a loop in the library), from NumPy and through the torch op, interleaved."""
     case = Case("overhead", "prerank3", 1, threads=1)
     plan, x = case.plan, np.random.default_rng(0).standard_normal((1, case.plan.in_features), dtype=np.float32)
     packed = Scorer.pack(plan, list(case.model.weights))
@@ -41,17 +42,17 @@ def test_overhead(record: Callable[..., None]) -> None:
     encoded = plan.encoded
     ways: dict[str, Callable[[], list[float]]] = {
         "C++": lambda: _runtime.measure_dense_seconds(x, packed, alpha, encoded, 0, 1, CALLS),
-        "Scorer": lambda: _timed(lambda: scorer.scores(x)),
+        "Scorer": lambda: _timed(lambda: scorer.dense_scores(x)),
         "torch op": lambda: _timed(lambda: raw(rows, torch_packed, torch_alpha, encoded, 0, 0)),
         "ops.dense_scores": lambda: _timed(lambda: ops.dense_scores(rows, torch_packed, plan, torch_alpha)),
     }
     timings = {name: Timing() for name in ways}
     with threads_of(1):
-        for _ in range(TURNS):
-            for name, turn in ways.items():
-                timings[name].turns.append(turn())
+        for _ in range(ROUNDS):
+            for name, burst in ways.items():
+                timings[name].rounds.append(burst())
     medians = {name: timing.median for name, timing in timings.items()}
-    info = {"form": case.form, "workload": case.workload, "candidates": 1, "threads": 1, "contestant": "resflow"}
+    info = {"form": case.form, "workload": case.workload, "candidates": 1, "threads": 1, "implementation": "resflow"}
     record(timings["torch op"].samples, {**info, "ours": True, "precision": "float32", "medians": medians})
 
 

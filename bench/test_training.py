@@ -1,7 +1,7 @@
-"""A training step, forward, loss and backward, beside PyTorch eager and torch.compile.
+"""A training step (forward, loss and backward) against PyTorch eager and torch.compile.
 
-BatchNorms by the batch's statistics, gradients of the input as well as of every weight. Each step's gradients are held
-against eager's first; the rivals take turns. Run with ``make bench``.
+BatchNorm uses the batch's statistics; gradients are computed of the input and of every weight. Each step's gradients
+are first compared with eager's; the steps are interleaved. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from bench.cases import CORES
 from resflow_kernels import ResFlow
-from resflow_kernels.benchmark.peers import threads_of
-from resflow_kernels.benchmark.turns import Schedule, take_turns
+from resflow_kernels.benchmark.baselines import threads_of
+from resflow_kernels.benchmark.interleave import Schedule, interleave
 from resflow_kernels.testing import WORKLOADS
 
 TASKS = ("ctr", "ctcvr")
 
 
 class Step:
-    """A contestant: a model of its own, its logits by one of several ways."""
+    """One implementation's step: its own copy of the model, and a way to compute its logits."""
 
     def __init__(self, model: ResFlow, logits_of: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> None:
         self.model, self.logits_of, self.labels = model, logits_of, labels
@@ -41,13 +41,13 @@ class Step:
         return loss
 
     def with_adam(self) -> Step:
-        """The same with an optimizer's step."""
+        """A copy of this step that also runs an optimizer step."""
         other = copy.copy(self)
         other.optimizer = torch.optim.Adam(self.model.parameters())
         return other
 
     def gradients(self) -> list[Tensor]:
-        """Of all weights, after a call."""
+        """Gradients of all weights, after a call."""
         self()
         return [tensor.grad.flatten() for tensor in self.model.parameters() if tensor.grad is not None]
 
@@ -75,13 +75,13 @@ def test_training_step(request: pytest.FixtureRequest, record: Callable[..., Non
             lambda model: torch.compile(model._reference_logits, mode="max-autotune-no-cudagraphs")
         )
     with threads_of(threads), torch.inference_mode(False), torch.enable_grad():
-        for own in steps.values():
-            # A sum next to PReLU's kink falls to either side: one in a million changes gradients by thousandths.
-            got, expected = torch.cat(own.gradients()), torch.cat(steps["eager"].gradients())
+        for one in steps.values():
+            # A sum close to PReLU's kink may fall on either side: one in a million changes gradients by thousandths.
+            got, expected = torch.cat(one.gradients()), torch.cat(steps["eager"].gradients())
             assert (got - expected).norm() <= 1e-2 * expected.norm()
-        contestants = steps | {f"{name}, Adam": steps[name].with_adam() for name in ("resflow", "eager")}
-        timings = take_turns(contestants, Schedule(rounds=5 if quick else 15, burst_seconds=0.2))
+        implementations = steps | {f"{name}, Adam": steps[name].with_adam() for name in ("resflow", "eager")}
+        timings = interleave(implementations, Schedule(rounds=5 if quick else 15, burst_seconds=0.2))
     medians = {name: timing.median for name, timing in timings.items()}
     about = {"form": "training", "workload": "ecomm2", "candidates": rows, "threads": threads}
-    info = {**about, "contestant": "resflow", "ours": True, "precision": "float32", "medians": medians}
+    info = {**about, "implementation": "resflow", "ours": True, "precision": "float32", "medians": medians}
     record(timings["resflow"].samples, info)

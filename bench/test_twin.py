@@ -1,8 +1,8 @@
 """The twin tower stream against the machine's read bandwidth and against PyTorch.
 
-A million items, three tasks of width 64, the best 100 for one request. The bandwidth is measured in the same run, in
-turns with the op: the table itself read front to back by as many threads. Each case asserts first that the op finds
-what the reference finds. Run with ``make bench``.
+A million items, three tasks of width 64, the best 100 for one request. The bandwidth is measured in the same run,
+interleaved with the op, by reading the table front to back with the same number of threads. Each case asserts first
+that the op finds what the reference finds. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from bench.cases import CORES
-from resflow_kernels import _runtime, ops, reference, twin_reference
-from resflow_kernels.benchmark.peers import threads_of
-from resflow_kernels.benchmark.turns import Schedule, take_turns
+from resflow_kernels import _runtime, ops, reference
+from resflow_kernels.benchmark.baselines import threads_of
+from resflow_kernels.benchmark.interleave import Schedule, interleave
+from resflow_kernels.reference import twin
 
 ITEMS, TASKS, WIDTH, K = 1_000_000, 3, 64, 100
 PARENTS = (-1, 0, 1)
 
 
 def _eager(user: Tensor, vectors: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in PyTorch, a matrix product a task over vectors [K, M, W]."""
+    """The op's result in PyTorch, by one matrix product per task over vectors [K, M, W]."""
     logits = torch.bmm(vectors, user.reshape(TASKS, WIDTH, 1).to(vectors.dtype))[..., 0].cumsum(0)
     return torch.topk(alpha.to(logits.dtype) @ torch.sigmoid(logits), K)
 
@@ -42,7 +43,7 @@ def test_share_of_read_bandwidth(
     user = torch.randn(1, TASKS * WIDTH, generator=generator) / 16
     table, scales = ops.twin_rows(vectors, TASKS, element)
     alpha = torch.tensor([1.0, 20.0, 20.0])
-    exact = twin_reference.twin_logits(
+    exact = twin.twin_logits(
         user.double().reshape(1, TASKS, WIDTH), vectors[:50_000].double().reshape(-1, TASKS, WIDTH), PARENTS
     )
     some = ops.twin_scores(user, table[:50_000], scales[:50_000], alpha, PARENTS)
@@ -64,14 +65,14 @@ def test_share_of_read_bandwidth(
     bits = table.view(torch.uint8).numpy()
     with threads_of(threads):
         schedule = Schedule(rounds=9 if quick else 21, burst_seconds=0.05)
-        timings = take_turns(calls, schedule, lambda: bandwidth.append(_runtime.measure_read_bandwidth(bits, threads)))
-    rates = [read / seconds * 1e-9 for seconds in timings["resflow"].turn_medians]
+        timings = interleave(calls, schedule, lambda: bandwidth.append(_runtime.measure_read_bandwidth(bits, threads)))
+    rates = [read / seconds * 1e-9 for seconds in timings["resflow"].round_medians]
     info = {
         "form": "twin tower",
         "workload": f"{TASKS} tasks of width {WIDTH}",
         "candidates": ITEMS,
         "threads": threads,
-        "contestant": "resflow",
+        "implementation": "resflow",
         "ours": True,
         "precision": element,
         "medians": {name: timing.median for name, timing in timings.items()},

@@ -8,7 +8,7 @@ set_property(CACHE RESFLOW_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(RESFLOW_CUDA_ARCHITECTURES sm_80 sm_90a compute_80)
 set(RESFLOW_GENCODE -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90a,code=sm_90a)
 
-file(GLOB RESFLOW_KERNELS CONFIGURE_DEPENDS csrc/cuda/*.cu)
+file(GLOB RESFLOW_KERNELS CONFIGURE_DEPENDS csrc/cuda/*/*.cu)
 file(GLOB RESFLOW_CUDA_OPS CONFIGURE_DEPENDS csrc/torch/cuda*.cpp)
 
 find_program(RESFLOW_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
@@ -65,7 +65,7 @@ if(NOT CUDA_LEFT_OUT)
   # As the host's code: what is contracted to one rounding is the source's choice (fmaf), not the compiler's, or two
   # kernels could score the same candidate differently.
   set(nvcc_flags -std=c++20 -O3 --fmad=false --expt-relaxed-constexpr ${RESFLOW_GENCODE} -Xptxas -v
-    -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall -I ${CMAKE_SOURCE_DIR}/csrc
+    -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Werror=switch -I ${CMAKE_SOURCE_DIR}/csrc
     -I ${CMAKE_SOURCE_DIR}/resflow_kernels)
   set(objects "")
   file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/cuda)
@@ -95,10 +95,11 @@ endif()
 set_source_files_properties(
   ${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
 add_library(resflow_cuda_emulated STATIC EXCLUDE_FROM_ALL ${RESFLOW_KERNELS})
+target_compile_options(resflow_cuda_emulated PRIVATE -Werror=switch-enum)
 target_link_libraries(resflow_cuda_emulated PUBLIC resflow_emulator)
 if(NOT TORCH_LEFT_OUT AND RESFLOW_CUDA_OPS)
   resflow_torch_library(_emulated ${RESFLOW_CUDA_OPS})
-  set_target_properties(_emulated PROPERTIES EXCLUDE_FROM_ALL ON)
+  set_target_properties(_emulated PROPERTIES EXCLUDE_FROM_ALL ON LIBRARY_OUTPUT_DIRECTORY ${CMAKE_SOURCE_DIR}/tests/emulator)
   target_link_libraries(_emulated PRIVATE resflow_cuda_emulated)
   add_dependencies(development _emulated)
 endif()

@@ -1,54 +1,118 @@
-// Between NumPy arrays and the views that core/check.h reads.
+// Ops on NumPy arrays: the policy of csrc/bindings/op.h.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <deque>
+#include <iterator>
 #include <string>
-#include <vector>
 
+#include "bindings/op.h"
 #include "core/error.h"
-#include "core/tensor_view.h"
-#include "cpu/thread_pool.h"
+#include "cpu/threads/thread_pool.h"
+#include "cpu/towers/towers.h"
+#include "cpu/twin/twin.h"
 
 namespace resflow::runtime {
 
 namespace py = pybind11;
 
-// A TensorView of a NumPy array: NumPy counts strides in bytes, a view in elements.
-class View {
- public:
-  View(const char* op, const char* argument, const py::array& array) : dtype_(py::str(array.dtype())) {
-    const int64_t item = array.itemsize();
-    for (py::ssize_t d = 0; d < array.ndim(); ++d) {
-      sizes_.push_back(array.shape(d));
-      if (item == 0 || array.strides(d) % item != 0) {
-        complain(op, argument, expected::unit_stride, "a stride of " + std::to_string(array.strides(d)) + " bytes");
-      }
-      strides_.push_back(array.strides(d) / item);
-    }
-    data_ = array.data();
-  }
-  operator TensorView() const {
-    return {data_, static_cast<int64_t>(sizes_.size()), sizes_.data(), strides_.data(), dtype_.c_str()};
-  }
-  // A table: NumPy has no bfloat16, its bits come as uint16.
-  TensorView table() const {
-    TensorView view = *this;
-    if (dtype_ == "uint16") view.dtype = "bfloat16";
-    return view;
-  }
-
- private:
-  std::string dtype_;
-  std::vector<int64_t> sizes_, strides_;
-  const void* data_;
-};
-
 inline int64_t thread_count(int64_t threads) { return threads > 0 ? threads : cpu::usable_cores(); }
 
-// The twin tower functions (twin.cpp).
-void define_twin(py::module_& m);
+// What NumPy stores a table's rows as. It has no bfloat16: those are the bits as uint16.
+inline const char* table_type(Precision precision) {
+  switch (precision) {
+    case Precision::bfloat16:
+      return "uint16";
+    case Precision::int8:
+      return "int8";
+    case Precision::float32:
+    case Precision::float16:  // this one and the next have no tables
+    case Precision::tensorfloat32:
+    case Precision::count:
+      break;
+  }
+  return "float32";
+}
+
+struct NumpyCall {
+  using Tensor = py::array;
+  struct Output {
+    py::array array;
+    template <class T>
+    T* data() {
+      return static_cast<T*>(array.mutable_data());
+    }
+  };
+  using Unlocked = py::gil_scoped_release;
+
+  static constexpr auto catalog_rows = cpu::catalog_rows;
+  static constexpr auto twin_rows = cpu::twin_rows;
+
+  NumpyCall(const char* op, int64_t threads) : name(op), threads(threads) {}
+
+  const char* op() const { return name; }
+  static constexpr bool rereads_values() { return false; }
+  int64_t resources() const { return thread_count(threads); }
+
+  // NumPy counts strides in bytes, a view in elements; a table of uint16 holds bfloat16, see table_type.
+  TensorView view(std::string_view argument, const py::array& array) {
+    Shape& shape = shapes.emplace_back();
+    shape.dtype = py::str(array.dtype());
+    if (argument.starts_with("table") && shape.dtype == "uint16") shape.dtype = "bfloat16";
+    const int64_t item = array.itemsize();
+    for (py::ssize_t d = 0; d < array.ndim(); ++d) {
+      if (item == 0 || array.strides(d) % item != 0) {
+        const std::string got = "a stride of " + std::to_string(array.strides(d)) + " bytes";
+        fail(name, std::string(argument), expected::unit_stride, got);
+      }
+      shape.sizes.push_back(array.shape(d));
+      shape.strides.push_back(array.strides(d) / item);
+    }
+    return {array.data(), array.ndim(), shape.sizes.data(), shape.strides.data(), shape.dtype.c_str()};
+  }
+
+  template <class T>
+  Output empty(std::initializer_list<int64_t> sizes) {
+    return {py::array(py::dtype::of<T>(), sizes)};
+  }
+  Output empty_table(Precision precision, std::initializer_list<int64_t> sizes) {
+    return {py::array(py::dtype(table_type(precision)), sizes)};
+  }
+  Output pack(const Plan& plan, const bindings::Views& views, const std::vector<py::array>&) {
+    Output packed = empty<uint8_t>({plan.packed_bytes});
+    pack_towers(plan, views.data(), packed.data<void>());
+    return packed;
+  }
+
+  struct Shape {
+    std::string dtype;
+    std::vector<int64_t> sizes, strides;
+  };
+
+  const char* name;
+  int64_t threads;
+  std::deque<Shape> shapes;  // what views point to
+};
+
+inline py::array returned(NumpyCall::Output result) { return std::move(result.array); }
+template <class... Outputs>
+py::tuple returned(std::tuple<Outputs...> results) {
+  return std::apply([](auto&... own) { return py::make_tuple(std::move(own.array)...); }, results);
+}
+
+// With the schema's arguments, and threads: 0 for all usable cores.
+template <class Op>
+void define(py::module_& m) {
+  [&]<size_t... I>(std::index_sequence<I...>) {
+    const auto run = [](const typename Op::template ArgumentOf<I>&... arguments, int64_t threads) {
+      NumpyCall call(Op::kName, threads);
+      return returned(Op::run(call, arguments...));
+    };
+    m.def(Op::kName, run, py::arg(std::string(Op::kArguments.all[I].name).c_str())..., py::arg("threads") = 0);
+  }(std::make_index_sequence<Op::kArguments.count>());
+}
 
 }  // namespace resflow::runtime

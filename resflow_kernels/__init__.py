@@ -14,19 +14,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .baselines import AITM, METHODS, MMoE, SharedBottom, make_ranker
-    from .catalog import Catalog, build_catalog
+    from .contract.results import Scores, TopK
     from .convert.fuse import fuse
-    from .feature_nn import FeatureRanker, PackedFeatureRanker
-    from .fusion import Additive, ExpectedValue, Multiplicative
-    from .losses import bucket_values, multitask_bce, progressive_labels
-    from .nn import ESMM, NSE, ResFlow
-    from .packed import PackedResFlow
-    from .plan import Plan, chain, topology
-    from .reference import Scores, TopK
-    from .runtime import Scorer
-    from .tune import TunedFusion, plot_surface, tune_fusion
-    from .twin_nn import TwinTable, TwinTower
+    from .core.fusion import Additive, ExpectedValue, Multiplicative
+    from .core.plan import Plan, chain, topology
+    from .metrics.fusion_search import TunedFusion, plot_surface, tune_fusion
+    from .nn import (
+        AITM,
+        ESMM,
+        METHODS,
+        NSE,
+        FeatureRanker,
+        MMoE,
+        PackedFeatureRanker,
+        PackedResFlow,
+        ResFlow,
+        SharedBottom,
+        TwinTable,
+        TwinTower,
+        bucket_values,
+        make_ranker,
+        multitask_bce,
+        progressive_labels,
+    )
+    from .serving import bundle
+    from .serving.catalog import Catalog, build_catalog
+    from .serving.scorer import Scorer
 
 __version__ = "0.1.0"
 
@@ -54,6 +67,7 @@ __all__ = [
     "TwinTower",
     "bucket_values",
     "build_catalog",
+    "bundle",
     "chain",
     "fuse",
     "make_ranker",
@@ -64,35 +78,51 @@ __all__ = [
     "tune_fusion",
 ]
 
+# Where each name is defined. `bundle` is a module of its own: bundle.load, bundle.save.
 _HOMES = {
-    "baselines": ("AITM", "METHODS", "MMoE", "SharedBottom", "make_ranker"),
-    "catalog": ("Catalog", "build_catalog"),
+    "contract.results": ("Scores", "TopK"),
     "convert": ("fuse",),
-    "feature_nn": ("FeatureRanker", "PackedFeatureRanker"),
-    "fusion": ("Additive", "ExpectedValue", "Multiplicative"),
-    "losses": ("bucket_values", "multitask_bce", "progressive_labels"),
-    "nn": ("ESMM", "NSE", "ResFlow"),
-    "packed": ("PackedResFlow",),
-    "tune": ("TunedFusion", "plot_surface", "tune_fusion"),
-    "twin_nn": ("TwinTable", "TwinTower"),
-    "plan": ("Plan", "chain", "topology"),
-    "reference": ("Scores", "TopK"),
-    "runtime": ("Scorer",),
+    "core.fusion": ("Additive", "ExpectedValue", "Multiplicative"),
+    "core.plan": ("Plan", "chain", "topology"),
+    "metrics.fusion_search": ("TunedFusion", "plot_surface", "tune_fusion"),
+    "nn": (
+        "AITM",
+        "ESMM",
+        "METHODS",
+        "NSE",
+        "FeatureRanker",
+        "MMoE",
+        "PackedFeatureRanker",
+        "PackedResFlow",
+        "ResFlow",
+        "SharedBottom",
+        "TwinTable",
+        "TwinTower",
+        "bucket_values",
+        "make_ranker",
+        "multitask_bce",
+        "progressive_labels",
+    ),
+    "serving": ("bundle",),
+    "serving.catalog": ("Catalog", "build_catalog"),
+    "serving.scorer": ("Scorer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _SUBMODULES = {
-    *_HOMES,
-    "bundle",
-    "catalog",
     "cli",
     "contract",
-    "features",
-    "fold",
+    "convert",
+    "core",
+    "data",
+    "integrations",
     "metrics",
+    "nn",
     "ops",
-    "quantize",
+    "reference",
+    "serving",
     "testing",
     "training",
+    "triton",
 }
 
 
@@ -101,7 +131,9 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    home = f"{__name__}.{_HOME_OF[name]}"
+    module = import_module(home)
+    value = getattr(module, name) if hasattr(module, name) else import_module(f"{home}.{name}")
     globals()[name] = value  # found without this function from now on
     return value
 

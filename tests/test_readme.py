@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resflow_kernels import ResFlow
-from resflow_kernels.bundle import save_model
+from resflow_kernels.serving.bundle import save_model
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

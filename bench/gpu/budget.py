@@ -1,4 +1,4 @@
-"""Steps that share a span of time: each runs as a process of its own, and is stopped when its share is over."""
+"""Steps that share a time budget: each runs as its own process, and is stopped when its time is over."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and the most seconds it may take; ``{seconds}`` in it becomes those it has, less 20 for its end."""
+    """A command with a time limit; ``{seconds}`` in it is replaced by the limit in force, less 20 for its end."""
 
     name: str
     command: Sequence[str]
     seconds: float
     missing: str | None = None  # why it cannot be run here
     environment: Mapping[str, str] | None = None
-    needed: bool = False  # without it the steps that follow make no sense
-    refusal: str | None = None  # what its log says where it failed because it cannot be run on this machine
+    needed: bool = False  # if it fails, the following steps are not run
+    refusal: str | None = None  # text in its log that means this machine cannot run it
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step."""
+    """The result of a step."""
 
     name: str
     result: str  # "passed", "failed", "stopped" (its time was over), or "not run"
@@ -61,7 +61,7 @@ def _run(step: Step, seconds: float, log: Path) -> Outcome:
     environment = {**os.environ, **(step.environment or {})}
     command = [part.replace("{seconds}", f"{max(seconds - 20, 1):.0f}") for part in step.command]
     with log.open("w", encoding="utf-8") as file:
-        # A session of its own, so that what it started is stopped with it.
+        # It gets a process session of its own, so that its child processes are stopped with it.
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )

@@ -1,7 +1,7 @@
-"""The GPU kernels at fixed shapes against float64, with nothing but torch: ``python -m bench.gpu.checks``.
+"""Checks the GPU kernels at fixed shapes against float64, with only torch: ``python -m bench.gpu.checks``.
 
-What tests/cuda asks of any shape, for machines without pytest and hypothesis, and small enough (``--small``) for
-compute-sanitizer to watch.
+These are the checks of tests/cuda for machines without pytest and hypothesis, and with ``--small`` few enough shapes
+for compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from resflow_kernels import ops, reference, twin_reference
-from resflow_kernels.checks import precisions_of
+from resflow_kernels import ops, reference
 from resflow_kernels.contract import PRECISIONS as ELEMENTS
-from resflow_kernels.fusion import weight_count
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.checks import precisions_of
+from resflow_kernels.core.fusion import weight_count
+from resflow_kernels.core.plan import Plan, chain
+from resflow_kernels.reference import twin
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
-from resflow_kernels.testing.device import Device
+from tests.support.devices import Device
 
 SMALL_PLANS = (
     Plan(37, (33, 8), (-1, 0, 0), "gelu", affine=True),
@@ -42,14 +43,14 @@ class Checks:
         self.plans = [(plan, plan.in_features // 3) for plan in SMALL_PLANS] if small else workloads
 
     def all(self) -> list[Callable[[], None]]:
-        return [self.dense, self.request, self.catalogue, self.features, self.twin, self.topk, self.bits, self.nan]
+        return [self.dense, self.request, self.catalog, self.features, self.twin, self.topk, self.bits, self.nan]
 
     def dense(self) -> None:
         for plan, _ in self._in_all_precisions():
             packed, doubles = self._packed(plan)
             for batch in SMALL_BATCHES if self.small else BATCHES:
                 x = self._normal(batch, plan.in_features)
-                if plan.precision in ("bfloat16", "float16"):  # what Hopper's kernel takes
+                if plan.precision in ("bfloat16", "float16"):  # the inputs that Hopper's kernel takes
                     x = x.to(getattr(torch, plan.precision))
                 alpha = torch.ones(plan.tasks).double()
                 logits = reference.dense_scores(x.double(), doubles, plan, alpha, 0, 0).logits
@@ -57,7 +58,7 @@ class Checks:
                     weights = torch.rand(weight_count(fusion, plan.tasks), generator=self.generator)
                     got = self.device.dense_scores(x, packed, plan, weights, fusion)
                     assert_exact(got, reference.finish(logits, weights.double(), fusion), weights, plan.precision)
-                    if x.dtype != torch.float32:  # and what it leaves to the others
+                    if x.dtype != torch.float32:  # and float32 inputs, which it leaves to the general kernel
                         got = self.device.dense_scores(x.float(), packed, plan, weights, fusion)
                         assert_exact(got, reference.finish(logits, weights.double(), fusion), weights, plan.precision)
 
@@ -73,7 +74,7 @@ class Checks:
                 inputs = (user.double(), item.double(), offsets, doubles, plan)
                 assert_exact(got, reference.request_scores(*inputs, weights.double(), 0, 1), weights, plan.precision)
 
-    def catalogue(self) -> None:
+    def catalog(self) -> None:
         for plan, user_features in self._in_all_precisions():
             packed, doubles = self._packed(plan)
             items = self._normal(40, plan.in_features - user_features)
@@ -86,7 +87,7 @@ class Checks:
                 held = table.double() * (scales.double()[:, None] if element == "int8" else 1.0)
                 held = held.reshape(40, plan.tasks, -1)[..., : plan.hidden[0]]
                 got = self.device.catalog_scores(user, ids, offsets, table, scales, packed, plan, weights)
-                inputs = (user.double(), held[ids], offsets, doubles, plan, weights.double(), 0, 0)
+                inputs = (user.double(), held[ids], offsets, doubles, plan, weights.double(), "additive", "call")
                 assert_exact(got, reference.catalog_scores(*inputs), weights, plan.precision)
 
     def features(self) -> None:
@@ -121,10 +122,9 @@ class Checks:
             vectors = self._normal(items, tasks * width)
             for element in ELEMENTS:
                 table, scales = self.device.twin_rows(vectors, tasks, element)
-                own, own_scales = ops.twin_rows(vectors, tasks, element)
-                _assert_same((table, scales), (own, own_scales))
+                _assert_same((table, scales), ops.twin_rows(vectors, tasks, element))
                 got = self.device.twin_scores(user, table, scales, weights, parents)
-                exact = twin_reference.twin_scores(user.double(), table, scales, weights.double(), parents)
+                exact = twin.twin_scores(user.double(), table, scales, weights.double(), parents)
                 assert_exact(got, exact, weights, "int8" if element == "int8" else "float32")
                 best = self.device.twin_topk(user, table, scales, weights, parents, k=20)
                 _assert_same(best, reference.topk(got.score, torch.arange(requests + 1) * items, 20))
@@ -143,7 +143,7 @@ class Checks:
                     _assert_same(got, reference.topk(score, cut, k))
 
     def bits(self) -> None:
-        """The same scores alone, in small batches and in a large one."""
+        """Scores are bitwise the same alone, in small batches and in a large one."""
         for plan, _ in self._in_all_precisions():
             packed, _ = self._packed(plan)
             batch = 200 if self.small else 33_000
@@ -151,17 +151,17 @@ class Checks:
             whole = self.device.dense_scores(x, packed, plan, weights)
             for first, count in ((0, 1), (13, 16), (5, 17), (50, 129)):
                 part = self.device.dense_scores(x[first : first + count], packed, plan, weights)
-                _assert_same(part, tuple(of[first : first + count] for of in whole))
+                _assert_same(part, tuple(values[first : first + count] for values in whole))
 
     def nan(self) -> None:
         plan = Plan(7, (20, 5), (-1, 0, 1), affine=True)
         for precision in precisions_of("cuda"):
-            own = replace(plan, precision=precision)
-            packed, _ = self._packed(own)
+            rounded = replace(plan, precision=precision)
+            packed, _ = self._packed(rounded)
             x = self._normal(40, 7)
-            clean = self.device.dense_scores(x, packed, own, torch.ones(3))
+            clean = self.device.dense_scores(x, packed, rounded, torch.ones(3))
             x[17, 3] = float("nan")
-            got = self.device.dense_scores(x, packed, own, torch.ones(3))
+            got = self.device.dense_scores(x, packed, rounded, torch.ones(3))
             others = torch.arange(40) != 17
             assert all(part[17].isnan().all() for part in got)
             _assert_same(tuple(part[others] for part in got), tuple(part[others] for part in clean))
@@ -178,7 +178,7 @@ class Checks:
 
 
 def _assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    """Equal to the bit, NaN included."""
+    """Assert bitwise equality, NaN included."""
     for a, b in zip(got, expected, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         assert torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))

@@ -1,4 +1,4 @@
-"""The report of a GPU run: ``bench/results/gpu-<name>.{json,md,png}``."""
+"""Writes the report of a GPU run: ``bench/results/gpu-<name>.{json,md,png}``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> tuple[Row, list[Row]]:
-    """The machine, and the rows, of what the contest wrote; its last line may be cut off."""
+    """Read the machine and the rows that the suite wrote; its last line may be cut off."""
     machine: Row = {}
     rows: list[Row] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -32,7 +32,7 @@ def read(path: Path) -> tuple[Row, list[Row]]:
 
 
 def write(outcomes: Sequence[Outcome], machine: Row, rows: Sequence[Row], folder: Path) -> Path:
-    """The three files; returns the Markdown one."""
+    """Write the three files; returns the Markdown file."""
     name = "-".join(re.findall(r"[a-z0-9]+", str(machine.get("gpu", "none")).lower()))
     path = folder / f"gpu-{name}.md"
     content = {"machine": machine, "steps": [asdict(outcome) for outcome in outcomes], "rows": list(rows)}
@@ -54,7 +54,7 @@ def markdown(outcomes: Sequence[Outcome], machine: Row, rows: Sequence[Row], cha
         ]
     parts += [f"![Microseconds against B]({chart.name})"] if chart else []
     unmeasured = [
-        f"- {_about(row)}, {row['contest']} contest: {row['contestant']} {row['problem']}"
+        f"- {_about(row)}, {row['suite']} suite: {row['implementation']} {row['problem']}"
         for row in rows
         if row["problem"]
     ]
@@ -75,25 +75,25 @@ def _head(machine: Row) -> str:
 
 
 def _cases(rows: Sequence[Row], machine: Row) -> str:
-    """A line a contest: ours, the peer, and their ratio, called and as graphs, and our share of the floor."""
+    """One line per case and baseline: both times and their ratio, called and as graphs, and our share of the floor."""
     lines = []
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if not row["problem"]:
-            groups.setdefault((row["workload"], row["candidates"], row["precision"], row["contest"]), []).append(row)
+            groups.setdefault((row["workload"], row["candidates"], row["precision"], row["suite"]), []).append(row)
     for (workload, candidates, precision, _), group in sorted(groups.items(), key=lambda item: item[0]):
-        times = {(row["contestant"], row["graph"]): row["median"] for row in group}
-        peer = next((name for name, _ in times if name != "resflow"), "")
+        times = {(row["implementation"], row["graph"]): row["median"] for row in group}
+        baseline = next((name for name, _ in times if name != "resflow"), "")
         floor = max(group[0]["bytes"] / machine["bytes_per_second"], group[0]["flops"] / machine["flops_per_second"])
         ours = times.get(("resflow", True))
-        cells = [workload, f"{candidates:,}", precision, peer]
+        cells = [workload, f"{candidates:,}", precision, baseline]
         for graph in (False, True):
-            cells += [_microseconds(times.get((who, graph))) for who in ("resflow", peer)]
-            cells.append(_ratio(times.get((peer, graph)), times.get(("resflow", graph))))
+            cells += [_microseconds(times.get((name, graph))) for name in ("resflow", baseline)]
+            cells.append(_ratio(times.get((baseline, graph)), times.get(("resflow", graph))))
         cells += [f"{floor * 1e6:.1f}", f"{100 * floor / ours:.0f} %" if ours else ""]
         lines.append(cells)
-    header = ["workload", "B", "precision", "peer", "ours, us", "peer, us", "ratio"]
-    header += ["ours, graph", "peer, graph", "ratio", "floor, us", "of ours"]
+    header = ["workload", "B", "precision", "baseline", "ours, us", "baseline, us", "ratio"]
+    header += ["ours, graph", "baseline, graph", "ratio", "floor, us", "of ours"]
     return _table(header, lines)
 
 
@@ -101,8 +101,8 @@ def _microseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e6:.1f}"
 
 
-def _ratio(peer: float | None, ours: float | None) -> str:
-    return "" if peer is None or ours is None else f"{peer / ours:.2f}x"
+def _ratio(baseline: float | None, ours: float | None) -> str:
+    return "" if baseline is None or ours is None else f"{baseline / ours:.2f}x"
 
 
 def _about(row: Row) -> str:
@@ -110,24 +110,24 @@ def _about(row: Row) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> Path | None:
-    """Microseconds a call against B: prerank3, dense, bfloat16. Needs matplotlib."""
+    """Draw microseconds per call against B: prerank3, dense, bfloat16. Needs matplotlib."""
     wanted = {"workload": "prerank3", "form": "dense", "precision": "bfloat16", "problem": None}
-    own = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-    if not own or find_spec("matplotlib") is None:
+    drawn = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    if not drawn or find_spec("matplotlib") is None:
         return None
     from bench.charts import OURS_STYLE, _figure
 
-    figure, axes = _figure("candidates B", "microseconds a call", "dense, prerank3, bfloat16")
-    for contestant in dict.fromkeys(row["contestant"] for row in own):
+    figure, axes = _figure("candidates B", "microseconds per call", "dense, prerank3, bfloat16")
+    for implementation in dict.fromkeys(row["implementation"] for row in drawn):
         for graph in (False, True):
-            # Ours is measured beside each peer; the last counts.
+            # Ours is measured once per baseline; the last measurement is drawn.
             line = {
                 row["candidates"]: row["median"] * 1e6
-                for row in own
-                if (row["contestant"], row["graph"]) == (contestant, graph)
+                for row in drawn
+                if (row["implementation"], row["graph"]) == (implementation, graph)
             }
-            style = OURS_STYLE if contestant == "resflow" else {}
-            label = contestant + (", graph" if graph else "")
+            style = OURS_STYLE if implementation == "resflow" else {}
+            label = implementation + (", graph" if graph else "")
             axes.loglog(
                 *zip(*sorted(line.items()), strict=True),
                 marker="o",
@@ -141,15 +141,15 @@ def draw(rows: Sequence[Row], path: Path) -> Path | None:
 
 
 _NOTES = {
-    "request": "One request has all candidates; the peer computes the user's part of the first layer once as well.",
-    "catalogue": "Ids at random out of a million, a bfloat16 table. The peer has the items' own rows, in order, "
-    "and multiplies them.",
+    "request": "One request has all candidates; the baseline computes the user's part of the first layer once as well.",
+    "catalog": "Random ids out of a million, a bfloat16 table. The baseline multiplies the items' rows, which it is "
+    "given in order.",
 }
 
 _METHOD = """\
-`make gpu`. A line is a contest of ours with one peer in one process, in turns: seven rounds of bursts of about 15 ms,
-timed by device events; the median round. Every contestant's probabilities were compared with the float64 reference
-before. Inputs rotate among sets of 256 MB in all where B is 8192 or more, so that they come from memory, and among 4
-sets below. "Graph" replays each call as a CUDA graph, both alike; torch.compile is max-autotune, compiled for the
-shape. The floor is the larger of the call's bytes at the rate of the copy and its arithmetic at the rate of the
+`make gpu`. Each line compares ours with one baseline in one process, interleaved: seven rounds of bursts of about
+15 ms, timed by device events; the median round. Every implementation's probabilities were first compared with the
+float64 reference. Inputs rotate among sets of 256 MB in all where B is 8192 or more, so that they come from memory, and
+among 4 sets below. "Graph" replays each call as a CUDA graph, for both alike; torch.compile is max-autotune, compiled
+for the shape. The floor is the larger of the call's bytes at the rate of the copy and its arithmetic at the rate of the
 bfloat16 product, whatever the precision."""

@@ -1,4 +1,4 @@
-"""The least a call can take on a GPU: its bytes at the rate of memory, its arithmetic at the rate of tensor cores.
+"""The shortest time a call can take on a GPU: its bytes at memory bandwidth, its arithmetic at tensor-core throughput.
 
 ``python -m bench.gpu.roofline`` prints the table of bench/ROOFLINE.md.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from resflow_kernels.plan import PRECISION_BYTES, Plan
+from resflow_kernels.contract import PRECISION_ROWS
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import WORKLOADS
 
-FORMS = ("dense", "request", "catalogue")
+FORMS = ("dense", "request", "catalog")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Rates; those of :data:`H100` were measured on one: a copy, and a bfloat16 matrix product."""
+    """A GPU's rates; those of :data:`H100` were measured on one: a copy, and a bfloat16 matrix product."""
 
     bytes_per_second: float
     flops_per_second: float
@@ -27,13 +28,13 @@ H100 = Gpu(3.0e12, 798e12)
 
 @dataclass(frozen=True)
 class Call:
-    """What one call must move and compute.
+    """The bytes that one call must move and the operations it must compute.
 
     Args:
-        plan: the network; its precision says how wide weights, rows and the catalogue's table are.
-        user_features: columns of the user's side, for the forms that have one.
-        candidates: how many are scored.
-        form: of :data:`FORMS`; users' own work is left out, as if one request had all candidates.
+        plan: the network; its precision gives the width of weights, rows and the catalog's table.
+        user_features: user columns, for the forms that have them.
+        candidates: number of candidates.
+        form: one of :data:`FORMS`; the work per user is left out, as if one request had all candidates.
         logits: whether logits are written as well as probabilities and scores.
     """
 
@@ -44,31 +45,31 @@ class Call:
     logits: bool = True
 
     @property
-    def own_features(self) -> int:
+    def candidate_features(self) -> int:
         """Columns that are read and multiplied for every candidate."""
-        return {"dense": self.plan.in_features, "request": self.plan.in_features - self.user_features, "catalogue": 0}[
+        return {"dense": self.plan.in_features, "request": self.plan.in_features - self.user_features, "catalog": 0}[
             self.form
         ]
 
     @property
     def bytes(self) -> int:
         """Inputs and weights read once, outputs written once."""
-        plan, width = self.plan, PRECISION_BYTES[self.plan.precision]
+        plan, width = self.plan, PRECISION_ROWS[self.plan.precision].bytes
         read = {
             "dense": width * plan.in_features,
-            "request": width * self.own_features + 4,  # and its request
-            "catalogue": width * plan.tasks * plan.hidden[0] + 8,  # a row of the table, and its number
+            "request": width * self.candidate_features + 4,  # and the number of its request
+            "catalog": width * plan.tasks * plan.hidden[0] + 8,  # a row of the table, and its id
         }[self.form]
         written = 4 * (plan.tasks * (2 if self.logits else 1) + 1)
-        first = self.user_features if self.form == "catalogue" else plan.in_features
+        first = self.user_features if self.form == "catalog" else plan.in_features
         weights = width * plan.tasks * _products((first, *plan.hidden))
         return self.candidates * (read + written) + weights
 
     @property
     def flops(self) -> int:
         """Multiplications and additions of the candidates' matrix products."""
-        own = _products((self.own_features, *self.plan.hidden, 1))
-        return 2 * self.plan.tasks * own * self.candidates
+        multiplications = _products((self.candidate_features, *self.plan.hidden, 1))
+        return 2 * self.plan.tasks * multiplications * self.candidates
 
     def memory_seconds(self, gpu: Gpu = H100) -> float:
         return self.bytes / gpu.bytes_per_second
@@ -77,14 +78,14 @@ class Call:
         return self.flops / gpu.flops_per_second
 
     def floor_seconds(self, gpu: Gpu = H100) -> float:
-        """No kernel is faster."""
+        """The lower bound: no kernel is faster."""
         return max(self.memory_seconds(gpu), self.tensor_seconds(gpu))
 
     def weights_from_l2(self, rows: int) -> int:
-        """Bytes of weights that tiles of ``rows`` candidates read: all of them, each tile."""
-        own = _products((self.own_features, *self.plan.hidden))
+        """Bytes of weights read by tiles of ``rows`` candidates: each tile reads all weights."""
+        weights = _products((self.candidate_features, *self.plan.hidden))
         tiles = -(-self.candidates // rows)
-        return tiles * PRECISION_BYTES[self.plan.precision] * self.plan.tasks * own
+        return tiles * PRECISION_ROWS[self.plan.precision].bytes * self.plan.tasks * weights
 
 
 def _products(widths: tuple[int, ...]) -> int:
@@ -93,17 +94,17 @@ def _products(widths: tuple[int, ...]) -> int:
 
 def call_of(workload: str, candidates: int, form: str = "dense", precision: str = "bfloat16") -> Call:
     """A call of one of the workloads."""
-    of = WORKLOADS[workload]
-    return Call(replace(of.plan, precision=precision), of.user_features, candidates, form)
+    base = WORKLOADS[workload]
+    return Call(replace(base.plan, precision=precision), base.user_features, candidates, form)
 
 
 BATCHES = (128, 1024, 8192, 65536, 1 << 20)
-# Rows of a tile: of the tower kernel for every GPU, and of the one for Hopper.
+# Rows per tile of the tower kernel for every GPU, and of the kernel for Hopper.
 TILE_ROWS, HOPPER_ROWS = 64, 128
 
 
 def table() -> str:
-    """Markdown, a row a workload, form and batch."""
+    """The Markdown table: one row per workload, form and batch."""
     lines = [
         "| workload | form | B | bytes, MB | GFLOP | memory, us | tensor, us | floor, us | weights from L2, MB: 64 "
         "| 128 | TB/s of L2 at the floor: 64 | 128 | seen, us |",

@@ -1,7 +1,7 @@
 """``make gpu``: build, checks, tests, sanitizer, benchmarks and report, one after another within nine minutes.
 
-Uses what Python has: torch (a CUDA build), NumPy, CMake and nvcc. Nothing is downloaded or installed; what is missing
-is said in the report.
+Uses the installed torch (a CUDA build), NumPy, CMake and nvcc. Nothing is downloaded or installed; the report says what
+is missing.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pathlib import Path
 from bench.gpu.budget import Outcome, Step, run
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 520  # of a call's ten minutes, leaving some for what starts and ends it
+SECONDS = 520  # of ten minutes: the rest is left for starting and ending
 
 
-def steps(have: Callable[[str], bool], contest: Path) -> list[Step]:
-    """What is done, in this order; ``have`` says whether a program or Python package is there."""
+def steps(have: Callable[[str], bool], rows: Path) -> list[Step]:
+    """The steps, in order; ``have`` says whether a program or package is there, ``rows`` is the suite's output."""
     python, build = sys.executable, str(ROOT / "build" / "gpu")
     settings = [f"-DPython_EXECUTABLE={python}", f"-DRESFLOW_OUTPUT={ROOT / 'resflow_kernels'}", "-DRESFLOW_CUDA=ON"]
     configure = ["cmake", "-S", str(ROOT), "-B", build, *(["-G", "Ninja"] if have("ninja") else []), *settings]
     no_cmake = None if have("cmake") else "cmake is not there"
     no_tests = next((f"{name} is not installed" for name in ("pytest", "hypothesis") if not have(name)), None)
     no_sanitizer = None if have("compute-sanitizer") else "compute-sanitizer is not there"
-    # A line a test, so that the log of a run that is stopped says what passed.
+    # -v prints one line per test, so that the log of a stopped run says what passed.
     tests = [
         python,
         "-m",
@@ -37,7 +37,7 @@ def steps(have: Callable[[str], bool], contest: Path) -> list[Step]:
         "-p",
         "no:cacheprovider",
         "tests/cuda",
-        "tests/triton_kernels",
+        "tests/triton",
         "-k",
         "not emulated",
     ]
@@ -45,7 +45,7 @@ def steps(have: Callable[[str], bool], contest: Path) -> list[Step]:
         tests += ["-n", "4", "--dist", "worksteal"]
     checks = [python, "-m", "bench.gpu.checks"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
-    # Blocks of their own, so that an access past one shows.
+    # Every tensor gets a block of its own, so that an access past its end is detected.
     watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     refused = "Device not supported"  # under some virtual machines
     races = [*sanitizer, "racecheck", *checks, "--small", "--only", "dense"]
@@ -56,11 +56,11 @@ def steps(have: Callable[[str], bool], contest: Path) -> list[Step]:
         Step("tests", tests, 70, no_tests, {"OMP_NUM_THREADS": "4"} if have("xdist") else None),
         Step("memcheck", [*sanitizer, "memcheck", *checks, "--small"], 45, no_sanitizer, watched, refusal=refused),
         Step("racecheck", races, 30, no_sanitizer, watched, refusal=refused),
-        Step("benchmarks", [python, "-m", "bench.gpu.contest", str(contest), "--seconds", "{seconds}"], 300),
+        Step("benchmarks", [python, "-m", "bench.gpu.suite", str(rows), "--seconds", "{seconds}"], 300),
     ]
 
 
-PACKAGES = ("pytest", "hypothesis", "xdist")  # the rest are programs
+PACKAGES = ("pytest", "hypothesis", "xdist")  # names of Python packages; other names are programs
 
 
 def have(name: str) -> bool:
@@ -69,7 +69,7 @@ def have(name: str) -> bool:
 
 
 def copy_results(report: Path, logs: Path, folder: Path) -> None:
-    """The report's files, and the logs of its steps, to where they outlive this checkout."""
+    """Copy the report's files and the logs of its steps to ``folder``, outside this checkout."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted({*report.parent.glob(f"{report.stem}.*"), *logs.glob("*.*")}):
         shutil.copy(file, folder)
@@ -80,13 +80,13 @@ def main() -> int:
 
     work = ROOT / "build" / "gpu-logs"
     work.mkdir(parents=True, exist_ok=True)
-    contest = work / "contest.jsonl"
-    contest.unlink(missing_ok=True)
-    outcomes: list[Outcome] = run(steps(have, contest), SECONDS, work)
+    file = work / "suite.jsonl"
+    file.unlink(missing_ok=True)
+    outcomes: list[Outcome] = run(steps(have, file), SECONDS, work)
     for outcome in outcomes:
         print(f"{outcome.result:8s} {outcome.name} ({outcome.seconds:.0f} s) {outcome.about}")
-    machine, rows = read(contest)
-    # Of a machine without a GPU, or a build that failed, nothing is kept among the results.
+    machine, rows = read(file)
+    # The report of a machine without a GPU, or of a failed build, is not kept among the results.
     report = write(outcomes, machine, rows, ROOT / "bench" / "results" if machine else work)
     print(f"logs: {work}\nreport: {report}")
     if folder := os.environ.get("OUT"):

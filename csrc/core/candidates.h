@@ -68,6 +68,21 @@ struct Candidates {
   Table table;
 };
 
+// Which row of the fusion weights is a candidate's.
+constexpr int64_t weights_row(WeightsPer per, int64_t request, int64_t candidate) {
+  switch (per) {
+    case WeightsPer::call:
+      return 0;
+    case WeightsPer::request:
+      return request;
+    case WeightsPer::candidate:
+      return candidate;
+    case WeightsPer::count:
+      break;
+  }
+  return 0;
+}
+
 struct FusionWeights {
   Fusion fusion;
   WeightsPer per;
@@ -81,6 +96,17 @@ struct Model {
   const float* weights() const {
     return reinterpret_cast<const float*>(static_cast<const char*>(packed) + kHeaderBytes);
   }
+};
+
+// One call of the towers, checked: what cpu:: and cuda::towers_scores and towers_topk take.
+struct ScoringCall {
+  Model model;
+  Candidates candidates;
+  FusionWeights weights;
+
+  int64_t tasks() const { return model.plan.tasks; }
+  int64_t scored() const { return candidates.count; }
+  int64_t request_count() const { return candidates.requests; }
 };
 
 // Twin towers: a task's logit is the dot product of the user's vector and the item's.
@@ -108,7 +134,24 @@ struct TwinCall {
   const int64_t* offsets;  // [requests + 1]
   int64_t count;           // of candidates a request, or of ids in all
   FusionWeights weights;   // a candidate's: its item's where ids is null
-  int64_t threads;
+
+  int64_t tasks() const { return model.tasks; }
+  int64_t scored() const { return ids ? count : requests * count; }
+  int64_t request_count() const { return requests; }
+};
+
+// What a call that ends in scores writes.
+struct ScoresOut {
+  float* logits;  // [candidates, tasks]; on a GPU null together with the next, if nobody asks for them
+  float* probs;   // [candidates, tasks]
+  float* score;   // [candidates]
+};
+
+// What a call that ends in the k best of each request writes.
+struct TopKOut {
+  int64_t k;
+  float* scores;       // [requests, k]
+  int64_t* positions;  // [requests, k]
 };
 
 }  // namespace resflow

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "core/error.h"
 #include "core/pack.h"
@@ -14,12 +15,35 @@ constexpr const char* kPerNames[] = {
 #include "contract/enums.def"
 };
 
-constexpr const char* kPrecisionNames[] = {
-#define RESFLOW_PRECISION(name) #name,
-#include "contract/enums.def"
-#define RESFLOW_GPU_PRECISION(name) #name,
+struct NamedPrecision {
+  Precision precision;
+  const char* name;
+};
+constexpr NamedPrecision kPrecisions[] = {
+#define RESFLOW_PRECISION(name, code, bytes, flags) {Precision::name, #name},
 #include "contract/enums.def"
 };
+
+const char* name_of(Precision precision) {
+  for (const NamedPrecision& one : kPrecisions) {
+    if (one.precision == precision) return one.name;
+  }
+  return "unknown";
+}
+
+// "float32, bfloat16": the precisions with one of some flags.
+std::string names_with(uint32_t flags, const char* before_last = ", ") {
+  std::vector<std::string> names;
+  for (const NamedPrecision& one : kPrecisions) {
+    if (has(one.precision, flags)) names.emplace_back(one.name);
+  }
+  std::string text;
+  for (size_t at = 0; at < names.size(); ++at) {
+    if (at > 0) text += at + 1 == names.size() ? before_last : ", ";
+    text += names[at];
+  }
+  return text;
+}
 
 }  // namespace
 
@@ -36,12 +60,12 @@ std::string strides_text(const TensorView& tensor) { return "strides " + list_te
 void check_dtype(const char* op, const std::string& argument, const TensorView& tensor, const char* dtype,
                  const char* choice) {
   if (std::strcmp(tensor.dtype, dtype) == 0) return;
-  complain(op, argument, expected::dtype, tensor.dtype, choice ? choice : dtype);
+  fail(op, argument, expected::dtype, tensor.dtype, choice ? choice : dtype);
 }
 
 void check_vector(const char* op, const std::string& argument, const TensorView& tensor) {
   if (tensor.sizes[0] > 1 && tensor.strides[0] != 1) {
-    complain(op, argument, expected::contiguous, strides_text(tensor));
+    fail(op, argument, expected::contiguous, strides_text(tensor));
   }
 }
 
@@ -53,12 +77,12 @@ void check_contiguous(const char* op, const char* argument, const TensorView& te
     if (tensor.sizes[d] == 0) return;
     expected_stride *= tensor.sizes[d];
   }
-  if (!contiguous) complain(op, argument, expected::contiguous, strides_text(tensor));
+  if (!contiguous) fail(op, argument, expected::contiguous, strides_text(tensor));
 }
 
 Precision element_of(const TensorView& tensor) {
-  for (int64_t at = 0; at < static_cast<int64_t>(Precision::count); ++at) {
-    if (std::strcmp(tensor.dtype, kPrecisionNames[at]) == 0) return static_cast<Precision>(at);
+  for (const NamedPrecision& one : kPrecisions) {
+    if (std::strcmp(tensor.dtype, one.name) == 0) return one.precision;
   }
   return Precision::count;
 }
@@ -66,36 +90,44 @@ Precision element_of(const TensorView& tensor) {
 void check_side(const char* op, const char* argument, const Plan& plan, const TensorView& side) {
   check_matrix(op, argument, side, kAnyColumns);
   if (side.sizes[1] > plan.in_features) {
-    complain(op, argument, expected::at_most_columns, sizes_text(side), std::to_string(plan.in_features));
+    fail(op, argument, expected::at_most_columns, sizes_text(side), std::to_string(plan.in_features));
   }
 }
 
-void check_element(const char* op, int64_t element) {
-  if (element >= 0 && element < kTableElements) return;
-  complain(op, "element", expected::one_of, std::to_string(element), "0 to " + std::to_string(kTableElements - 1));
+void check_table_dtype(const char* op, int64_t dtype) {
+  std::string known;
+  for (const NamedPrecision& one : kPrecisions) {
+    if (!is_table_element(one.precision)) continue;
+    const auto code = static_cast<int64_t>(one.precision);
+    if (code == dtype) return;
+    known += (known.empty() ? "" : ", ") + std::to_string(code) + " (" + one.name + ")";
+  }
+  fail(op, "dtype", expected::one_of, std::to_string(dtype), known);
 }
 
-bool is_table_element(Precision element) { return static_cast<int64_t>(element) < kTableElements; }
+bool is_table_element(Precision element) { return has(element, precision_flag::in_tables); }
+
+std::string table_precisions() { return names_with(precision_flag::in_tables, " or "); }
 
 // What a table holds, side by side in each row.
 void check_table_element(const char* op, const TensorView& table) {
   if (!is_table_element(element_of(table))) {
-    complain(op, "table", expected::dtype, table.dtype, "float32, bfloat16 or int8");
+    fail(op, "table", expected::dtype, table.dtype, table_precisions());
   }
   if (table.sizes[0] > 0 && table.strides[1] != 1) {
-    complain(op, "table", expected::unit_stride, strides_text(table));
+    fail(op, "table", expected::unit_stride, strides_text(table));
   }
 }
 
 void check_table(const char* op, const Plan& plan, const TensorView& table, const TensorView& scales) {
   const int64_t width = plan.tasks * plan.first_padded();
   if (table.dim != 2 || table.sizes[1] != width) {
-    complain(op, "table", expected::matrix, sizes_text(table), std::to_string(width));
+    fail(op, "table", expected::matrix, sizes_text(table), std::to_string(width));
   }
   check_table_element(op, table);
   const int64_t count = element_of(table) == Precision::int8 ? table.sizes[0] : 0;
   if (scales.dim != 1 || scales.sizes[0] != count) {
-    complain(op, "scales", expected::table_scales, sizes_text(scales), std::to_string(count));
+    fail(op, "scales", expected::table_scales, sizes_text(scales), std::to_string(count));
   }
   check_dtype(op, "scales", scales, "float32");
   check_vector(op, "scales", scales);
@@ -103,18 +135,18 @@ void check_table(const char* op, const Plan& plan, const TensorView& table, cons
 
 void check_task_count(const char* op, int64_t tasks) {
   if (tasks >= 1 && tasks <= limit::max_tasks) return;
-  complain(op, "tasks", expected::one_of, std::to_string(tasks), "1 to " + std::to_string(limit::max_tasks));
+  fail(op, "tasks", expected::one_of, std::to_string(tasks), "1 to " + std::to_string(limit::max_tasks));
 }
 
 void check_twin_parents(const char* op, const int64_t* parents, int64_t tasks) {
   bool good = tasks >= 1 && tasks <= limit::max_tasks;
   for (int64_t k = 0; good && k < tasks; ++k) good = parents[k] >= -1 && parents[k] < k;
-  if (!good) complain(op, "parents", expected::parents, list_text(parents, tasks), std::to_string(limit::max_tasks));
+  if (!good) fail(op, "parents", expected::parents, list_text(parents, tasks), std::to_string(limit::max_tasks));
 }
 
 void check_task_columns(const char* op, const char* argument, const TensorView& tensor, int64_t tasks) {
   if (tensor.dim == 2 && tensor.sizes[1] > 0 && tensor.sizes[1] % tasks == 0) return;
-  complain(op, argument, expected::task_columns, sizes_text(tensor), std::to_string(tasks));
+  fail(op, argument, expected::task_columns, sizes_text(tensor), std::to_string(tasks));
 }
 
 void check_twin_table(const char* op, int64_t tasks, const TensorView& table, const TensorView& scales) {
@@ -122,21 +154,21 @@ void check_twin_table(const char* op, int64_t tasks, const TensorView& table, co
   check_table_element(op, table);
   const bool int8 = element_of(table) == Precision::int8;
   if (int8 && table.sizes[1] / tasks > limit::max_int8_inputs) {
-    complain(op, "table", expected::int8_columns, sizes_text(table), std::to_string(limit::max_int8_inputs));
+    fail(op, "table", expected::int8_columns, sizes_text(table), std::to_string(limit::max_int8_inputs));
   }
   const int64_t count = int8 ? table.sizes[0] : 0;
   if (scales.dim != 2 || scales.sizes[0] != count || scales.sizes[1] != tasks) {
-    complain(op, "scales", expected::rows, sizes_text(scales), std::to_string(count), std::to_string(tasks));
+    fail(op, "scales", expected::rows, sizes_text(scales), std::to_string(count), std::to_string(tasks));
   }
   check_dtype(op, "scales", scales, "float32");
   check_contiguous(op, "scales", scales);
 }
 
 void check_ids(const char* op, const TensorView& ids, int64_t items) {
-  if (ids.dim != 1) complain(op, "ids", expected::vector, sizes_text(ids), "ids");
+  if (ids.dim != 1) fail(op, "ids", expected::vector, sizes_text(ids), "ids");
   check_dtype(op, "ids", ids, "int64");
   check_vector(op, "ids", ids);
-  if (ids.on_device) return;
+  if (!ids.readable) return;
   const auto* const values = ids.as<int64_t>();
   // One comparison an id: a negative one is larger than any as an unsigned number.
   uint64_t largest = 0;
@@ -144,70 +176,68 @@ void check_ids(const char* op, const TensorView& ids, int64_t items) {
   if (ids.sizes[0] == 0 || largest < static_cast<uint64_t>(items)) return;
   int64_t at = 0;
   while (static_cast<uint64_t>(values[at]) < static_cast<uint64_t>(items)) ++at;
-  complain(op, "ids[" + std::to_string(at) + "]", expected::ids, std::to_string(values[at]), std::to_string(items - 1));
+  fail(op, "ids[" + std::to_string(at) + "]", expected::ids, std::to_string(values[at]), std::to_string(items - 1));
 }
 
-// GPUs read float16 rows as well.
-void check_row_dtype(const char* op, const char* argument, const TensorView& tensor) {
-  const Precision element = element_of(tensor);
-  if (element == Precision::bfloat16 || (tensor.on_device && element == Precision::float16)) return;
-  check_dtype(op, argument, tensor, "float32",
-              tensor.on_device ? "float32, bfloat16 or float16" : "float32 or bfloat16");
+void check_row_dtype(const char* op, const char* argument, const TensorView& tensor, RowDtypes dtypes) {
+  if (dtypes == RowDtypes::float32) return check_dtype(op, argument, tensor, "float32");
+  using namespace precision_flag;
+  const uint32_t flags = tensor.on_device ? in_rows | in_gpu_rows : in_rows;
+  if (has(element_of(tensor), flags)) return;
+  fail(op, argument, expected::dtype, tensor.dtype, names_with(flags, " or "));
 }
 
-void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns) {
+void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns, RowDtypes dtypes) {
   if (columns == kAnyColumns) {
-    if (tensor.dim != 2) complain(op, argument, expected::any_matrix, sizes_text(tensor));
+    if (tensor.dim != 2) fail(op, argument, expected::any_matrix, sizes_text(tensor));
   } else if (tensor.dim != 2 || tensor.sizes[1] != columns) {
-    complain(op, argument, expected::matrix, sizes_text(tensor), std::to_string(columns));
+    fail(op, argument, expected::matrix, sizes_text(tensor), std::to_string(columns));
   }
-  check_row_dtype(op, argument, tensor);
+  check_row_dtype(op, argument, tensor, dtypes);
   if (tensor.sizes[0] > 0 && tensor.sizes[1] > 1 && tensor.strides[1] != 1) {
-    complain(op, argument, expected::unit_stride, strides_text(tensor));
+    fail(op, argument, expected::unit_stride, strides_text(tensor));
   }
 }
 
 void check_offsets(const char* op, const TensorView& tensor, int64_t requests) {
   if (requests == kNoRequests) {
-    if (tensor.dim != 1 || tensor.sizes[0] < 1) complain(op, "offsets", expected::offsets_any, sizes_text(tensor));
+    if (tensor.dim != 1 || tensor.sizes[0] < 1) fail(op, "offsets", expected::offsets_any, sizes_text(tensor));
   } else if (tensor.dim != 1 || tensor.sizes[0] != requests + 1) {
-    complain(op, "offsets", expected::offsets, sizes_text(tensor), std::to_string(requests + 1));
+    fail(op, "offsets", expected::offsets, sizes_text(tensor), std::to_string(requests + 1));
   }
   check_dtype(op, "offsets", tensor, "int64");
   check_vector(op, "offsets", tensor);
 }
 
 void check_offset_values(const char* op, const TensorView& tensor, int64_t candidates) {
-  if (tensor.on_device) return;
+  if (!tensor.readable) return;
   const int64_t* values = tensor.as<int64_t>();
   const int64_t last = tensor.sizes[0] - 1;
   const auto name = [](int64_t at) { return "offsets[" + std::to_string(at) + "]"; };
-  if (values[0] != 0) complain(op, name(0), expected::offsets_start, std::to_string(values[0]));
+  if (values[0] != 0) fail(op, name(0), expected::offsets_start, std::to_string(values[0]));
   for (int64_t at = 1; at <= last; ++at) {
     if (values[at] < values[at - 1]) {
-      complain(op, name(at), expected::offsets_grow,
-               std::to_string(values[at]) + " after " + std::to_string(values[at - 1]));
+      fail(op, name(at), expected::offsets_grow,
+           std::to_string(values[at]) + " after " + std::to_string(values[at - 1]));
     }
   }
   if (values[last] != candidates) {
-    complain(op, name(last), expected::offsets_end, std::to_string(values[last]), std::to_string(candidates));
+    fail(op, name(last), expected::offsets_end, std::to_string(values[last]), std::to_string(candidates));
   }
 }
 
 void check_columns_sum(const char* op, const Plan& plan, const TensorView& user, const TensorView& item) {
   if (user.sizes[1] + item.sizes[1] != plan.in_features) {
-    complain(op, "user and item", expected::columns_sum,
-             std::to_string(user.sizes[1]) + " + " + std::to_string(item.sizes[1]), std::to_string(plan.in_features));
+    fail(op, "user and item", expected::columns_sum,
+         std::to_string(user.sizes[1]) + " + " + std::to_string(item.sizes[1]), std::to_string(plan.in_features));
   }
 }
-
-int64_t fusion_weight_count(Fusion fusion, int64_t tasks) { return tasks + (fusion == Fusion::expected_value ? 1 : 0); }
 
 void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int64_t fusion, int64_t weights_per,
                   int64_t candidates, int64_t requests) {
   constexpr auto kForms = static_cast<int64_t>(Fusion::count);
   if (fusion < 0 || fusion >= kForms) {
-    complain(op, "fusion", expected::one_of, std::to_string(fusion), "0 to " + std::to_string(kForms - 1));
+    fail(op, "fusion", expected::one_of, std::to_string(fusion), "0 to " + std::to_string(kForms - 1));
   }
   const auto allowed = [&](int64_t per) {
     return per >= 0 && per < static_cast<int64_t>(WeightsPer::count) &&
@@ -218,18 +248,18 @@ void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int6
     for (int64_t per = 0; per < static_cast<int64_t>(WeightsPer::count); ++per) {
       if (allowed(per)) known += (known.empty() ? "" : ", ") + std::to_string(per) + " (" + kPerNames[per] + ")";
     }
-    complain(op, "weights_per", expected::one_of, std::to_string(weights_per), known);
+    fail(op, "weights_per", expected::one_of, std::to_string(weights_per), known);
   }
   const int64_t count = fusion_weight_count(static_cast<Fusion>(fusion), tasks);
   const auto per = static_cast<WeightsPer>(weights_per);
   if (per == WeightsPer::call) {
     if (weights.dim != 1 || weights.sizes[0] != count) {
-      complain(op, "fusion_weights", expected::vector, sizes_text(weights), std::to_string(count));
+      fail(op, "fusion_weights", expected::vector, sizes_text(weights), std::to_string(count));
     }
   } else {
     const int64_t rows = per == WeightsPer::request ? requests : candidates;
     if (weights.dim != 2 || weights.sizes[0] != rows || weights.sizes[1] != count) {
-      complain(op, "fusion_weights", expected::rows, sizes_text(weights), std::to_string(rows), std::to_string(count));
+      fail(op, "fusion_weights", expected::rows, sizes_text(weights), std::to_string(rows), std::to_string(count));
     }
   }
   check_dtype(op, "fusion_weights", weights, "float32");
@@ -237,31 +267,29 @@ void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int6
 }
 
 void check_precision(const char* op, const Plan& plan, bool on_device) {
-  const auto known = [&](int64_t code) {
-    return on_device ? code != static_cast<int64_t>(Precision::int8) : code < kTableElements;
-  };
-  if (known(static_cast<int64_t>(plan.precision))) return;
-  std::string names;
-  for (int64_t code = 0; code < static_cast<int64_t>(Precision::count); ++code) {
-    if (known(code)) names += (names.empty() ? "" : ", ") + std::string(kPrecisionNames[code]);
-  }
-  complain(op, "plan precision", expected::precision, kPrecisionNames[static_cast<int64_t>(plan.precision)], names,
-           on_device ? "a GPU" : "the CPU");
+  const uint32_t flag = on_device ? precision_flag::on_gpu : precision_flag::on_cpu;
+  if (has(plan.precision, flag)) return;
+  fail(op, "plan precision", expected::precision, name_of(plan.precision), names_with(flag),
+       on_device ? "a GPU" : "the CPU");
 }
 
 void check_packed(const char* op, const Plan& plan, const TensorView& packed) {
   check_dtype(op, "packed", packed, "uint8");
   const bool fits = packed.dim == 1 && packed.sizes[0] == plan.packed_bytes && packed.strides[0] == 1;
   if (!fits) {
-    complain(op, "packed", expected::packed_size, sizes_text(packed), std::to_string(plan.packed_bytes));
+    fail(op, "packed", expected::packed_size, sizes_text(packed), std::to_string(plan.packed_bytes));
   }
-  if (!packed.on_device && !has_header_of(plan, packed.data)) {
-    complain(op, "packed", expected::packed_for_plan, "weights packed for another plan, or other bytes");
+  // GPUs copy weights 16 bytes at a time.
+  if (packed.on_device && reinterpret_cast<uintptr_t>(packed.data) % 16 != 0) {
+    fail(op, "packed", expected::aligned, "another address", "16");
+  }
+  if (packed.readable && !has_header_of(plan, packed.data)) {
+    fail(op, "packed", expected::packed_for_plan, "weights packed for another plan, or other bytes");
   }
 }
 
 void check_positive(const char* op, const char* argument, int64_t value) {
-  if (value < 1) complain(op, argument, expected::positive, std::to_string(value));
+  if (value < 1) fail(op, argument, expected::positive, std::to_string(value));
 }
 
 }  // namespace resflow

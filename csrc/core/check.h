@@ -1,5 +1,5 @@
 // What the ops ask of their inputs. Values (of ids, offsets, a packed header) are checked where the CPU can read them;
-// see TensorView::on_device. resflow_kernels/checks.py asks the same, in the same order and words,
+// see TensorView::readable. resflow_kernels/core/checks.py asks the same, in the same order and words,
 // where a call does not reach C++.
 #pragma once
 
@@ -26,12 +26,17 @@ void check_vector(const char* op, const std::string& argument, const TensorView&
 constexpr int64_t kAnyColumns = -1;
 constexpr int64_t kNoRequests = -1;
 
-// A float32 or bfloat16 matrix [rows, columns] with contiguous rows; any row stride.
-void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns);
+// What the rows of a matrix may be stored as: float32 and bfloat16, and on a device float16; or float32 alone.
+enum class RowDtypes { all, float32 };
+
+// A matrix [rows, columns] with contiguous rows; any row stride.
+void check_matrix(const char* op, const char* argument, const TensorView& tensor, int64_t columns,
+                  RowDtypes dtypes = RowDtypes::all);
 
 // The precision a tensor's dtype is named after (a checked one's).
 Precision element_of(const TensorView& tensor);
 bool is_table_element(Precision element);
+std::string table_precisions();  // "float32, bfloat16 or int8"
 
 // The user's or the item's part of the plan's input: at most as wide.
 void check_side(const char* op, const char* argument, const Plan& plan, const TensorView& side);
@@ -41,7 +46,7 @@ void check_table(const char* op, const Plan& plan, const TensorView& table, cons
 void check_ids(const char* op, const TensorView& ids, int64_t items);
 
 // The code of what a table's rows are stored as.
-void check_element(const char* op, int64_t element);
+void check_table_dtype(const char* op, int64_t dtype);
 
 // An int64 vector of `requests + 1` offsets, or of any positive number if requests is kNoRequests; its
 // values start at 0, do not decrease and end at `candidates`.
@@ -68,8 +73,5 @@ void check_precision(const char* op, const Plan& plan, bool on_device);
 void check_packed(const char* op, const Plan& plan, const TensorView& packed);
 
 void check_positive(const char* op, const char* argument, int64_t value);
-
-// Numbers of fusion weights of one candidate.
-int64_t fusion_weight_count(Fusion fusion, int64_t tasks);
 
 }  // namespace resflow

@@ -19,12 +19,12 @@ int64_t ragged_of(const FeatureTables& tables, const FeatureIds& ids) {
 }
 
 void check_table_form(const char* op, const std::string& argument, const TensorView& table) {
-  if (table.dim != 2) complain(op, argument, expected::any_matrix, sizes_text(table));
+  if (table.dim != 2) fail(op, argument, expected::any_matrix, sizes_text(table));
   if (!is_table_element(element_of(table))) {
-    complain(op, argument, expected::dtype, table.dtype, "float32, bfloat16 or int8");
+    fail(op, argument, expected::dtype, table.dtype, table_precisions());
   }
   if (table.sizes[0] > 0 && table.sizes[1] > 1 && table.strides[1] != 1) {
-    complain(op, argument, expected::unit_stride, strides_text(table));
+    fail(op, argument, expected::unit_stride, strides_text(table));
   }
 }
 
@@ -34,13 +34,13 @@ void check_scales(const char* op, const FeatureTables& tables) {
     if (element_of(table) == Precision::int8) rows.push_back(table.sizes[0]);
   }
   if (tables.scales.size() != rows.size()) {
-    complain(op, "scales", expected::scale_count, std::to_string(tables.scales.size()), std::to_string(rows.size()));
+    fail(op, "scales", expected::scale_count, std::to_string(tables.scales.size()), std::to_string(rows.size()));
   }
   for (size_t at = 0; at < rows.size(); ++at) {
     const TensorView& scales = tables.scales[at];
     const std::string argument = place("scales", static_cast<int64_t>(at));
     if (scales.dim != 1 || scales.sizes[0] != rows[at]) {
-      complain(op, argument, expected::vector, sizes_text(scales), std::to_string(rows[at]));
+      fail(op, argument, expected::vector, sizes_text(scales), std::to_string(rows[at]));
     }
     check_dtype(op, argument, scales, "float32");
     check_vector(op, argument, scales);
@@ -51,9 +51,8 @@ void check_ragged(const char* op, const FeatureTables& tables) {
   int64_t before = -1;
   for (const int64_t at : tables.ragged) {
     if (at <= before || at >= count_of(tables.tables)) {
-      complain(op, "ragged", expected::ragged,
-               list_text(tables.ragged.data(), static_cast<int64_t>(tables.ragged.size())),
-               std::to_string(count_of(tables.tables) - 1));
+      fail(op, "ragged", expected::ragged, list_text(tables.ragged.data(), static_cast<int64_t>(tables.ragged.size())),
+           std::to_string(count_of(tables.tables) - 1));
     }
     before = at;
   }
@@ -62,16 +61,15 @@ void check_ragged(const char* op, const FeatureTables& tables) {
 void check_list_offsets(const char* op, const std::string& argument, const TensorView& offsets, int64_t total) {
   const auto* const values = offsets.as<int64_t>();
   const int64_t last = offsets.sizes[0] - 1;
-  if (values[0] != 0) complain(op, place(argument, 0), expected::offsets_start, std::to_string(values[0]));
+  if (values[0] != 0) fail(op, place(argument, 0), expected::offsets_start, std::to_string(values[0]));
   for (int64_t at = 1; at <= last; ++at) {
     if (values[at] < values[at - 1]) {
-      complain(op, place(argument, at), expected::offsets_grow,
-               std::to_string(values[at]) + " after " + std::to_string(values[at - 1]));
+      fail(op, place(argument, at), expected::offsets_grow,
+           std::to_string(values[at]) + " after " + std::to_string(values[at - 1]));
     }
   }
   if (values[last] != total) {
-    complain(op, place(argument, last), expected::list_offsets_end, std::to_string(values[last]),
-             std::to_string(total));
+    fail(op, place(argument, last), expected::list_offsets_end, std::to_string(values[last]), std::to_string(total));
   }
 }
 
@@ -95,14 +93,14 @@ const float* FeatureTables::scales_of(int64_t table) const {
 }
 
 void check_feature_tables(const char* op, const Plan& plan, const FeatureTables& tables) {
-  if (tables.tables.empty()) complain(op, "tables", expected::tables, "none");
+  if (tables.tables.empty()) fail(op, "tables", expected::tables, "none");
   int64_t columns = 0;
   for (int64_t at = 0; at < count_of(tables.tables); ++at) {
     check_table_form(op, place("tables", at), tables.tables[at]);
     columns += tables.tables[at].sizes[1];
   }
   if (columns != plan.in_features) {
-    complain(op, "tables", expected::tables_columns, std::to_string(columns), std::to_string(plan.in_features));
+    fail(op, "tables", expected::tables_columns, std::to_string(columns), std::to_string(plan.in_features));
   }
   check_scales(op, tables);
   check_ragged(op, tables);
@@ -111,7 +109,7 @@ void check_feature_tables(const char* op, const Plan& plan, const FeatureTables&
 void check_user_features(const char* op, const FeatureTables& tables, int64_t user_features) {
   const int64_t most = count_of(tables.tables);
   if (user_features >= 0 && user_features <= most) return;
-  complain(op, "user_features", expected::user_features, std::to_string(user_features), std::to_string(most));
+  fail(op, "user_features", expected::user_features, std::to_string(user_features), std::to_string(most));
 }
 
 void check_feature_ids(const char* op, const FeatureTables& tables, const FeatureIds& ids) {
@@ -119,22 +117,22 @@ void check_feature_ids(const char* op, const FeatureTables& tables, const Featur
   const std::string offsets_name = ids.prefix + "value_offsets";
   const int64_t lists = ragged_of(tables, ids), columns = ids.last - ids.first - lists;
   if (ids.ids.dim != 2 || ids.ids.sizes[1] != columns) {
-    complain(op, ids_name, expected::matrix, sizes_text(ids.ids), std::to_string(columns));
+    fail(op, ids_name, expected::matrix, sizes_text(ids.ids), std::to_string(columns));
   }
   check_dtype(op, ids_name, ids.ids, "int64");
-  if (ids.values.dim != 1) complain(op, values_name, expected::vector, sizes_text(ids.values), "ids");
+  if (ids.values.dim != 1) fail(op, values_name, expected::vector, sizes_text(ids.values), "ids");
   check_dtype(op, values_name, ids.values, "int64");
   check_vector(op, values_name, ids.values);
   const int64_t offsets = lists * ids.rows() + 1;
   if (ids.value_offsets.dim != 1 || ids.value_offsets.sizes[0] != offsets) {
-    complain(op, offsets_name, expected::list_offsets, sizes_text(ids.value_offsets), std::to_string(offsets));
+    fail(op, offsets_name, expected::list_offsets, sizes_text(ids.value_offsets), std::to_string(offsets));
   }
   check_dtype(op, offsets_name, ids.value_offsets, "int64");
   check_vector(op, offsets_name, ids.value_offsets);
 }
 
 void check_feature_id_values(const char* op, const FeatureTables& tables, const FeatureIds& ids) {
-  if (ids.ids.on_device) return;
+  if (!ids.ids.readable) return;
   check_list_offsets(op, ids.prefix + "value_offsets", ids.value_offsets, ids.values.sizes[0]);
   const auto* const offsets = ids.value_offsets.as<int64_t>();
   const int64_t rows = ids.rows();
@@ -151,8 +149,8 @@ void check_feature_id_values(const char* op, const FeatureTables& tables, const 
       const std::string argument = ragged
                                        ? place(ids.prefix + "values", begin + at)
                                        : ids.prefix + "ids[" + std::to_string(at) + ", " + std::to_string(column) + "]";
-      complain(op, argument, expected::feature_id, std::to_string(values[at * stride]), std::to_string(table),
-               std::to_string(last - 1));
+      fail(op, argument, expected::feature_id, std::to_string(values[at * stride]), std::to_string(table),
+           std::to_string(last - 1));
     }
     (ragged ? list : column) += 1;
   }

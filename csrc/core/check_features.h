@@ -14,6 +14,7 @@ struct FeatureTables {
   std::vector<TensorView> tables, scales;
   const std::vector<int64_t>& ragged;
 
+  int64_t count() const { return static_cast<int64_t>(tables.size()); }
   bool is_ragged(int64_t table) const;
   // The scales of an int8 table, or null.
   const float* scales_of(int64_t table) const;

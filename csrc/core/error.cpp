@@ -10,8 +10,8 @@ void replace(std::string& text, const std::string& from, const std::string& to) 
 
 }  // namespace
 
-void complain(const char* op, const std::string& argument, const char* what, const std::string& got,
-              const std::string& detail0, const std::string& detail1) {
+void fail(const char* op, const std::string& argument, const char* what, const std::string& got,
+          const std::string& detail0, const std::string& detail1) {
   std::string text = what;
   replace(text, "{0}", detail0);
   replace(text, "{1}", detail1);

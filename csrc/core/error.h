@@ -18,7 +18,7 @@ namespace expected {
 }  // namespace expected
 
 // Throws "<op>: <argument> must be <what>, got <got>"; {0} and {1} in `what` are replaced.
-[[noreturn]] void complain(const char* op, const std::string& argument, const char* what, const std::string& got,
-                           const std::string& detail0 = "", const std::string& detail1 = "");
+[[noreturn]] void fail(const char* op, const std::string& argument, const char* what, const std::string& got,
+                       const std::string& detail0 = "", const std::string& detail1 = "");
 
 }  // namespace resflow

@@ -1,11 +1,11 @@
 #include "core/pack.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "core/error.h"
 #include "core/number_formats.h"
+#include "core/quantize.h"
 #include "core/tensor_panels.h"
 #include "core/weights.h"
 
@@ -17,23 +17,19 @@ struct Header {
   uint64_t fingerprint;
   char zero[kHeaderBytes - 16];
 };
-static_assert(sizeof(Header) == kHeaderBytes);
+static_assert(sizeof(Header) == kHeaderBytes && sizeof(packed::magic) == sizeof(Header::magic) + 1);
 
 Header header_of(const Plan& plan) {
   Header header{};
-  std::memcpy(header.magic, "RESFLOW2", sizeof(header.magic));
+  std::memcpy(header.magic, packed::magic, sizeof(header.magic));
   header.fingerprint = plan.fingerprint;
   return header;
 }
 
-// A column's largest magnitude over 127; NaN if a weight is NaN or infinite.
 float column_scale(const float* column, int64_t inputs, int64_t width) {
-  float largest = 0.0f, not_finite = 0.0f;
-  for (int64_t k = 0; k < inputs; ++k) {
-    largest = std::max(largest, std::abs(column[k * width]));
-    not_finite += 0.0f * column[k * width];
-  }
-  return largest / 127.0f + not_finite;
+  float largest = 0.0f;
+  for (int64_t k = 0; k < inputs; ++k) largest = larger_magnitude(largest, column[k * width]);
+  return int8_scale(largest);
 }
 
 // weight [inputs, width] into panels of words: element(input, column) makes each of a word's elements.
@@ -67,12 +63,13 @@ void pack_layer(const Plan& plan, const LayerLayout& layer, const float* weight,
       float* const scales = task + layer.column_scale;
       for (int64_t c = 0; c < layer.width; ++c) scales[c] = column_scale(weight + c, layer.inputs, layer.width);
       return pack_matrix<uint8_t>(layer, panels, [&](int64_t k, int64_t c) {
-        const float steps = scales[c] > 0 ? std::nearbyint(value(k, c) / scales[c]) : 0.0f;
-        return static_cast<uint8_t>(128 + static_cast<int>(steps));
+        return static_cast<uint8_t>(128 + int8_divide(value(k, c), scales[c]));
       });
     }
-    default:
+    case Precision::float32:
       return pack_matrix<float>(layer, panels, value);
+    case Precision::count:
+      return;
   }
 }
 
@@ -98,7 +95,7 @@ int64_t weight_count(const Plan& plan) {
 
 void check_weights(const char* op, const Plan& plan, const TensorView* weights, int64_t count, bool transposed) {
   if (count != weight_count(plan)) {
-    complain(op, "weights", expected::weight_count, std::to_string(count), std::to_string(weight_count(plan)));
+    fail(op, "weights", expected::weight_count, std::to_string(count), std::to_string(weight_count(plan)));
   }
   int64_t at = 0;
   for_each_weight(plan, [&](const WeightShape& shape) {
@@ -110,12 +107,12 @@ void check_weights(const char* op, const Plan& plan, const TensorView* weights, 
     const std::string argument = "weights[" + std::to_string(at) + "] (task " + std::to_string(shape.task) + ", " +
                                  place + ", " + kWeightNames[static_cast<int>(shape.kind)] + ")";
     if (tensor.dim != dim || !std::equal(sizes, sizes + dim, tensor.sizes)) {
-      complain(op, argument, expected::shape, list_text(tensor.sizes, tensor.dim), list_text(sizes, dim));
+      fail(op, argument, expected::shape, list_text(tensor.sizes, tensor.dim), list_text(sizes, dim));
     }
-    if (std::strcmp(tensor.dtype, "float32") != 0) complain(op, argument, expected::dtype, tensor.dtype, "float32");
+    if (std::strcmp(tensor.dtype, "float32") != 0) fail(op, argument, expected::dtype, tensor.dtype, "float32");
     const bool rows_follow = dim == 1 || sizes[0] <= 1 || tensor.strides[0] == sizes[1];
     if ((sizes[dim - 1] > 1 && tensor.strides[dim - 1] != 1) || !rows_follow) {
-      complain(op, argument, expected::contiguous, "strides " + list_text(tensor.strides, tensor.dim));
+      fail(op, argument, expected::contiguous, "strides " + list_text(tensor.strides, tensor.dim));
     }
     ++at;
   });

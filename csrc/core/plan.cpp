@@ -9,7 +9,7 @@ namespace resflow {
 namespace {
 
 void require(bool holds, const char* op, const std::string& rule, int64_t got) {
-  if (!holds) complain(op, "plan", expected::plan, std::to_string(got), rule);
+  if (!holds) fail(op, "plan", expected::plan, std::to_string(got), rule);
 }
 
 // FNV-1a over the numbers: two plans share packed weights only if they are the same plan.
@@ -40,7 +40,7 @@ void lay_out(const char* op, Plan& plan) {
     layer.slope = take(prelu ? layer.padded : 0);
     layer.scale = take(plan.affine ? layer.padded : 0);
     layer.shift = take(plan.affine ? layer.padded : 0);
-    layer.column_scale = take(plan.precision == Precision::int8 ? layer.padded : 0);
+    layer.column_scale = take(has(plan.precision, precision_flag::column_scales) ? layer.padded : 0);
     layer.tensor_panels = static_cast<int64_t>(tensor_bytes);
     if (has_tensor_panels(plan.precision)) tensor_bytes += TensorPanels{inputs, layer.padded}.bytes();
     plan.hidden_floats += layer.padded;
@@ -118,8 +118,10 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
   plan.non_increasing = flag(PlanField::non_increasing, "non_increasing");
   plan.affine = flag(PlanField::affine, "affine");
   const int64_t precision = field(PlanField::precision);
-  require(precision >= 0 && precision < static_cast<int64_t>(Precision::count), op, "a known precision", precision);
   plan.precision = static_cast<Precision>(precision);
+  // The enum has 32 bits: a number that does not fit is no code either.
+  require(flags_of(plan.precision) != 0 && static_cast<int64_t>(plan.precision) == precision, op, "a known precision",
+          precision);
   require(plan.head != Head::conditional || !plan.logit_residual, op, "no logit_residual with a conditional head", 1);
   require(!plan.non_increasing || plan.logit_residual, op, "non_increasing only with logit_residual", 1);
 

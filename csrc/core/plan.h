@@ -12,8 +12,10 @@
 // as it needs), so a kernel streams it front to back. The layout is the same for every instruction set: a packed
 // tensor, or an exported program that carries one, moves between machines.
 //
-// In bfloat16 and float16 the weights follow a second time, in the order GPUs copy them: for each task, for each layer,
-// the tensor panels of core/tensor_panels.h.
+// In precisions with tensor panels the weights follow a second time, in the order GPUs copy them: for each task, for
+// each layer, the panels of core/tensor_panels.h.
+//
+// Offsets are computed here alone; Python asks for them (core/packed_layout.h).
 #pragma once
 
 #include <cstdint>
@@ -22,24 +24,10 @@
 
 namespace resflow {
 
-constexpr int64_t kLane = 16;        // floats in a cache line: the unit all widths are padded to
-constexpr int64_t kPanelWidth = 64;  // 4 cache lines: 6 rows of it fill 24 of AVX-512's 32 registers
-constexpr int64_t kLineBytes = 64;
-constexpr int64_t kHeaderBytes = 64;
-
-constexpr int64_t bytes_of(Precision element) {
-  switch (element) {
-    case Precision::int8:
-      return 1;
-    case Precision::bfloat16:
-    case Precision::float16:
-      return 2;
-    default:
-      return 4;
-  }
-}
-
-constexpr int64_t inputs_per_word(Precision precision) { return 4 / bytes_of(precision); }
+constexpr int64_t kLane = packed::lane;
+constexpr int64_t kPanelWidth = packed::panel_columns;
+constexpr int64_t kLineBytes = 64;  // of cache
+constexpr int64_t kHeaderBytes = packed::header_bytes;
 
 constexpr int64_t pad_to_lane(int64_t width) { return (width + kLane - 1) / kLane * kLane; }
 

@@ -5,8 +5,7 @@
 
 namespace resflow {
 
-// Rounds a row to `element`; in int8 to bytes times its largest magnitude over 127, written to `scale` (NaN where a
-// value is not finite).
+// Rounds a row to `element`; in int8 by core/quantize.h's division, to bytes and one scale, written to `scale`.
 void round_row(const float* values, int64_t width, Precision element, void* row, float* scale);
 
 }  // namespace resflow

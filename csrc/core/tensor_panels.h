@@ -11,13 +11,17 @@
 
 namespace resflow {
 
-constexpr int64_t kChunkInputs = 64;
-constexpr int64_t kChunkRowBytes = 128;
-constexpr int64_t kTensorAlignment = 1024;  // 8 rows: the swizzle's period
+constexpr int64_t kTensorBytes = 2;  // of an element
+constexpr int64_t kChunkInputs = packed::chunk_inputs;
+constexpr int64_t kChunkRowBytes = kChunkInputs * kTensorBytes;
+constexpr int64_t kPieceElements = packed::piece_bytes / kTensorBytes;
+constexpr int64_t kTensorAlignment = packed::tensor_alignment;
 
-constexpr bool has_tensor_panels(Precision precision) {
-  return precision == Precision::bfloat16 || precision == Precision::float16;
-}
+constexpr bool has_tensor_panels(Precision precision) { return has(precision, precision_flag::tensor_panels); }
+
+#define RESFLOW_PRECISION(name, code, bytes, flags) \
+  static_assert(!has_tensor_panels(Precision::name) || bytes == kTensorBytes, "tensor panels hold 16-bit elements");
+#include "contract/enums.def"
 
 struct TensorPanels {
   int64_t inputs;
@@ -30,8 +34,9 @@ struct TensorPanels {
   // Where the 16-bit element of an input and a column lies.
   constexpr int64_t byte_of(int64_t input, int64_t column) const {
     const int64_t within = input % kChunkInputs;
-    const int64_t piece = within / 8 ^ column % 8;
-    return input / kChunkInputs * chunk_bytes() + column * kChunkRowBytes + piece * 16 + within % 8 * 2;
+    const int64_t piece = within / kPieceElements ^ column % 8;
+    return input / kChunkInputs * chunk_bytes() + column * kChunkRowBytes + piece * packed::piece_bytes +
+           within % kPieceElements * kTensorBytes;
   }
 };
 

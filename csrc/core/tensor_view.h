@@ -12,7 +12,8 @@ struct TensorView {
   const int64_t* sizes;
   const int64_t* strides;
   const char* dtype;       // NumPy's name: "float32", "int64", ...
-  bool on_device = false;  // a GPU's memory: the checks do not read it
+  bool on_device = false;  // of a call on a GPU, which takes other dtypes and precisions
+  bool readable = true;    // false: in a GPU's memory, whose values the checks do not read
 
   template <class T>
   const T* as() const {

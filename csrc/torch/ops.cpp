@@ -1,7 +1,14 @@
 // torch.ops.resflow: the schemas (from contract/ops.def), for every backend to hang its implementations on.
 #include <torch/csrc/stable/library.h>
 
+#include "bindings/schema.h"
+
 STABLE_TORCH_LIBRARY(resflow, m) {
-#define RESFLOW_OP(name, schema) m.def(#name schema);
+  namespace schemas = resflow::bindings::schemas;
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags) \
+  m.def(schemas::form##_scores.characters);                   \
+  m.def(schemas::form##_topk.characters);
+#define RESFLOW_OP(name, schema) m.def(schemas::name.characters);
+#define RESFLOW_TRAINING_OP(name, schema) m.def(schemas::name.characters);
 #include "contract/ops.def"
 }

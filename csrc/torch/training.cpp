@@ -8,7 +8,7 @@
 
 #include "core/check.h"
 #include "core/pack.h"
-#include "cpu/training.h"
+#include "cpu/training/training.h"
 
 namespace resflow::torch_ops {
 namespace {
@@ -49,21 +49,20 @@ class Arguments {
 
  private:
   cpu::TrainingRows checked_rows(const Tensor& x) const {
-    const TensorView view = view_of(op_, "x", x);
-    check_matrix(op_, "x", view, plan_.in_features);
-    check_dtype(op_, "x", view, "float32");
+    const TensorView view = cpu_view(op_, "x", x.get());
+    check_matrix(op_, "x", view, plan_.in_features, RowDtypes::float32);
     return {view.as<float>(), view.strides[0], view.sizes[0]};
   }
   std::vector<TensorView> checked_weights(const std::vector<Tensor>& weights) const {
     std::vector<TensorView> views;
-    for (const Tensor& weight : weights) views.push_back(view_of(op_, "weights", weight));
+    for (const Tensor& weight : weights) views.push_back(cpu_view(op_, "weights", weight.get()));
     check_weights(op_, plan_, views.data(), static_cast<int64_t>(views.size()), true);
     return views;
   }
   Statistics checked_statistics(int64_t statistics) const {
     constexpr auto kCount = static_cast<int64_t>(Statistics::count);
     if (statistics < 0 || statistics >= kCount) {
-      complain(op_, "statistics", expected::one_of, std::to_string(statistics), "0 to " + std::to_string(kCount - 1));
+      fail(op_, "statistics", expected::one_of, std::to_string(statistics), "0 to " + std::to_string(kCount - 1));
     }
     return static_cast<Statistics>(statistics);
   }
@@ -77,14 +76,16 @@ class Arguments {
   double eps_;
 };
 
+Tensor empty(std::initializer_list<int64_t> sizes) { return Tensor(new_tensor(ScalarType::Float, sizes)); }
+
 float* floats(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
 // A tensor of the forward pass, as it gave it.
 float* state(const Arguments& arguments, const char* name, const Tensor& tensor, std::vector<int64_t> sizes) {
-  const TensorView view = view_of(arguments.op(), name, tensor);
+  const TensorView view = cpu_view(arguments.op(), name, tensor.get());
   const auto dim = static_cast<int64_t>(sizes.size());
   if (view.dim != dim || !std::equal(sizes.begin(), sizes.end(), view.sizes)) {
-    complain(arguments.op(), name, expected::shape, sizes_text(view), list_text(sizes.data(), dim));
+    fail(arguments.op(), name, expected::shape, sizes_text(view), list_text(sizes.data(), dim));
   }
   check_dtype(arguments.op(), name, view, "float32");
   check_contiguous(arguments.op(), name, view);
@@ -98,30 +99,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> train_forward(Tensor x, std::
                                                                  double eps, bool keep) {
   const Arguments arguments("train_forward", x, weights, plan, statistics, eps);
   const int64_t rows = arguments.batch().rows, tasks = arguments.plan().tasks;
-  Tensor logits = empty(ScalarType::Float, {rows, tasks});
-  Tensor own = empty(ScalarType::Float, {rows, tasks});
-  Tensor sums = empty(ScalarType::Float, {keep ? arguments.sums() : 0});
-  Tensor mean = empty(ScalarType::Float, {arguments.channels()});
-  Tensor variance = empty(ScalarType::Float, {arguments.channels()});
-  const cpu::TrainingState state{floats(own), keep ? floats(sums) : nullptr, floats(mean), floats(variance)};
+  Tensor logits = empty({rows, tasks});
+  Tensor task_logits = empty({rows, tasks});
+  Tensor pre_activations = empty({keep ? arguments.sums() : 0});
+  Tensor mean = empty({arguments.channels()});
+  Tensor variance = empty({arguments.channels()});
+  const cpu::TrainingState state{floats(task_logits), keep ? floats(pre_activations) : nullptr, floats(mean),
+                                 floats(variance)};
   cpu::training_forward(arguments.model(), arguments.batch(), state, floats(logits));
-  return {logits, own, sums, mean, variance};
+  return {logits, task_logits, pre_activations, mean, variance};
 }
 
-std::tuple<Tensor, Tensor> train_backward(Tensor logit_gradients, Tensor x, std::vector<Tensor> weights, Tensor own,
-                                          Tensor sums, Tensor mean, Tensor variance, std::vector<int64_t> plan,
-                                          int64_t statistics, double eps, bool x_needed) {
+std::tuple<Tensor, Tensor> train_backward(Tensor logit_gradients, Tensor x, std::vector<Tensor> weights,
+                                          Tensor task_logits, Tensor pre_activations, Tensor mean, Tensor variance,
+                                          std::vector<int64_t> plan, int64_t statistics, double eps, bool x_needed) {
   const Arguments arguments("train_backward", x, weights, plan, statistics, eps);
   const int64_t rows = arguments.batch().rows, tasks = arguments.plan().tasks, channels = arguments.channels();
   const float* const logit_floats = state(arguments, "logit_gradients", logit_gradients, {rows, tasks});
-  const bool kept = sums.numel() > 0;
+  const bool kept = pre_activations.numel() > 0;
   const cpu::TrainingState forward{
-      state(arguments, "own", own, {rows, tasks}), kept ? state(arguments, "sums", sums, {arguments.sums()}) : nullptr,
+      state(arguments, "task_logits", task_logits, {rows, tasks}),
+      kept ? state(arguments, "pre_activations", pre_activations, {arguments.sums()}) : nullptr,
       state(arguments, "mean", mean, {channels}), state(arguments, "variance", variance, {channels})};
   int64_t size = 0;
   for_each_weight(arguments.plan(), [&](const WeightShape& shape) { size += shape.size(); });
-  Tensor x_gradients = empty(ScalarType::Float, {x_needed ? rows : 0, arguments.plan().in_features});
-  Tensor weight_gradients = empty(ScalarType::Float, {size});
+  Tensor x_gradients = empty({x_needed ? rows : 0, arguments.plan().in_features});
+  Tensor weight_gradients = empty({size});
   float* next = floats(weight_gradients);
   const WeightList<float*> gradients(arguments.plan(), [&](const WeightShape& shape) {
     float* const own_part = next;

@@ -12,8 +12,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> train_forward(Tensor x, std::
                                                                  std::vector<int64_t> plan, int64_t statistics,
                                                                  double eps, bool keep);
 
-std::tuple<Tensor, Tensor> train_backward(Tensor logit_gradients, Tensor x, std::vector<Tensor> weights, Tensor own,
-                                          Tensor sums, Tensor mean, Tensor variance, std::vector<int64_t> plan,
-                                          int64_t statistics, double eps, bool x_needed);
+std::tuple<Tensor, Tensor> train_backward(Tensor logit_gradients, Tensor x, std::vector<Tensor> weights,
+                                          Tensor task_logits, Tensor pre_activations, Tensor mean, Tensor variance,
+                                          std::vector<int64_t> plan, int64_t statistics, double eps, bool x_needed);
 
 }  // namespace resflow::torch_ops

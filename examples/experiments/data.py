@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from resflow_kernels.features import FeatureSet
+from resflow_kernels.data.features import FeatureSet
 from resflow_kernels.training.loop import Batch
 from resflow_kernels.training.ranker import encode_rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 import resflow_kernels
+from resflow_kernels.core.machine import usable_cores
 
 _ROOT = Path(__file__).parents[2]
 
@@ -35,11 +35,6 @@ def describe() -> dict[str, str]:
         f"resflow-kernels {resflow_kernels.__version__}",
         "threads": str(torch.get_num_threads()),
     }
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

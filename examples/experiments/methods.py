@@ -1,4 +1,4 @@
-"""The methods compared, under the names of :func:`resflow_kernels.baselines.make_ranker` and one more."""
+"""The methods compared, under the names of :func:`resflow_kernels.nn.baselines.make_ranker` and one more."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resflow_kernels.baselines import make_ranker
-from resflow_kernels.features import FeatureSet
+from resflow_kernels.data.features import FeatureSet
+from resflow_kernels.nn.baselines import make_ranker
 from resflow_kernels.training.ranker import FeatureModel
 
 # What the tables call them, in the order of the tables.

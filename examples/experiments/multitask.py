@@ -7,8 +7,8 @@ from statistics import fmean
 
 from torch import Tensor, nn
 
-from resflow_kernels.losses import calibrator_loss, multitask_bce
 from resflow_kernels.metrics import auc
+from resflow_kernels.nn.losses import calibrator_loss, multitask_bce
 
 from .data import Encoded
 from .methods import probabilities

@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from examples.experiments import charts, methods, report, tables
-from examples.experiments.catalogue import Requests, probabilities
+from examples.experiments.catalog import Requests, probabilities
 from examples.experiments.grid import Experimenter, Outcome, cells, runs_of
-from examples.experiments.machine import usable_cores
 from examples.experiments.methods import NAMES
 from examples.experiments.multitask import loss_of, mean_auc
 from examples.experiments.store import Run, Store
 from examples.experiments.tables import Column
 from examples.experiments.training import Budget, trained
 from resflow_kernels import chain
+from resflow_kernels.core.machine import usable_cores
 
 from . import data
 from .truth import excess_log_loss, expected_auc, relative_error

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from examples.experiments.catalogue import Requests
+from examples.experiments.catalog import Requests
 from examples.experiments.data import Encoded, Split
-from resflow_kernels.features import Feature, FeatureSet
+from resflow_kernels.data.features import Feature, FeatureSet
 from resflow_kernels.training.ranker import encode_rows
 
 from .generate import open_world

@@ -26,9 +26,9 @@ from rich.console import Console
 from torchmetrics.functional.classification import binary_auroc
 
 from resflow_kernels import Scorer, ops, reference
-from resflow_kernels import bundle as bundles
 from resflow_kernels.contract import PRECISIONS
-from resflow_kernels.runtime import compiled
+from resflow_kernels.serving import bundle as bundles
+from resflow_kernels.serving.scorer import compiled
 
 Floats = NDArray[np.float32]
 
@@ -73,10 +73,10 @@ def score(bundle: bundles.Bundle, days: Impressions, form: str, precision: str) 
     scorer = Scorer.from_bundle(bundle, precision=precision)
     match form:
         case "dense":
-            return scorer.scores(days.rows).probs
+            return scorer.dense_scores(days.rows).probs
         case "request":
             return scorer.request_scores(days.user, days.item, days.offsets).probs
-        case "catalogue":
+        case "catalog":
             catalog = scorer.catalog_rows(days.item, precision)
             return scorer.catalog_scores(days.user, np.arange(len(days.labels)), days.offsets, catalog).probs
         case "features":
@@ -91,7 +91,7 @@ def score(bundle: bundles.Bundle, days: Impressions, form: str, precision: str) 
     raise AssertionError(form)
 
 
-FORMS = ("dense", "request", "catalogue", "features", "dense, torch op")
+FORMS = ("dense", "request", "catalog", "features", "dense, torch op")
 
 
 def exact(bundle: bundles.Bundle, days: Impressions) -> NDArray[np.float64]:
@@ -100,7 +100,9 @@ def exact(bundle: bundles.Bundle, days: Impressions) -> NDArray[np.float64]:
     plan = replace(bundle.plan, precision="float32")
     alpha = torch.ones(plan.tasks, dtype=torch.float64)
     parts = torch.from_numpy(days.rows).double().split(8192)
-    return torch.cat([reference.dense_scores(part, weights, plan, alpha, 0, 0).probs for part in parts]).numpy()
+    return torch.cat(
+        [reference.dense_scores(part, weights, plan, alpha, "additive", "call").probs for part in parts]
+    ).numpy()
 
 
 def aucs(probs: NDArray[np.floating], labels: NDArray[np.int64]) -> list[float]:
@@ -159,7 +161,7 @@ def markdown(rows: list[Row], wanted: list[float], tasks: tuple[str, ...], count
     largest = max(abs(own - auc) for row in rows for own, auc in zip(row.auc, wanted, strict=True))
     return (
         f"# One model, every backend and precision\n\n{count:,} impressions of the test days. AUCs are differences\n"
-        f"from the float64 reference's; the largest is {largest:.6f}. The catalogue form's table is in the precision\n"
+        f"from the float64 reference's; the largest is {largest:.6f}. The catalog form's table is in the precision\n"
         f"of the row, embedding tables are in float32.\n\n{table}\n"
     )
 

@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 
 from examples.experiments.grid import Experimenter
-from examples.experiments.machine import usable_cores
 from examples.experiments.methods import NAMES, chosen
 from examples.experiments.store import Store
 from examples.experiments.training import Budget
+from resflow_kernels.core.machine import usable_cores
 
 from . import prepare
 from .comparison import EXPERIMENTS, Comparison
@@ -35,7 +35,7 @@ def compare(
     method: Annotated[Optional[list[str]], typer.Option(help=f"Of {', '.join(NAMES)}; repeatable.")] = None,  # noqa: UP045
     seeds: Annotated[int, typer.Option(min=1, help="Final runs of each method.")] = 5,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training days, at most.")] = 6,
-    users: Annotated[int, typer.Option(min=1, help="Users who rank the catalogue, at most.")] = 512,
+    users: Annotated[int, typer.Option(min=1, help="Users who rank the catalog, at most.")] = 512,
     rows: Annotated[int, typer.Option(min=0, help="Only the first rows of each part of the data; 0: all.")] = 0,
     cells: Annotated[int, typer.Option(min=0, help="Only the first cells of each tuning grid; 0: all.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="0: as many as cores.")] = 0,

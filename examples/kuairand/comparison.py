@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from examples.experiments import methods
-from examples.experiments.catalogue import Requests, probabilities
+from examples.experiments.catalog import Requests, probabilities
 from examples.experiments.data import Split, encode
 from examples.experiments.grid import Experimenter, Outcome, cells, one_factor, runs_of
 from examples.experiments.multitask import loss_of, mean_auc
 from examples.experiments.store import Run
 from examples.experiments.training import Budget, trained
-from resflow_kernels.features import FeatureSet
+from resflow_kernels.data.features import FeatureSet
 from resflow_kernels.metrics import task_metrics
 
 from . import prepare
@@ -73,7 +73,7 @@ class Comparison:
         data: of :func:`prepare.load`.
         budget: of every training run.
         experimenter: trains what its store does not have.
-        users: how many rank the catalogue, at most, on validation days and on test days.
+        users: how many rank the catalog, at most, on validation days and on test days.
         chosen: the methods of chain and branch, names of :data:`methods.NAMES`.
     """
 
@@ -139,7 +139,7 @@ class Comparison:
         return self.budget.final_seeds[:SENSITIVITY_SEEDS]
 
     def chain_trial(self, run: Run) -> Outcome:
-        """A run of the chain; a final one also ranks the catalogue, and keeps ResFlow's residuals."""
+        """A run of the chain; a final one also ranks the catalog, and keeps ResFlow's residuals."""
         model, outcome = self._trial(run, CHAIN)
         if run.stage != "final":
             return outcome
@@ -155,7 +155,7 @@ class Comparison:
 
     @cached_property
     def requests(self) -> tuple[Requests, Requests]:
-        """Users of the validation days and of the test days, ranking the catalogue."""
+        """Users of the validation days and of the test days, ranking the catalog."""
         days = (self.data.valid, self.data.test)
         valid, test = (make_requests(self._features, some, self.data.videos, self.users) for some in days)
         return valid, test

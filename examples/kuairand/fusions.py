@@ -1,4 +1,4 @@
-"""Rankings of the catalogue by fused probabilities, plain and with weights tuned on the validation days' requests."""
+"""Rankings of the catalog by fused probabilities, plain and with weights tuned on the validation days' requests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.experiments.catalogue import Requests
-from resflow_kernels.tune import tune_fusion
+from examples.experiments.catalog import Requests
+from resflow_kernels.metrics.fusion_search import tune_fusion
 
 TOP = 100
 FORMS = ("additive", "multiplicative")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import typer
 from numpy.typing import NDArray
 
-from resflow_kernels.features import Feature, FeatureSet
+from resflow_kernels.data.features import Feature, FeatureSet
 
 DATA = Path(__file__).parent / "data"
 TASKS = ("click", "long_view", "finish")
@@ -69,7 +69,7 @@ class Slice:
     train: Impressions
     valid: Impressions
     test: Impressions
-    videos: pa.Table  # the catalogue
+    videos: pa.Table  # the catalog
 
 
 def feature_set(width: int) -> FeatureSet:
@@ -122,7 +122,7 @@ def write(
 
 
 def requests(days: Impressions, count: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
-    """Users to rank the catalogue for, and what they finished.
+    """Users to rank the catalog for, and what they finished.
 
     Args:
         days: where the users and their finishes are taken from.
@@ -155,7 +155,7 @@ def _users(table: pa.Table) -> pa.Table:
 
 
 def _videos(table: pa.Table) -> pa.Table:
-    """The catalogue's columns, the tags (``"12,39"``) as lists."""
+    """The catalog's columns, the tags (``"12,39"``) as lists."""
     tags = pc.split_pattern(table["tag"].cast(pa.string()), ",")
     return _whole(table.select(["video_id", *VIDEO_CATEGORIES, "video_duration"]), VIDEO_CATEGORIES).append_column(
         "tags", tags

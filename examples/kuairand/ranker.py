@@ -7,8 +7,8 @@ from torch import Tensor
 from examples.experiments.data import SCORED_AT_ONCE, Encoded
 from examples.experiments.data import encode as encode_table
 from resflow_kernels import ResFlow
-from resflow_kernels.features import FeatureSet
-from resflow_kernels.fusion import Fusion
+from resflow_kernels.core.fusion import Fusion
+from resflow_kernels.data.features import FeatureSet
 from resflow_kernels.training.ranker import FeatureModel, feature_embeddings
 
 from .prepare import TASKS, Impressions

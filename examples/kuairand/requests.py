@@ -1,12 +1,12 @@
-"""Users of the KuaiRand slice who rank its catalogue, and what they finished."""
+"""Users of the KuaiRand slice who rank its catalog, and what they finished."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 
-from examples.experiments.catalogue import Requests
-from resflow_kernels.features import FeatureSet
+from examples.experiments.catalog import Requests
+from resflow_kernels.data.features import FeatureSet
 from resflow_kernels.training.ranker import encode_rows
 
 from . import prepare

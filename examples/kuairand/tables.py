@@ -32,7 +32,7 @@ def write_report(folder: Path, store: Store, comparison: Comparison) -> Path:
         f"settings and epochs by, {len(comparison.data.test):,} reported",
         "towers": "-".join(map(str, HIDDEN)) + ", PReLU, BatchNorm",
         "embedding width": WIDTH,
-        "ranking the catalogue": "at most that many users of the validation days, and as many of the test days",
+        "ranking the catalog": "at most that many users of the validation days, and as many of the test days",
         **store.conditions,
     }
     parts = [report.head("KuaiRand: comparison", store, everything, settings)]
@@ -102,8 +102,8 @@ def _fusion(rows: list[Row]) -> str:
     ]
     return report.section(
         "Additive against multiplicative fusion",
-        f"Users rank the whole catalogue; recalled is what they finished. Each model's weights (up to {SETTINGS} were "
-        "tried, `resflow_kernels.tune.tune_fusion`) were chosen on the validation days' users and are reported on the "
+        f"Users rank the whole catalog; recalled is what they finished. Each model's weights (up to {SETTINGS} were "
+        "tried, `resflow_kernels.tune_fusion`) were chosen on the validation days' users and are reported on the "
         "test days' users.",
         tables.results(chosen, columns, {}, lambda row: row["group"], "method, fusion"),
         tables.table(["method, fusion", "weights click : long view : finish, a seed each"], weights),

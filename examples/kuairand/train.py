@@ -2,7 +2,7 @@
 
     python -m examples.kuairand.train -o out/kuairand.safetensors
 
-Beside the bundle it writes ``requests.parquet`` (users to rank for), ``videos.parquet`` (the catalogue they all
+Beside the bundle it writes ``requests.parquet`` (users to rank for), ``videos.parquet`` (the catalog they all
 rank), ``labels.parquet`` (what those users finished on the test days) and ``test.parquet`` (the test days'
 impressions with their labels, for ``resflow quantize --check``).
 """
@@ -23,7 +23,7 @@ from rich.table import Table
 from torchmetrics.functional.classification import binary_auroc
 
 from resflow_kernels import Additive, ResFlow
-from resflow_kernels.bundle import save_model
+from resflow_kernels.serving.bundle import save_model
 from resflow_kernels.training.loop import fit
 from resflow_kernels.training.ranker import FeatureModel
 from resflow_kernels.training.settings import FitSettings, Progress
@@ -37,7 +37,7 @@ BATCH = 2048
 LEARNING_RATE = 2e-3
 MOST_EPOCHS = 8
 PATIENCE = 2  # epochs without a better validation AUC before training ends
-# Ranks the catalogue for what validation users finished: Weighted Recall@100 of 0.099 there, (1, 1, 1) 0.082.
+# Ranks the catalog for what validation users finished: Weighted Recall@100 of 0.099 there, (1, 1, 1) 0.082.
 FUSION = Additive((1, 5, 20))
 
 console = Console()
@@ -47,7 +47,7 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write.")] = Path(
         "out/kuairand.safetensors"
     ),
-    users: Annotated[int, typer.Option(min=1, help="Test users to rank the catalogue for, at most.")] = 512,
+    users: Annotated[int, typer.Option(min=1, help="Test users to rank the catalog for, at most.")] = 512,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training days, at most.")] = MOST_EPOCHS,
     seed: Annotated[int, typer.Option(help="Of the initial weights, the shuffling and the draw of users.")] = 0,
 ) -> None:

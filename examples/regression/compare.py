@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from examples.experiments import methods, report, tables
 from examples.experiments.data import Encoded
 from examples.experiments.grid import Experimenter, Outcome, cells, runs_of
-from examples.experiments.machine import usable_cores
 from examples.experiments.store import Row, Run, Store
 from examples.experiments.tables import Column
 from examples.experiments.training import Budget, trained
 from resflow_kernels import ExpectedValue, reference
-from resflow_kernels.losses import bucket_values, multitask_bce, progressive_labels
+from resflow_kernels.core.machine import usable_cores
+from resflow_kernels.nn.losses import bucket_values, multitask_bce, progressive_labels
 
 from . import movielens, watch
 from .problem import Problem

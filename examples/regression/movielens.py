@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from examples.experiments.data import Encoded, Split
-from resflow_kernels.features import Feature, FeatureSet
+from resflow_kernels.data.features import Feature, FeatureSet
 from resflow_kernels.training.ranker import encode_rows
 
 from .problem import Problem

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from examples.experiments.data import Encoded, Split, encode
 from examples.kuairand import prepare
-from resflow_kernels.features import FeatureSet
+from resflow_kernels.data.features import FeatureSet
 
 from .problem import Problem, bucket_means, thresholds_at
 

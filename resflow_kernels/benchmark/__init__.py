@@ -1,12 +1,12 @@
-"""Timing our kernels beside PyTorch, ONNX Runtime and OpenVINO: what ``bench/`` and ``resflow bench`` share.
+"""Times our kernels against PyTorch, ONNX Runtime and OpenVINO; shared by ``bench/`` and ``resflow bench``.
 
 ==============  =====================================================================
-``turns``       times contestants in turns within one process
+``interleave``  times calls interleaved within one process
 ``towers``      a ranker in plain PyTorch, as well written as it can be by hand
 ``onnx_graph``  the same ranker as an ONNX graph
-``peers``       one class a contestant, ours included, behind one interface
-``contest``     checks contestants against the reference, then times them in turns
+``baselines``   one class per implementation, ours included, behind one interface
+``suite``       checks implementations against the reference, then times them
 ==============  =====================================================================
 
-Needs torch. onnx, onnxruntime and openvino are optional: a peer whose library is missing says so.
+Needs torch. onnx, onnxruntime and openvino are optional: a baseline whose library is missing reports that.
 """

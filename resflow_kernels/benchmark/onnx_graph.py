@@ -1,35 +1,37 @@
 """A ranker as an ONNX graph of plain operators, which ONNX Runtime and OpenVINO both load.
 
 Its outputs are ``probs [B, K]`` and ``score [B]``; its inputs are ``x [B, D]``, or ``user [R, Du]``, ``item [N, Di]``
-and, for several requests, ``request [N]``, each item's own. Needs onnx.
+and, for several requests, ``request [N]``, the request of each item. Needs onnx.
 
-Whether the first layers of all tasks are one product or one a task is a choice. Measured on two cores of Zen 5 with
-three tasks of 576-128-64: one a task is up to a seventh faster with 1 to 16 rows (ONNX Runtime and OpenVINO) and in
+The first layers of all tasks are either one product or one product per task. Measured on two cores of Zen 5 with
+three tasks of 576-128-64: one per task is up to a seventh faster with 1 to 16 rows (ONNX Runtime and OpenVINO) and in
 OpenVINO's float32 split of any size, and otherwise the same. (PyTorch eager is faster with one for all.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..fusion import Fusion
-from ..plan import Plan
+from ..core.fusion import Fusion
+from ..core.plan import Plan
+from ..core.weights import towers_of
+from ..reference.activations import ROWS
 
-OPSET = 20  # the first with Gelu
-IR_VERSION = 10  # what every ONNX Runtime since 1.18 reads
+OPSET = 20  # the first opset with Gelu
+IR_VERSION = 10  # readable by every ONNX Runtime since 1.18
 
 
 def dense_graph(plan: Plan, weights: Sequence[np.ndarray], fusion: Fusion, joined: bool = False) -> bytes:
-    """The dense form: serialized ONNX.
+    """The serialized ONNX graph of the dense form.
 
     Args:
         plan: the network.
         weights: float32 canonical weights, as ``plan.weight_shapes`` lists them.
         fusion: how probabilities become a score.
-        joined: the first layers of all tasks are one matrix product, instead of one a task.
+        joined: the first layers of all tasks are one matrix product, instead of one per task.
     """
     graph, own = _Graph(), _Weights(plan, weights)
     parts = []
@@ -48,7 +50,7 @@ def split_graph(
     several_requests: bool,
     joined: bool = False,
 ) -> bytes:
-    """The request form, split by hand: the user's part is computed once a request. Arguments as above."""
+    """The request form, split by hand: the user's part is computed once per request. Arguments as in dense_graph."""
     graph, own = _Graph(), _Weights(plan, weights)
     parts = []
     for group in own.groups(joined):
@@ -69,38 +71,25 @@ def split_graph(
 
 
 class _Weights:
-    """Canonical weights by name, the first layers' joined over the tasks."""
+    """Canonical weights by name: first layers, later layers and heads of every task."""
 
     def __init__(self, plan: Plan, weights: Sequence[np.ndarray]) -> None:
         self.plan = plan
-        left = iter(weights)
-        firsts: list[dict[str, np.ndarray]] = []
-        self.later: list[list[dict[str, np.ndarray]]] = []
-        self.heads: list[tuple[np.ndarray, np.ndarray]] = []
-        for _ in range(plan.tasks):
-            firsts.append(self._layer(left, 0))
-            self.later.append([self._layer(left, layer) for layer in range(1, plan.layers)])
-            self.heads.append((next(left)[:, None], next(left)))
-        self._firsts = firsts
+        towers = towers_of(plan, weights)
+        self._firsts: list[dict[str, np.ndarray]] = [tower.layers[0] for tower in towers]
+        self.later: list[tuple[dict[str, np.ndarray], ...]] = [tower.layers[1:] for tower in towers]
+        self.heads = [(tower.head["weight"][:, None], tower.head["bias"]) for tower in towers]
 
     def groups(self, joined: bool) -> list[dict[str, np.ndarray]]:
-        """The first layers' weights a matrix product, for all tasks or for each."""
+        """The first layers' weights by matrix product: one group joined over all tasks, or one group per task."""
         if not joined:
             return self._firsts
         names = self._firsts[0]
         return [{name: np.concatenate([first[name] for first in self._firsts], axis=-1) for name in names}]
 
-    def _layer(self, left: Iterator[np.ndarray], layer: int) -> dict[str, np.ndarray]:
-        named = {"weight": next(left), "bias": next(left)}
-        if self.plan.activations[layer] == "prelu":
-            named["slope"] = next(left)
-        if self.plan.affine:
-            named.update(scale=next(left), shift=next(left))
-        return named
-
 
 class _Graph:
-    """Nodes and constants under names that are given as they come."""
+    """Nodes and constants, named in order of creation."""
 
     def __init__(self) -> None:
         self._nodes: list[Any] = []
@@ -111,7 +100,7 @@ class _Graph:
         return self.nodes(kind, inputs, [f"v{len(self._nodes)}" if output is None else output], **attributes)[0]
 
     def nodes(self, kind: str, inputs: Sequence[str], outputs: list[str], **attributes: Any) -> list[str]:
-        """Append a node of several outputs."""
+        """Append a node with several outputs; returns their names."""
         from onnx import helper
 
         self._nodes.append(helper.make_node(kind, list(inputs), outputs, **attributes))
@@ -159,7 +148,7 @@ def _finish(graph: _Graph, weights: _Weights, parts: list[str], fusion: Fusion) 
         weight, bias = weights.heads[task]
         logit = graph.node("MatMul", outputs[task][-1], graph.constant(weight))
         own.append(graph.node("Add", logit, graph.constant(bias)))
-    _fuse(graph, _probabilities(graph, plan, own), plan.tasks, fusion)
+    fusion.onnx(graph, _probabilities(graph, plan, own), np.array(fusion.weights_for(plan.tasks), np.float32))
 
 
 def _tower(graph: _Graph, weights: _Weights, task: int, first: str, residual: list[str] | None) -> list[str]:
@@ -177,28 +166,15 @@ def _tower(graph: _Graph, weights: _Weights, task: int, first: str, residual: li
 
 
 def _after_product(graph: _Graph, activation: str, value: str, own: dict[str, np.ndarray]) -> str:
-    value = _activate(graph, activation, value, own)
+    value = ROWS[activation].onnx(graph, value, own)
     if "scale" in own:
         value = graph.node("Mul", value, graph.constant(own["scale"]))
         value = graph.node("Add", value, graph.constant(own["shift"]))
     return value
 
 
-def _activate(graph: _Graph, activation: str, value: str, own: dict[str, np.ndarray]) -> str:
-    match activation:
-        case "identity":
-            return value
-        case "prelu":
-            return graph.node("PRelu", value, graph.constant(own["slope"]))
-        case "silu":
-            return graph.node("Mul", value, graph.node("Sigmoid", value))
-        case "gelu_tanh":
-            return graph.node("Gelu", value, approximate="tanh")
-    return graph.node({"relu": "Relu", "gelu": "Gelu", "tanh": "Tanh", "sigmoid": "Sigmoid"}[activation], value)
-
-
 def _probabilities(graph: _Graph, plan: Plan, own: list[str]) -> str:
-    """``probs [B, K]`` from each task's own logit ``[B, 1]``."""
+    """``probs [B, K]`` from the task logits ``[B, 1]``, before the residual."""
     if plan.head == "conditional":
         probs: list[str] = []
         for task, parent in enumerate(plan.parents):
@@ -214,24 +190,3 @@ def _probabilities(graph: _Graph, plan: Plan, own: list[str]) -> str:
             logit = graph.node("Add", logit, logits[parent])
         logits.append(logit)
     return graph.node("Sigmoid", graph.node("Concat", *logits, axis=1), output="probs")
-
-
-def _fuse(graph: _Graph, probs: str, tasks: int, fusion: Fusion) -> None:
-    """``score [B]`` from ``probs [B, K]``."""
-    values = np.array(fusion.weights_for(tasks), np.float32)
-    axis = graph.constant(np.array([1]))
-    if fusion.kind == "multiplicative":
-        powers = graph.node("Pow", probs, graph.constant(values))
-        graph.node("ReduceProd", powers, axis, keepdims=0, output="score")
-        return
-    shares = probs
-    if fusion.kind == "expected_value":
-        # The shares of the K + 1 buckets are the drops along 1, p_0, ..., p_{K-1}, 0; those that grow count as none.
-        columns = [graph.constant(np.array([value])) for value in (0, 1, 1)]  # Slice's start, end and axis
-        first = graph.node("Slice", probs, *columns)
-        zero = graph.node("Sub", first, first)
-        one = graph.node("Add", zero, graph.constant(np.ones(1, np.float32)))
-        higher, lower = graph.node("Concat", one, probs, axis=1), graph.node("Concat", probs, zero, axis=1)
-        shares = graph.node("Relu", graph.node("Sub", higher, lower))
-    product = graph.node("MatMul", shares, graph.constant(values[:, None]))
-    graph.node("Squeeze", product, axis, output="score")

@@ -1,12 +1,12 @@
-"""A ranker in plain PyTorch, as well written as it can be by hand: what eager and torch.compile run.
+"""A ranker in plain PyTorch, as well written as it can be by hand, for eager and torch.compile.
 
-The first layers of all tasks are one matrix product, activation and scale included; in :meth:`Towers.split` the
-user's part of it is computed once a request.
+The first layers of all tasks are one matrix product, activation and scale included; :meth:`Towers.split` computes
+the user's part of it once per request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import reference
-from ..contract import FUSIONS
-from ..fusion import Fusion
-from ..plan import Plan
+from ..core.fusion import Fusion
+from ..core.plan import Plan
+from ..core.weights import towers_of
 
 Floats = np.ndarray
 
@@ -28,8 +28,8 @@ class Towers(nn.Module):
         plan: the network.
         weights: float32 canonical weights, as ``plan.weight_shapes`` lists them.
         fusion: how probabilities become a score.
-        user_width: columns of the user's side, for :meth:`split`.
-        dtype: of weights and hidden layers; probabilities and score are float32.
+        user_width: number of user columns, for :meth:`split`.
+        dtype: dtype of weights and hidden layers; probabilities and score are float32.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class Towers(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.plan, self.fusion_code = plan, fusion.code
-        left = iter([torch.as_tensor(weight) for weight in weights])
+        self.plan = plan
+        self.fusion_kind: str = fusion.kind
         firsts: list[dict[str, Tensor]] = []
         towers: list[list[nn.Module]] = []
         heads: list[nn.Module] = []
-        for task in range(plan.tasks):
-            firsts.append(_layer_weights(left, plan, 0))
-            later = [_Layer(plan.activations[at], _layer_weights(left, plan, at)) for at in range(1, plan.layers)]
-            towers.append([_Part(task), *later])
-            heads.append(_Head(next(left), next(left)))
+        for task, tower in enumerate(towers_of(plan, [torch.as_tensor(weight) for weight in weights])):
+            first, *later = [own | {"weight": own["weight"].T.contiguous()} for own in tower.layers]
+            firsts.append(first)
+            towers.append([_Part(task), *map(_Layer, plan.activations[1:], later)])
+            heads.append(_Head(tower.head["weight"], tower.head["bias"]))
         joined = {name: torch.cat([first[name] for first in firsts]) for name in firsts[0]}
         self.first: _Layer = _Layer(plan.activations[0], joined)
         self.towers = nn.ModuleList(nn.ModuleList(tower) for tower in towers)
@@ -65,27 +65,27 @@ class Towers(nn.Module):
         return self._scores(self.first(x.to(self.user_weight.dtype)))
 
     def split(self, user: Tensor, item: Tensor, request: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same of user rows ``[R, Du]`` and items ``[N, Di]``.
+        """Probabilities and score of user rows ``[R, Du]`` and items ``[N, Di]``.
 
-        ``request [N]`` int64 is each item's request; it is left out where there is one.
+        ``request [N]`` int64 is the request of each item; it is omitted if there is one request.
         """
         dtype = self.user_weight.dtype
         shared = F.linear(user.to(dtype), self.user_weight, self.first.bias)
-        start = shared if request is None else shared.index_select(0, request)
-        return self._scores(self.first.finish(torch.addmm(start, item.to(dtype), self.item_weight.T)))
+        projection = shared if request is None else shared.index_select(0, request)
+        return self._scores(self.first.finish(torch.addmm(projection, item.to(dtype), self.item_weight.T)))
 
     def _scores(self, first: Tensor) -> tuple[Tensor, Tensor]:
-        """From the first layers' outputs ``[B, K * H_1]``."""
+        """Probabilities and score from the first layers' outputs ``[B, K * H_1]``."""
         parts = first.split(self.plan.hidden[0], dim=1)
         logits = reference.tower_logits(parts, self.towers, self.heads, self.plan).float()  # type: ignore[arg-type]
         probs = torch.sigmoid(logits)
-        if FUSIONS[self.fusion_code] == "additive":
+        if self.fusion_kind == "additive":
             return probs, torch.mv(probs, self.fusion_weights)
-        return probs, reference.fuse(logits, self.fusion_weights, self.fusion_code)
+        return probs, reference.fuse(logits, self.fusion_weights, self.fusion_kind)
 
 
 class Split(nn.Module):
-    """:meth:`Towers.split` as a module's forward: torch.compile freezes the weights of modules alone."""
+    """:meth:`Towers.split` as a module's forward: torch.compile freezes only the weights of modules."""
 
     def __init__(self, towers: Towers) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Split(nn.Module):
 
 
 class _Part(nn.Module):
-    """A task's share of the first layers."""
+    """Selects a task's columns of the joined first layer."""
 
     def __init__(self, task: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Part(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A hidden layer, its weights ``[H_l, H_{l-1}]`` as ``F.linear`` takes them."""
+    """A hidden layer with weights ``[H_l, H_{l-1}]``, as ``F.linear`` takes them."""
 
     weight: Tensor
     bias: Tensor
@@ -126,14 +126,14 @@ class _Layer(nn.Module):
         return self.finish(F.linear(value, self.weight, self.bias))
 
     def finish(self, value: Tensor) -> Tensor:
-        """What follows the matrix product."""
+        """Apply activation and affine to the result of the matrix product."""
         slope = self.slope
         value = reference.activate(self.activation, value) if slope is None else F.prelu(value, slope)
         return value if self.scale is None else torch.addcmul(self.shift, value, self.scale)
 
 
 class _Head(nn.Module):
-    """A task's own logit ``[B]`` from ``[B, H_L]``."""
+    """A task's logit ``[B]``, before the residual, from ``[B, H_L]``."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -145,13 +145,3 @@ class _Head(nn.Module):
 
 def _frozen(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().clone(), requires_grad=False)
-
-
-def _layer_weights(left: Iterator[Tensor], plan: Plan, layer: int) -> dict[str, Tensor]:
-    """The next canonical weights, by name."""
-    named = {"weight": next(left).T.contiguous(), "bias": next(left)}
-    if plan.activations[layer] == "prelu":
-        named["slope"] = next(left)
-    if plan.affine:
-        named.update(scale=next(left), shift=next(left))
-    return named

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..benchmark.towers import Towers
-from ..bundle import Bundle
-from ..fusion import Fusion
+from ..core.fusion import Fusion
+from ..serving.bundle import Bundle
 from ._ranker import Ranker
 from ._requests import Embedded
 

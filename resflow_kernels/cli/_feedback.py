@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..features import FeatureSet
+from ..data.features import FeatureSet
 from ..metrics import weighted_recall_of_ranking
 from ._requests import Requests, read_table
 

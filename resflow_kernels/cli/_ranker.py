@@ -1,4 +1,4 @@
-"""A scorer on embedded requests: the request form, or the catalogue form where all requests rank the same items."""
+"""A scorer on embedded requests: the request form, or the catalog form where all requests rank the same items."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..runtime import Floats, Scorer, Table, TopK
+from ..serving.scorer import Floats, Scorer, Table, TopK
 from ._requests import Embedded, Indices
 
 
@@ -15,35 +15,35 @@ class Ranker:
 
     Args:
         scorer: with features.
-        is_catalogue: whether every request brings the very same items.
+        is_catalog: whether every request brings the very same items.
     """
 
-    def __init__(self, scorer: Scorer, is_catalogue: bool) -> None:
+    def __init__(self, scorer: Scorer, is_catalog: bool) -> None:
         self.scorer = scorer
-        self._is_catalogue = is_catalogue
+        self._is_catalog = is_catalog
         self._table: Table | None = None
 
     def best(self, request: Embedded, k: int) -> TopK:
-        """The ``k`` best of a request's items; fewer items are filled up as :meth:`Scorer.top_k` does."""
-        if self._is_catalogue:
-            return self.scorer.top_k_catalog(request.user, self._all, [0, len(request.item)], self._rows(request), k)
-        return self.scorer.top_k_requests(request.user, request.item, [0, len(request.item)], k)
+        """The ``k`` best of a request's items; fewer items are filled up as :meth:`Scorer.dense_topk` does."""
+        if self._is_catalog:
+            return self.scorer.catalog_topk(request.user, self._all, [0, len(request.item)], self._rows(request), k)
+        return self.scorer.request_topk(request.user, request.item, [0, len(request.item)], k)
 
     def probabilities(self, request: Embedded, positions: Indices) -> Floats:
         """Those of some of a request's items ``[n, K]``: the very bits that ranked them."""
         offsets = [0, len(positions)]
-        if self._is_catalogue:
+        if self._is_catalog:
             return self.scorer.catalog_scores(request.user, positions, offsets, self._rows(request)).probs
         return self.scorer.request_scores(request.user, request.item[positions], offsets).probs
 
     def prepare(self, request: Embedded) -> None:
         """Compute what requests share, so that it is not counted as any one's time."""
-        if self._is_catalogue:
+        if self._is_catalog:
             self._rows(request)
 
     def _rows(self, request: Embedded) -> Table:
         if self._table is None:
-            # float32 rows: one catalogue's are small, and the ranking stays that of the request form but for ties.
+            # float32 rows: one catalog's are small, and the ranking stays that of the request form but for ties.
             self._table = self.scorer.catalog_rows(request.item, "float32")
         return self._table
 

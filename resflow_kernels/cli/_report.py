@@ -8,13 +8,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ..runtime import Scorer
+from ..serving.scorer import Scorer
 from ._feedback import Feedback
 from ._requests import Requests
 
 if TYPE_CHECKING:
     from ._eager import Comparison
-    from .score import Ranked, Timing
+    from ._types import Ranked, Timing
 
 _SHOWN = 10
 
@@ -43,7 +43,7 @@ def throughput(console: Console, requests: Requests, timing: Timing) -> None:
     if not timing.scoring:
         return
     table = _latency_table(f"{requests.candidates:,} candidates of {len(requests):,} requests, time a request")
-    embedding = "user's embedding and scoring" if requests.is_catalogue else "embedding and scoring"
+    embedding = "user's embedding and scoring" if requests.is_catalog else "embedding and scoring"
     for name, seconds in (("scoring", timing.scoring), (embedding, timing.total)):
         table.add_row(name, *_latency(requests.candidates, seconds))
     console.print(table)

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .._embedding import rows_of
-from ..features import FeatureSet
-from ..runtime import Floats, Scorer
+from ..data.embedding import rows_of
+from ..data.features import FeatureSet
+from ..serving.scorer import Floats, Scorer
 
 Indices = NDArray[np.int64]
 
@@ -27,23 +27,23 @@ class Requests:
 
     ids: pa.Array  # [R]
     users: pa.Table  # R rows
-    items: pa.Table  # candidates, request by request; or the catalogue
-    offsets: NDArray[np.int64]  # [R + 1]; unused with a catalogue
-    is_catalogue: bool = False
+    items: pa.Table  # candidates, request by request; or the catalog
+    offsets: NDArray[np.int64]  # [R + 1]; unused with a catalog
+    is_catalog: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def span(self, request: int) -> tuple[int, int]:
         """The rows of ``items`` that a request ranks."""
-        if self.is_catalogue:
+        if self.is_catalog:
             return 0, self.items.num_rows
         return int(self.offsets[request]), int(self.offsets[request + 1])
 
     @property
     def candidates(self) -> int:
         """How many candidates all requests rank."""
-        return len(self) * self.items.num_rows if self.is_catalogue else self.items.num_rows
+        return len(self) * self.items.num_rows if self.is_catalog else self.items.num_rows
 
 
 @dataclass(frozen=True)
@@ -94,34 +94,34 @@ def grouped_requests(path: Path, table: pa.Table, features: FeatureSet) -> Reque
     return Requests(ids, users, table, offsets)
 
 
-def read_catalogue_requests(path: Path, catalogue: Path, features: FeatureSet) -> Requests:
-    """Users, one row a request, who all rank one catalogue."""
+def read_catalog_requests(path: Path, catalog: Path, features: FeatureSet) -> Requests:
+    """Users, one row per request, who all rank one catalog."""
     users = read_table(path, _user_columns(features))
     ids, codes = _numbered(path, users, features.request_id)
     if len(ids) != len(codes):
         first = ids[int(np.flatnonzero(np.bincount(codes) > 1)[0])].as_py()
-        raise ValueError(f"{path}: must hold one row a request with --catalogue, got request {first!r} more than once")
-    items = read_table(catalogue, [features.item_id, *(feature.name for feature in features.item)])
-    return Requests(ids, users, items, np.zeros(len(ids) + 1, np.int64), is_catalogue=True)
+        raise ValueError(f"{path}: must hold one row per request with --catalog, got request {first!r} more than once")
+    items = read_table(catalog, [features.item_id, *(feature.name for feature in features.item)])
+    return Requests(ids, users, items, np.zeros(len(ids) + 1, np.int64), is_catalog=True)
 
 
 def embedded_requests(requests: Requests, scorer: Scorer) -> Iterator[Embedded]:
-    """Each request's user row and item rows; a catalogue's items are embedded once, before the first."""
+    """Each request's user row and item rows; a catalog's items are embedded once, before the first."""
     features = scorer.features
     assert features is not None
-    catalogue = _embedded_items(requests.items, scorer) if requests.is_catalogue else None
+    catalog = _embedded_items(requests.items, scorer) if requests.is_catalog else None
     for first, last in _blocks(requests):
         users = features.encode_user(requests.users.slice(first, last - first))
         base, end = requests.span(first)[0], requests.span(last - 1)[1]
-        items = {} if catalogue is not None else features.encode_item(requests.items.slice(base, end - base))
+        items = {} if catalog is not None else features.encode_item(requests.items.slice(base, end - base))
         for request in range(first, last):
             start, stop = requests.span(request)
             began = time.perf_counter()
             user = features.embed(rows_of(users, request - first, request - first + 1), scorer.tables)
-            if catalogue is None:
+            if catalog is None:
                 item = features.embed(rows_of(items, start - base, stop - base), scorer.tables)
             else:
-                item = catalogue
+                item = catalog
             yield Embedded(request, user, item, time.perf_counter() - began)
 
 
@@ -154,7 +154,7 @@ def _embedded_items(items: pa.Table, scorer: Scorer) -> Floats:
 
 def _blocks(requests: Requests) -> Iterator[tuple[int, int]]:
     """Runs of requests with at most ``_BLOCK_ROWS`` candidates (or a single larger request)."""
-    if requests.is_catalogue:
+    if requests.is_catalog:
         for first in range(0, len(requests), _BLOCK_ROWS):
             yield first, min(first + _BLOCK_ROWS, len(requests))
         return

@@ -1,4 +1,4 @@
-"""``resflow bench``: how fast a model's dense form is here, beside PyTorch, ONNX Runtime and OpenVINO."""
+"""``resflow bench``: the speed of a model's dense form here, compared with PyTorch, ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..bundle import Bundle, load
+from ..core.machine import usable_cores
+from ..serving.bundle import Bundle, load
 from ._errors import one_line_errors
-from .info import usable_cores
 
 if TYPE_CHECKING:
-    from ..benchmark.contest import Entry
-    from ..benchmark.peers import Contestant
+    from ..benchmark.baselines import Implementation
+    from ..benchmark.suite import Entry
 
 BATCHES = "1,16,128,1024,8192"
 
 
 def bench(
     model: Annotated[Path, typer.Argument(help="A model bundle (safetensors).", show_default=False)],
-    batches: Annotated[str, typer.Option(help="Candidates a call.")] = BATCHES,
+    batches: Annotated[str, typer.Option(help="Candidates per call.")] = BATCHES,
     peers: Annotated[
-        str | None, typer.Option(help="Peers by name: eager, torch.compile, onnxruntime, openvino.", show_default="all")
+        str | None,
+        typer.Option(help="Baselines by name: eager, torch.compile, onnxruntime, openvino.", show_default="all"),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of all of them.", show_default="all cores")] = None,
-    rounds: Annotated[int, typer.Option(help="Turns each of them has.")] = 9,
+    threads: Annotated[
+        int | None, typer.Option(help="Thread count of all implementations.", show_default="all cores")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of interleaved calls.")] = 9,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Time a model's dense form beside other runtimes: same inputs and threads, in turns, medians."""
+    """Time a model's dense form against other runtimes: same inputs and threads, interleaved, medians."""
     with one_line_errors():
         if not find_spec("torch"):
             raise ValueError("bench needs torch, which is not installed")
@@ -42,42 +45,42 @@ def bench(
             if value is not None and value < 1:
                 raise ValueError(f"{option} must be at least 1, got {value}")
         used = usable_cores() if threads is None else threads
-        contests = _contests(bundle, sizes, wanted, used, rounds, Console(stderr=True))
+        results = _results(bundle, sizes, wanted, used, rounds, Console(stderr=True))
     if as_json:
-        print(json.dumps([_facts(batch, entry) for batch, entries in contests.items() for entry in entries], indent=2))
+        print(json.dumps([_facts(batch, entry) for batch, entries in results.items() for entry in entries], indent=2))
         return
     console = Console()
-    console.print(_table(contests, f"{model.name}, {used} thread{'s' * (used > 1)}, medians in microseconds"))
-    for line in _problems(contests):
+    console.print(_table(results, f"{model.name}, {used} thread{'s' * (used > 1)}, medians in microseconds"))
+    for line in _problems(results):
         console.print(line, highlight=False)
 
 
-def _contests(
+def _results(
     bundle: Bundle, batches: list[int], wanted: list[str] | None, threads: int, rounds: int, progress: Console
 ) -> dict[int, list[Entry]]:
-    """What each batch's contest gave."""
-    from ..benchmark.contest import Inputs, hold
-    from ..benchmark.peers import OURS, Model
-    from ..benchmark.turns import Schedule
+    """The entries of every batch size, timed."""
+    from ..benchmark.baselines import OURS, Model
+    from ..benchmark.interleave import Schedule
+    from ..benchmark.suite import Inputs, run
 
     model = Model(bundle.plan, bundle.weights, bundle.fusion)
-    contestants = (*OURS, *_chosen(wanted))
-    contests = {}
+    implementations = (*OURS, *_chosen(wanted))
+    results = {}
     for batch in batches:
         with progress.status(f"{batch} candidates (torch.compile takes a while)"):
             inputs = Inputs.dense(model, batch)
-            contests[batch] = hold(model, inputs, threads, Schedule(rounds=rounds), contestants)
-    return contests
+            results[batch] = run(model, inputs, threads, Schedule(rounds=rounds), implementations)
+    return results
 
 
-def _chosen(wanted: list[str] | None) -> list[type[Contestant]]:
-    from ..benchmark.peers import PEERS
+def _chosen(wanted: list[str] | None) -> list[type[Implementation]]:
+    from ..benchmark.baselines import BASELINES
 
-    names = dict.fromkeys(peer.name for peer in PEERS)
+    names = dict.fromkeys(baseline.name for baseline in BASELINES)
     for name in wanted or []:
         if name not in names:
             raise ValueError(f"--peers must be of {', '.join(names)}, got {name!r}")
-    return [peer for peer in PEERS if wanted is None or peer.name in wanted]
+    return [baseline for baseline in BASELINES if wanted is None or baseline.name in wanted]
 
 
 def _numbers(text: str) -> list[int]:
@@ -90,47 +93,46 @@ def _numbers(text: str) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def _table(contests: dict[int, list[Entry]], title: str) -> Table:
-    """Contestants down, batches across; a peer's cell says how many times as long as ours it took."""
+def _table(results: dict[int, list[Entry]], title: str) -> Table:
+    """One row per implementation, one column per batch size; a baseline's cell has its time relative to ours."""
     table = Table("", title=title)
-    for batch in contests:
+    for batch in results:
         table.add_column(f"{batch:,}", justify="right")
-    columns = list(contests.values())
-    for at, first in enumerate(columns[0]):
-        cells = [_cell(entries[at], entries[0]) for entries in columns]
+    columns = list(results.values())
+    for i, first in enumerate(columns[0]):
+        cells = [_cell(entries[i], entries[0]) for entries in columns]
         if any(cells):
             table.add_row(first.name, *(cell or "-" for cell in cells))
     return table
 
 
 def _cell(entry: Entry, ours: Entry) -> str:
-    if not entry.timing.turns:
+    if not entry.timing.rounds:
         return ""
     median = entry.timing.median
-    ratio = f" ({median / ours.timing.median:.2f}x)" if ours.timing.turns and entry is not ours else ""
+    ratio = f" ({median / ours.timing.median:.2f}x)" if ours.timing.rounds and entry is not ours else ""
     return f"{median * 1e6:,.1f}{ratio}"
 
 
-def _problems(contests: dict[int, list[Entry]]) -> list[str]:
-    """Who was not timed, and why."""
+def _problems(results: dict[int, list[Entry]]) -> list[str]:
+    """A line per implementation that was not timed, and why."""
     problems: dict[str, list[str]] = {}
-    for batch, entries in contests.items():
+    for batch, entries in results.items():
         for entry in entries:
             if entry.problem is not None:
                 problems.setdefault(f"{entry.name}: not timed: {entry.problem}", []).append(f"{batch:,}")
-    everywhere = len(contests)
     return [
-        text if len(batches) == everywhere else f"{text} (at {', '.join(batches)})"
+        text if len(batches) == len(results) else f"{text} (at {', '.join(batches)})"
         for text, batches in problems.items()
     ]
 
 
 def _facts(batch: int, entry: Entry) -> dict[str, Any]:
-    timed = bool(entry.timing.turns)
+    timed = bool(entry.timing.rounds)
     return {
         "batch": batch,
-        "contestant": entry.contestant.name,
-        "precision": entry.contestant.precision,
+        "contestant": entry.implementation.name,
+        "precision": entry.implementation.precision,
         "problem": entry.problem,
         "median_us": entry.timing.median * 1e6 if timed else None,
         "p99_us": entry.timing.quantile(0.99) * 1e6 if timed else None,

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..runtime import compiled
+from ..core.machine import usable_cores
+from ..serving.scorer import compiled
 
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
@@ -39,11 +40,6 @@ def collect() -> dict[str, Any]:
         "runtime": _runtime(),
         "torch": _torch() if find_spec("torch") else None,
     }
-
-
-def usable_cores() -> int:
-    """The cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _runtime() -> dict[str, Any]:
@@ -84,7 +80,7 @@ def _torch() -> dict[str, Any]:
 
 def _triton() -> dict[str, Any]:
     """Triton, whose kernels are compiled as they are needed."""
-    from .. import backends
+    from ..ops import backends
 
     installed = backends.installed()
     version = None
@@ -96,9 +92,9 @@ def _triton() -> dict[str, Any]:
 
 
 def _decision(kind: str) -> dict[str, str]:
-    """Whose kernels score a float32 model's dense, request and catalogue forms on a type of device, and why."""
-    from .. import backends
-    from ..plan import Plan
+    """Whose kernels score a float32 model's dense, request and catalog forms on a type of device, and why."""
+    from ..core.plan import Plan
+    from ..ops import backends
 
     try:
         return backends.decide(kind, Plan(1), "dense")._asdict()
@@ -116,10 +112,12 @@ def _gpu(properties: Any) -> dict[str, Any]:
 
 def _cuda(gpus: list[dict[str, Any]]) -> dict[str, Any]:
     """The GPU kernels: whether they were built, by what and for what, and whether they are loaded."""
-    from .. import _build, _library, ops
+    from .. import ops
+    from ..core import build
+    from ..ops import library
 
-    built = _library.CUDA_LIBRARY.exists()
-    facts = _build.facts() if built else {}
+    built = library.CUDA_LIBRARY.exists()
+    facts = build.facts() if built else {}
     loaded, text = ops.cuda_status()
     return {
         "built": built,

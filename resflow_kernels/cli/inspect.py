@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-from ..bundle import Bundle, load, plan_fields
-from ..features import Feature
+from ..data.features import Feature
+from ..serving.bundle import Bundle, load, plan_fields
 from ._errors import one_line_errors
 
 

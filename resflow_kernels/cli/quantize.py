@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .._columns import binary_labels
-from ..bundle import Bundle, load, save
 from ..contract import GPU_PRECISIONS, PRECISIONS
-from ..quantize import PrecisionErrors, measure_errors
-from ..quantize import quantize as quantized
-from ..runtime import Scorer
+from ..data.columns import binary_labels
+from ..serving.bundle import Bundle, load, save
+from ..serving.quantize import PrecisionErrors, measure_errors
+from ..serving.quantize import quantize as quantized
+from ..serving.scorer import Scorer
 from ._errors import one_line_errors
 from ._requests import grouped_requests, read_table
 

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -16,42 +15,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from .. import fusion as fusions
-from ..bundle import Bundle, atomic_path, load
 from ..contract import PRECISIONS
-from ..features import FeatureSet
-from ..fusion import Fusion
-from ..runtime import Floats, Scorer
+from ..core import fusion as fusions
+from ..core.fusion import Fusion
+from ..core.machine import usable_cores
+from ..data.features import FeatureSet
+from ..serving.bundle import Bundle, atomic_path, load
+from ..serving.scorer import Scorer
 from . import _report
 from ._errors import one_line_errors
 from ._feedback import Feedback
 from ._ranker import Ranker
-from ._requests import Requests, embedded_requests, read_catalogue_requests, read_requests
-from .info import usable_cores
+from ._requests import Requests, embedded_requests, read_catalog_requests, read_requests
+from ._types import Ranked, Timing
 
 _WRITE_ROWS = 1 << 16  # rows of the output kept before they are written
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One request's best candidates, best first."""
-
-    request: int
-    positions: NDArray[np.int64]  # [k], place in the request
-    scores: Floats  # [k]
-    probs: Floats  # [k, K]
-
-
-@dataclass
-class Timing:
-    """Seconds a request: of the scoring call alone, and with gathering and pooling the embeddings."""
-
-    scoring: list[float] = field(default_factory=list)
-    total: list[float] = field(default_factory=list)
 
 
 def score(
@@ -59,8 +40,8 @@ def score(
     candidates: Annotated[
         Path,
         typer.Argument(
-            help="Parquet: request id, user and item feature columns, one row a candidate; with --catalogue "
-            "request id and user columns, one row a request. The file is read whole.",
+            help="Parquet: request id, user and item feature columns, one row per candidate; with --catalog "
+            "request id and user columns, one row per request. The file is read whole.",
             show_default=False,
         ),
     ],
@@ -70,7 +51,7 @@ def score(
     fusion: Annotated[str | None, typer.Option(help=f"Instead of the model's: {', '.join(fusions.FORMS)}.")] = None,
     weights: Annotated[str | None, typer.Option(help="Fusion weights instead of the model's, as 1,20,20.")] = None,
     precision: Annotated[str | None, typer.Option(help=f"Instead of the model's: {', '.join(PRECISIONS)}.")] = None,
-    catalogue: Annotated[Path | None, typer.Option(help="Parquet of items: every request ranks them all.")] = None,
+    catalog: Annotated[Path | None, typer.Option(help="Parquet of items: every request ranks them all.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Parquet of request id, item id, weight: print Weighted Recall@K.")
     ] = None,
@@ -85,11 +66,11 @@ def score(
             raise ValueError("--compare-eager must find PyTorch installed, got none")
         bundle = load(model)
         scorer = Scorer.from_bundle(bundle, threads, _chosen_fusion(bundle, fusion, weights), precision)
-        requests = _read(bundle, model, candidates, catalogue)
+        requests = _read(bundle, model, candidates, catalog)
         feedback = Feedback(labels, _features(bundle, model), requests) if labels else None
-        _refuse_overwriting(output, [model, candidates, catalogue, labels])
+        _refuse_overwriting(output, [model, candidates, catalog, labels])
         console, timing = Console(), Timing()
-        ranker = Ranker(scorer, requests.is_catalogue)
+        ranker = Ranker(scorer, requests.is_catalog)
         first = _write_ranking(output, requests, ranker, top_k, timing, feedback)
         _report.ranking(console, requests, first, scorer)
         _report.throughput(console, requests, timing)
@@ -99,11 +80,11 @@ def score(
             _compare(console, requests, ranker, bundle, top_k, compare_requests)
 
 
-def _read(bundle: Bundle, model: Path, candidates: Path, catalogue: Path | None) -> Requests:
+def _read(bundle: Bundle, model: Path, candidates: Path, catalog: Path | None) -> Requests:
     features = _features(bundle, model)
-    if catalogue is None:
+    if catalog is None:
         return read_requests(candidates, features)
-    return read_catalogue_requests(candidates, catalogue, features)
+    return read_catalog_requests(candidates, catalog, features)
 
 
 def _features(bundle: Bundle, model: Path) -> FeatureSet:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..fusion import Fusion
-from ..layers import ACTIVATION_MODULES, TowerLayer
+from ..core.fusion import Fusion
+from ..core.plan import Plan
+from ..core.weights import towers_of
 from ..nn import ResFlow
-from ..plan import Plan
+from ..nn.layers import ACTIVATION_MODULES, TowerLayer
 
 
 def from_canonical(
@@ -38,15 +39,9 @@ def from_canonical(
         >>> from_canonical(plan, random_weights(plan)).tasks
         ('task0', 'task1')
     """
-    tensors = iter(_checked(plan, weights))
-    towers, heads = [], []
-    for _ in range(plan.tasks):
-        inputs, tower = plan.in_features, []
-        for width, activation in zip(plan.hidden, plan.activations, strict=True):
-            tower.append(_layer(tensors, inputs, width, activation, plan.affine))
-            inputs = width
-        towers.append(tower)
-        heads.append(_linear(next(tensors)[:, None], next(tensors)))
+    canonical = towers_of(plan, _checked(plan, weights))
+    towers = [list(map(_layer, plan.activations, tower.layers)) for tower in canonical]
+    heads = [_linear(tower.head["weight"][:, None], tower.head["bias"]) for tower in canonical]
     names = tuple(f"task{task}" for task in range(plan.tasks)) if tasks is None else tuple(tasks)
     if len(names) != plan.tasks:
         raise ValueError(f"tasks must be {plan.tasks} names, got {len(names)}")
@@ -75,15 +70,16 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return linear
 
 
-def _layer(tensors: Iterator[Tensor], inputs: int, width: int, activation: str, affine: bool) -> TowerLayer:
-    linear = _linear(next(tensors), next(tensors))
+def _layer(activation: str, own: dict[str, Tensor]) -> TowerLayer:
+    linear = _linear(own["weight"], own["bias"])
+    width = linear.out_features
     if activation == "prelu":
         act: nn.Module = nn.PReLU(width)
-        act.weight.data = next(tensors).detach().clone()
+        act.weight.data = own["slope"].detach().clone()
     else:
         act = ACTIVATION_MODULES[activation]()
     norm = None
-    if affine:
+    if "scale" in own:
         norm = nn.BatchNorm1d(width, eps=0.0)
-        norm.weight.data, norm.bias.data = next(tensors).detach().clone(), next(tensors).detach().clone()
+        norm.weight.data, norm.bias.data = own["scale"].detach().clone(), own["shift"].detach().clone()
     return TowerLayer(linear, act, norm)

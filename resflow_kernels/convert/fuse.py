@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..layers import TowerLayer
+from ..core.plan import Plan
 from ..nn import ResFlow
-from ..plan import Plan
+from ..nn.layers import TowerLayer
 from . import patterns
 from .patterns import CannotFuse
 

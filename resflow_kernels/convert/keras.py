@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..fusion import Fusion
-from ..layers import TowerLayer
+from ..core.fusion import Fusion
+from ..core.plan import Plan, chain
 from ..nn import ResFlow
-from ..plan import Plan, chain
+from ..nn.layers import TowerLayer
 
 EPS = 1e-3  # Keras' BatchNormalization default, which the authors use
 

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..layers import TowerLayer, activation_name
+from ..nn.layers import TowerLayer, activation_name
+from ..reference import activations
 
 GETITEM = operator.getitem
 _Module = TypeVar("_Module", bound=nn.Module)
 
-_FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
-    F.relu: nn.ReLU,
-    torch.relu: nn.ReLU,
-    "relu": nn.ReLU,
-    F.silu: nn.SiLU,
-    F.gelu: lambda *args, approximate="none": nn.GELU(approximate=approximate),
-    torch.tanh: nn.Tanh,
-    F.tanh: nn.Tanh,
-    "tanh": nn.Tanh,
-    torch.sigmoid: nn.Sigmoid,
-    F.sigmoid: nn.Sigmoid,
-    "sigmoid": nn.Sigmoid,
-    F.leaky_relu: lambda negative_slope=0.01, inplace=False: nn.LeakyReLU(negative_slope),
-}
-_MODULES = (nn.ReLU, nn.PReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Identity)
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -115,17 +100,17 @@ def is_sigmoid(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 def is_layer_part(node: fx.Node) -> bool:
     """Whether a node may stand between a Linear and the layer's output."""
-    return node.op == "call_module" or node.target in _FUNCTIONS or node.target in (F.dropout,)
+    return node.op == "call_module" or node.target in activations.FUNCTIONS or node.target in (F.dropout,)
 
 
 def activation(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """A node's activation as a module: the user's own, or one made for the function called."""
     own = module(traced, node, nn.Module)
     if own is not None:
-        return own if isinstance(own, _MODULES) else None
-    if node.op in ("call_function", "call_method") and node.target in _FUNCTIONS:
+        return own if activations.resembles(own) else None
+    if node.op in ("call_function", "call_method") and node.target in activations.FUNCTIONS:
         settings = {name: value for name, value in node.kwargs.items() if name not in ("input", "inplace")}
-        return _FUNCTIONS[node.target](*node.args[1:], **settings)
+        return activations.FUNCTIONS[node.target](*node.args[1:], **settings)
     return None
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..runtime import Scorer
+from ..serving.scorer import Scorer
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -61,7 +61,7 @@ def weighted_recall_at_k(scores: Any, weights: Any, offsets: Any, k: int) -> flo
 
 
 def weighted_recall_of_ranking(positions: Any, weights: Any, offsets: Any) -> float:
-    """Weighted Recall@K of a ranking, such as ``Scorer.top_k(...).positions``.
+    """Weighted Recall@K of a ranking, such as ``Scorer.dense_topk(...).positions``.
 
     Args:
         positions: ``[R, k]`` integers, places within each request, best first; -1 where there is none.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..plan import Plan, chain
+from ..core.plan import Plan, chain
 from ..reference import Scores
 
 # Against the float64 reference, which rounds where the kernels round. A float32 sum that lies at a rounding's edge

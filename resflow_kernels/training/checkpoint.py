@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..bundle import METADATA_KEY, atomic_path
+from ..serving.bundle import METADATA_KEY, atomic_path
 
 FORMAT = "resflow-checkpoint"
 VERSION = 1

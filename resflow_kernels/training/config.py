@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..features import KINDS, Feature, FeatureSet
-from ..fusion import FORMS, Fusion, by_name
-from ..plan import topology
+from ..core.fusion import FORMS, Fusion, by_name
+from ..core.plan import topology
+from ..data.features import KINDS, Feature, FeatureSet
 from ._sections import TOP, build, one_of
 from .settings import FitSettings
 

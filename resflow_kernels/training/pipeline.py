@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
-from .. import _columns, _embedding
-from ..baselines import METHODS, make_ranker
-from ..bundle import METADATA_KEY, atomic_path, save_model
-from ..features import FeatureSet
-from ..losses import calibrator_loss, multitask_bce
+from ..data import columns, embedding
+from ..data.features import FeatureSet
 from ..nn import ESMM, NSE, ResFlow
+from ..nn.baselines import METHODS, make_ranker
+from ..nn.losses import calibrator_loss, multitask_bce
+from ..nn.ranker import RankerBase
 from ..ops import FeatureIds
-from ..ranker import RankerBase
+from ..serving.bundle import METADATA_KEY, atomic_path, save_model
 from . import ranks
 from ._sections import one_of
 from .checkpoint import Checkpoint, separate
@@ -64,12 +64,12 @@ class Source:
             encoded = {feature.name: feature.encode(table) for feature in every}
             labels = torch.from_numpy(self._labels(table))
             for start, stop in in_batches(table.num_rows, size):
-                ids = _embedding.looked_up(_embedding.rows_of(encoded, start, stop), names, lists)
+                ids = embedding.looked_up(embedding.rows_of(encoded, start, stop), names, lists)
                 yield Batch(FeatureIds(*map(torch.from_numpy, ids)), labels[start:stop])
 
     def _labels(self, table: pa.Table) -> NDArray[np.float32]:
         tasks = self.config.tasks
-        labels = _columns.binary_labels(self.records.paths[0], table, tasks.names)
+        labels = columns.binary_labels(self.records.paths[0], table, tasks.names)
         if tasks.nested:
             for task, parent in enumerate(self.config.parents):
                 if parent >= 0:

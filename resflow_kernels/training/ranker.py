@@ -1,6 +1,6 @@
 """One embedding table a feature, side by side, into any towers: what is trained, and what a bundle holds.
 
-:class:`FeatureModel` takes rows of a :class:`~resflow_kernels.features.FeatureSet` in one of two layouts: a tensor a
+:class:`FeatureModel` takes rows of a :class:`~.features.FeatureSet` in one of two layouts: a tensor a
 feature by name (:func:`encode_rows`, lists padded), or :class:`~resflow_kernels.ops.FeatureIds`
 (:func:`encode_ids`, lists ragged), which suits lists of very different lengths.
 """
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .. import _embedding
-from ..features import Feature, FeatureSet
+from ..data import embedding
+from ..data.features import Feature, FeatureSet
 from ..ops import FeatureIds
 from ..reference import Scores
 
@@ -155,7 +155,7 @@ def encode_ids(features: Sequence[Feature], table: pa.Table) -> FeatureIds:
     """A table's columns as :class:`FeatureIds`: single ids side by side, lists one after another, none padded."""
     encoded = {feature.name: feature.encode(table) for feature in features}
     lists = {feature.name for feature in features if feature.kind == "ids"}
-    ids, values, offsets = _embedding.looked_up(encoded, [feature.name for feature in features], lists)
+    ids, values, offsets = embedding.looked_up(encoded, [feature.name for feature in features], lists)
     return FeatureIds(torch.from_numpy(ids), torch.from_numpy(values), torch.from_numpy(offsets))
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..contract import PRECISIONS
-from ..plan import Plan
+from ..core.plan import Plan
 from .configs import KINDS, Config
 from .launch import Launch, Sources, project_launch, score_launch
 
@@ -100,7 +99,7 @@ def launch_of(
         items = empty(count, plan.in_features - user_features, dtype=rows)
         sources = Sources(items, user_features, count, starts, offsets)
     else:
-        table = empty(count, plan.table_width, dtype=getattr(torch, PRECISIONS[1]))
+        table = empty(count, plan.table_width, dtype=torch.bfloat16)
         ids = empty(count, dtype=torch.int64)
         sources = Sources(None, plan.in_features, count, starts, offsets, ids, table)
-    return score_launch(sources, packed, plan, empty(plan.tasks), 0, 0, config, outputs, False)
+    return score_launch(sources, packed, plan, empty(plan.tasks), "additive", "call", config, outputs, False)

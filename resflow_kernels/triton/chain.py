@@ -8,9 +8,10 @@ candidates there are, so one has the same bits in every batch.
 import triton
 import triton.language as tl
 
+from .formulas import add_to_score, finish_score
 from .functions import at, multiply, only_if, operand, wide
-from .outputs import add_to_score, finish_score, join_logit, store_outputs, weight_rows, with_column
-from .rows import add_rows, candidates_of, first_sums, later_sums
+from .inputs import add_rows, candidates_of, first_sums, later_sums
+from .outputs import join_logit, store_outputs, weight_rows, with_column
 from .weights import PADDED, finish_layer, is_packed_for, matrix_tile, task_block, task_matrices
 
 

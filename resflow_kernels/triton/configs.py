@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..packed_layout import layout_of
-from ..plan import Plan
+from ..core.plan import Plan, padded
 
 DEFAULTS = Path(__file__).parent / "defaults.json"
 KINDS = ("scores", "project")
@@ -48,10 +47,9 @@ class Config(NamedTuple):
 
 def is_chain(plan: Plan) -> bool:
     """Whether the chain kernel takes the plan."""
-    layout = layout_of(plan)
     in_order = all(parent in (-1, task - 1) for task, parent in enumerate(plan.parents))
-    related = plan.feature_residual or layout.join != "own"
-    narrow = max(layer.padded for layer in layout.layers) <= CHAIN_WIDTH.get(plan.precision, 0)
+    related = plan.feature_residual or plan.join != "own"
+    narrow = padded(max(plan.hidden)) <= CHAIN_WIDTH.get(plan.precision, 0)
     return (in_order or not related) and narrow and plan.layers <= CHAIN_LAYERS
 
 
@@ -87,7 +85,7 @@ def by_rule(plan: Plan, kind: str) -> Config:
     four_bytes = plan.precision in ("float32", "tensorfloat32")
     if kind == "project":
         return Config(16, 32, 64, 4, 3) if four_bytes else Config(16, 64, 64, 4, 3)
-    widest = max(layer.padded for layer in layout_of(plan).layers)
+    widest = padded(max(plan.hidden))
     if plan.precision == "float32":
         return Config(16, 32, 64, 4, 3)
     if plan.precision == "tensorfloat32":

@@ -7,18 +7,17 @@ Programs take tiles in turn, so that the workspace does not grow with the candid
 import triton
 import triton.language as tl
 
+from .formulas import add_to_score, finish_score
 from .functions import at, only_if, wide
+from .inputs import add_rows, candidates_of, first_sums, later_sums
 from .outputs import (
-    add_to_score,
     column_of,
-    finish_score,
     join_logit,
     store_outputs,
     task_value,
     weight_rows,
     with_column,
 )
-from .rows import add_rows, candidates_of, first_sums, later_sums
 from .weights import INPUTS, KEPT, PADDED, finish_layer, is_packed_for, task_block, task_matrices
 
 

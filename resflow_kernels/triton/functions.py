@@ -1,7 +1,7 @@
-"""Activations, the functions of logits, and roundings, on tiles of float32.
+"""The functions of logits, what activations are made of, and roundings, on tiles of float32.
 
-The formulas are those of ``csrc/cuda/math.h``. NaN passes through all of them: bounds are comparisons that are false
-for NaN. Only ``tl`` is used, which every GPU that Triton compiles for has.
+The formulas are those of ``csrc/cuda/device/math.h``. NaN passes through all of them: bounds are comparisons that are
+false for NaN. Only ``tl`` is used, which every GPU that Triton compiles for has.
 """
 
 import triton
@@ -82,57 +82,6 @@ def logit_of_product(a, b):
     finite = lowest - tl.log(tl.exp(lowest - a) + tl.exp(lowest - b) + tl.exp(lowest - both))
     # An infinite `lowest` is the answer itself (inf - inf would be NaN); adding 0 or NaN keeps b's NaN.
     return tl.where(tl.abs(lowest) > LARGEST, lowest + at_most(tl.abs(b), 0.0), finite)
-
-
-@triton.jit
-def activate(value, slope, ACTIVATION: tl.constexpr):
-    """An activation of ``contract/enums.def``; ``slope`` is PReLU's."""
-    if ACTIVATION == "relu":
-        return at_least(value, 0.0)
-    elif ACTIVATION == "prelu":
-        return at_most(value, 0.0) * slope + at_least(value, 0.0)
-    elif ACTIVATION == "silu":
-        return value / (1.0 + tl.exp(-value))
-    elif ACTIVATION == "gelu":
-        return 0.5 * value * (1.0 + tl.erf(value * 0.707106781))
-    elif ACTIVATION == "gelu_tanh":
-        return 0.5 * value * (1.0 + tanh(value * (value * value * (0.044715 * 0.797884561) + 0.797884561)))
-    elif ACTIVATION == "tanh":
-        return tanh(value)
-    elif ACTIVATION == "sigmoid":
-        return sigmoid(value)
-    else:
-        tl.static_assert(ACTIVATION == "identity", "an activation of contract/enums.def without its formula")
-        return value
-
-
-@triton.jit
-def derivative(value, slope, ACTIVATION: tl.constexpr):
-    """d activate(value) / d value; where there is a kink, or the value is NaN, that of the negative side."""
-    if ACTIVATION == "relu":
-        return tl.where(value > 0, 1.0, 0.0)
-    elif ACTIVATION == "prelu":
-        return tl.where(value > 0, 1.0, slope)
-    elif ACTIVATION == "silu":
-        share = sigmoid(value)
-        return share + value * share * (1.0 - share)
-    elif ACTIVATION == "gelu":
-        density = 0.398942280 * tl.exp(-0.5 * value * value)
-        return value * density + 0.5 * (1.0 + tl.erf(value * 0.707106781))
-    elif ACTIVATION == "gelu_tanh":
-        square = value * value
-        share = tanh(value * (square * (0.044715 * 0.797884561) + 0.797884561))
-        inner = 0.797884561 * (square * (3.0 * 0.044715) + 1.0)
-        return 0.5 * (value * (1.0 - share * share) * inner + 1.0 + share)
-    elif ACTIVATION == "tanh":
-        share = tanh(value)
-        return 1.0 - share * share
-    elif ACTIVATION == "sigmoid":
-        share = sigmoid(value)
-        return share * (1.0 - share)
-    else:
-        tl.static_assert(ACTIVATION == "identity", "an activation of contract/enums.def without its derivative")
-        return tl.full(value.shape, 1.0, tl.float32)
 
 
 @triton.jit

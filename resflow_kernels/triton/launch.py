@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..contract import FUSIONS, WEIGHTS_PER
-from ..fusion import weight_count
-from ..packed_layout import MAGIC, Layout, layout_of
-from ..plan import Plan
+from ..core.fusion import weight_count
+from ..core.plan import Plan
 from .chain import chain_kernel
 from .configs import Config, is_chain
 from .forest import forest_kernel
+from .layout import MAGIC, Layout, layout_of
 from .project import project_kernel
 
 # Programs of the forest kernel at a time, for each of which the workspace has a part: enough for two on each of the
@@ -55,8 +54,8 @@ def score_launch(
     packed: Tensor,
     plan: Plan,
     fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
+    fusion: str,
+    weights_per: str,
     config: Config,
     outputs: tuple[Tensor, Tensor, Tensor],
     interpreted: bool,
@@ -135,8 +134,8 @@ def _score_constants(
     plan: Plan,
     chain: bool,
     inputs: tuple[int, int],
-    fusion: int,
-    weights_per: int,
+    fusion: str,
+    weights_per: str,
     config: Config,
     interpreted: bool,
 ) -> dict[str, Any]:
@@ -144,13 +143,13 @@ def _score_constants(
     constants = _weights_constants(plan, layout) | {
         "LAYERS": tuple(tuple(layer) for layer in layout.layers),
         "HEAD": (layout.head, layout.head_bias),
-        "JOIN": layout.join,
+        "JOIN": plan.join,
         "FEATURE_RESIDUAL": plan.feature_residual,
         "AFFINE": plan.affine,
         "FIRST_INPUT": inputs[0],
         "INPUT_COUNT": inputs[1],
-        "FUSION": FUSIONS[fusion],
-        "PER": WEIGHTS_PER[weights_per],
+        "FUSION": fusion,
+        "PER": weights_per,
         "WEIGHT_COUNT": weight_count(fusion, plan.tasks),
         "TASK_COLUMNS": power_of_2(plan.tasks),
         "BLOCK_M": config.block_m,

@@ -1,9 +1,9 @@
-"""From a task's own logit to logits, probabilities and the score; the formulas are those of ``csrc/cuda/head.h``."""
+"""From a task's own logit to logits and probabilities; the formulas are those of ``csrc/core/fusions-inl.h``."""
 
 import triton
 import triton.language as tl
 
-from .functions import LARGEST, at_least, at_most, log_sigmoid, logit_of_product, sigmoid
+from .functions import at_most, logit_of_product, sigmoid
 
 
 @triton.jit
@@ -54,34 +54,6 @@ def weight_rows(fusion_weights, rows, request, live, PER: tl.constexpr, COUNT: t
     else:
         at = tl.where(live, rows, 0)
     return fusion_weights + at * COUNT
-
-
-@triton.jit
-def add_to_score(score, above, task, logit, weights, live, FUSION: tl.constexpr):
-    """The score and the former task's probability after one more task; both begin as 0."""
-    weight = tl.load(weights + task, mask=live, other=0.0)
-    prob = sigmoid(logit)
-    if FUSION == "multiplicative":
-        # p = 0 has log -inf, and -inf * 0 would be NaN: the bound makes p ^ 0 = 1.
-        score += weight * at_least(log_sigmoid(logit), -LARGEST)
-    elif FUSION == "expected_value":
-        share = tl.where(task == 0, 1.0 - prob, at_least(above - prob, 0.0))
-        score += weight * share
-    else:
-        tl.static_assert(FUSION == "additive", "a fusion without its formula")
-        score += weight * prob
-    return score, prob
-
-
-@triton.jit
-def finish_score(score, above, weights, live, FUSION: tl.constexpr, TASKS: tl.constexpr):
-    """The score after the last task."""
-    if FUSION == "multiplicative":
-        return tl.exp(score)
-    elif FUSION == "expected_value":
-        return score + tl.load(weights + TASKS, mask=live, other=0.0) * above
-    else:
-        return score
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .functions import wide
-from .rows import add_rows, later_sums
+from .inputs import add_rows, later_sums
 from .weights import PADDED, is_packed_for, task_block, task_matrices
 
 

@@ -1,7 +1,7 @@
 """The forms of scoring on Triton kernels: arguments and results are those of :mod:`resflow_kernels.ops`.
 
 Nothing is read back from the device: candidates of ids out of range, outside all requests, or of weights packed for
-another plan score NaN. ``run`` launches; while PyTorch traces it records instead (:mod:`.traced`).
+another plan score NaN. ``run`` launches; while PyTorch traces it records instead (:mod:`.dispatch`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from triton import JITFunction
 
-from .. import checks
-from .._results import empty_scores
-from ..contract import WEIGHTS_PER
-from ..packed_reference import int8_rows
-from ..plan import Plan
+from ..core import checks
+from ..core.forms import Call, check, decoded
+from ..core.outputs import empty_scores, empty_table
+from ..core.plan import Plan
+from ..reference import int8_rows
 from .chain import chain_kernel
 from .configs import config_of
 from .launch import Launch, Sources, project_launch, score_launch
@@ -40,100 +41,50 @@ def run(launch: Launch) -> None:
         launch.kernel[launch.grid](**launch.arguments, **launch.constants, **launch.options)
 
 
-def dense_scores(
-    x: Tensor,
-    packed: Tensor,
-    plan: Plan,
-    fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
-    op: str = "dense_scores",
-    offsets: Tensor | None = None,
-    run: Run = run,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`resflow_kernels.ops.dense_scores`; ``offsets`` cut x into requests (of :func:`dense_topk`)."""
-    checks.matrix(op, "x", x, plan.in_features, *_ROWS)
-    requests = None
-    if offsets is not None:
-        checks.offsets(op, offsets, None)
-        requests = offsets.shape[0] - 1
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, x.shape[0], requests, torch.float32)
-    check_model(op, packed, plan, x=x, fusion_weights=fusion_weights, offsets=offsets)
-    _check_values(op, offsets, x.shape[0])
+def score(op: str, arguments: tuple[Any, ...], run: Run = run) -> tuple[Tensor, ...]:
+    """An op of a form that :data:`_SOURCES` has; arguments in the order of its schema."""
+    call = check(op, arguments, _ROWS, "cuda")
+    check_model(op, call.packed, call.plan, **call.tensors)
+    if os.environ.get("RESFLOW_CHECK_IDS") == "1" and not torch.compiler.is_compiling():
+        call.check_values()
+    scores = _score(call, _SOURCES[call.form.name](call, run, **call.inputs), run)
+    return scores if call.k is None else topk(scores[2], call.inputs["offsets"], call.k)
+
+
+def _dense(call: Call, run: Run, x: Tensor, offsets: Tensor | None = None) -> Sources:
     # Nothing but a request's weights asks which one a row belongs to.
-    sources = Sources(x, 0, x.shape[0], offsets=offsets if WEIGHTS_PER[weights_per] == "request" else None)
-    return _score(sources, packed, plan, fusion_weights, fusion, weights_per, run)
+    per_request = call.weights_per == "request"
+    return Sources(x, 0, call.counts.candidates, offsets=offsets if per_request else None)
 
 
-def request_scores(
-    user: Tensor,
-    item: Tensor,
-    offsets: Tensor,
-    packed: Tensor,
-    plan: Plan,
-    fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
-    op: str = "request_scores",
-    run: Run = run,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`resflow_kernels.ops.request_scores`."""
-    count, requests = item.shape[0], user.shape[0]
-    checks.matrix(op, "user", user, None, *_ROWS)
-    checks.matrix(op, "item", item, None, *_ROWS)
-    checks.columns_sum(op, user, item, plan)
-    checks.offsets(op, offsets, requests)
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, count, requests, torch.float32)
-    check_model(op, packed, plan, user=user, item=item, offsets=offsets, fusion_weights=fusion_weights)
-    _check_values(op, offsets, count)
-    starts = _project(user, 0, packed, plan, True, run)
-    sources = Sources(item, user.shape[1], count, starts, offsets)
-    return _score(sources, packed, plan, fusion_weights, fusion, weights_per, run)
+def _request(call: Call, run: Run, user: Tensor, item: Tensor, offsets: Tensor) -> Sources:
+    accum_init = _project(user, 0, call.packed, call.plan, True, run)
+    return Sources(item, user.shape[1], call.counts.candidates, accum_init, offsets)
 
 
-def catalog_scores(
-    user: Tensor,
-    ids: Tensor,
-    offsets: Tensor,
-    table: Tensor,
-    scales: Tensor,
-    packed: Tensor,
-    plan: Plan,
-    fusion_weights: Tensor,
-    fusion: int,
-    weights_per: int,
-    op: str = "catalog_scores",
-    run: Run = run,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`resflow_kernels.ops.catalog_scores`."""
-    count, requests = ids.shape[0], user.shape[0]
-    checks.side(op, "user", user, plan, *_ROWS)
-    checks.table(op, table, scales, plan)
-    checks.ids(op, ids)
-    checks.offsets(op, offsets, requests)
-    checks.fusion(op, fusion_weights, fusion, weights_per, plan.tasks, count, requests, torch.float32)
-    inputs = {"user": user, "ids": ids, "offsets": offsets, "table": table, "scales": scales}
-    check_model(op, packed, plan, **inputs, fusion_weights=fusion_weights)
-    _check_values(op, offsets, count, ids, table.shape[0])
-    starts = _project(user, 0, packed, plan, True, run)
-    sources = Sources(None, plan.in_features, count, starts, offsets, ids, table, scales)
-    return _score(sources, packed, plan, fusion_weights, fusion, weights_per, run)
+def _catalog(
+    call: Call, run: Run, user: Tensor, ids: Tensor, offsets: Tensor, table: Tensor, scales: Tensor
+) -> Sources:
+    accum_init = _project(user, 0, call.packed, call.plan, True, run)
+    return Sources(None, call.plan.in_features, call.counts.candidates, accum_init, offsets, ids, table, scales)
 
 
-def catalog_rows(item: Tensor, packed: Tensor, plan: Plan, element: int) -> tuple[Tensor, Tensor]:
-    """:func:`resflow_kernels.ops.catalog_rows`."""
-    op = "catalog_rows"
+_SOURCES: dict[str, Callable[..., Sources]] = {"dense": _dense, "request": _request, "catalog": _catalog}
+
+
+def catalog_rows(item: Tensor, packed: Tensor, encoded: tuple[int, ...], dtype: int) -> tuple[Tensor, Tensor]:
+    """:func:`resflow_kernels.ops.catalog_rows`, with the codes of the op."""
+    op, plan = "catalog_rows", decoded(tuple(encoded))
     checks.side(op, "item", item, plan, *_ROWS)
-    checks.element(op, element)
+    checks.table_dtype(op, dtype)
     check_model(op, packed, plan, item=item)
-    dtype, count = checks.ELEMENT_DTYPES[element], item.shape[0]
-    table = item.new_empty((count, plan.table_width), dtype=dtype)
-    scales = item.new_empty((count if dtype == torch.int8 else 0,), dtype=torch.float32)
+    table, scales = empty_table(item, item.shape[0], plan.table_width, dtype)
+    count = item.shape[0]
     at_once = max(1, _PRODUCT_BYTES // (4 * plan.table_width))
     for first in range(0, count, at_once):
         part = slice(first, first + at_once)
         products = _project(item[part], plan.in_features - item.shape[1], packed, plan, False, run)
-        if dtype == torch.int8:
+        if table.dtype == torch.int8:
             table[part], scales[part] = int8_rows(products)
         else:
             table[part] = products
@@ -159,13 +110,13 @@ def topk(score: Tensor, offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores.narrow(0, 0, requests * k).view(requests, k), positions.narrow(0, 0, requests * k).view(requests, k)
 
 
-def _score(
-    sources: Sources, packed: Tensor, plan: Plan, fusion_weights: Tensor, fusion: int, weights_per: int, run: Run
-) -> tuple[Tensor, Tensor, Tensor]:
+def _score(call: Call, sources: Sources, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    packed, plan = call.packed, call.plan
     outputs = empty_scores(packed, sources.candidates, plan.tasks)
     if _exist(sources.candidates):
         config = config_of(plan, "scores", packed.device)
-        run(score_launch(sources, packed, plan, fusion_weights, fusion, weights_per, config, outputs, INTERPRETED))
+        settings = (call.fusion_weights, call.fusion, call.weights_per, config, outputs, INTERPRETED)
+        run(score_launch(sources, packed, plan, *settings))
     return outputs
 
 
@@ -189,12 +140,3 @@ def check_model(op: str, packed: Tensor, plan: Plan, **others: Tensor | None) ->
     for argument, tensor in others.items():
         if tensor is not None:
             checks.device(op, argument, tensor, packed.device)
-
-
-def _check_values(op: str, offsets: Tensor | None, count: int, ids: Tensor | None = None, items: int = 0) -> None:
-    if os.environ.get("RESFLOW_CHECK_IDS") != "1" or torch.compiler.is_compiling():
-        return
-    if ids is not None:
-        checks.id_values(op, ids, items)
-    if offsets is not None:
-        checks.offset_values(op, offsets, count)

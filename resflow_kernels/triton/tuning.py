@@ -12,7 +12,7 @@ from functools import cache
 import torch
 import triton
 
-from ..plan import Plan
+from ..core.plan import Plan
 from . import scoring
 from .configs import Config, cache_file, cached, device_key, is_chain, signature, store
 from .launch import Launch, Sources, project_launch, score_launch
@@ -95,7 +95,7 @@ def _launch(plan: Plan, kind: str, config: Config, packed: torch.Tensor, rows: t
         return project_launch(users, 0, packed, plan, True, out, config, False)
     outputs = (empty(count, tasks), empty(count, tasks), empty(count))
     sources = Sources(empty(count, plan.in_features, dtype=rows), 0, count)
-    return score_launch(sources, packed, plan, empty(tasks), 0, 0, config, outputs, False)
+    return score_launch(sources, packed, plan, empty(tasks), "additive", "call", config, outputs, False)
 
 
 def tune_if_asked(plan: Plan, device: torch.device) -> None:

@@ -1,29 +1,33 @@
 """Reading packed weights: matrices as tiles of operands, and a layer's vectors.
 
-What a layer is made of comes as the constants of :class:`~resflow_kernels.packed_layout.Layer`, by place.
+What a layer is made of comes as the constants of :class:`~resflow_kernels.triton.layout.Layer`, by place.
 """
 
 import triton
 import triton.language as tl
 
-from .functions import activate, at, divides, round_up, wide
+from ..contract import PACKED
+from .formulas import activate
+from .functions import at, divides, round_up, wide
+from .layout import TENSOR_VALUE_BYTES, Layer
 
-INPUTS = tl.constexpr(0)
-WIDTH = tl.constexpr(1)
-PADDED = tl.constexpr(2)
-MATRIX = tl.constexpr(3)
-TENSOR = tl.constexpr(4)
-BIAS = tl.constexpr(5)
-SLOPE = tl.constexpr(6)
-SCALE = tl.constexpr(7)
-SHIFT = tl.constexpr(8)
-ACTIVATION = tl.constexpr(10)
-KEPT = tl.constexpr(11)
+_PLACES = {name: tl.constexpr(place) for place, name in enumerate(Layer._fields)}
+INPUTS = _PLACES["inputs"]
+WIDTH = _PLACES["width"]
+PADDED = _PLACES["padded"]
+MATRIX = _PLACES["matrix"]
+TENSOR = _PLACES["tensor"]
+BIAS = _PLACES["bias"]
+SLOPE = _PLACES["slope"]
+SCALE = _PLACES["scale"]
+SHIFT = _PLACES["shift"]
+ACTIVATION = _PLACES["activation"]
+KEPT = _PLACES["kept"]
 
-HEADER_BYTES = tl.constexpr(64)
-PANEL = tl.constexpr(64)  # columns of a panel of floats
-CHUNK = tl.constexpr(64)  # inputs of a tensor panel's chunk
-PIECE = tl.constexpr(8)  # values of a tensor panel's 16-byte piece
+HEADER_BYTES = tl.constexpr(PACKED["header_bytes"])
+PANEL = tl.constexpr(PACKED["panel_columns"])  # of floats
+CHUNK = tl.constexpr(PACKED["chunk_inputs"])  # of a tensor panel
+PIECE = tl.constexpr(PACKED["piece_bytes"] // TENSOR_VALUE_BYTES)  # values of a tensor panel's swizzled piece
 
 
 @triton.jit

@@ -1,23 +1,26 @@
-"""The report of a small run written by hand: ratios, bars, slopes, problems and charts."""
+"""The report of a small handwritten run: ratios, targets, slopes, problems and charts."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import quiet, report
-from bench.bars import BARS, judge
-from bench.quiet import Watch
+from bench import noise, report
+from bench.noise import NoiseMonitor
 from bench.rows import load
+from bench.targets import TARGETS, evaluate
 
-PEERS = {"resflow": "takes part", "eager": "takes part", "openvino": "missing: openvino is not installed"}
+BASELINES = {"resflow": "measured", "eager": "measured", "openvino": "missing: openvino is not installed"}
 
 
-def row(contestant: str, seconds: float, **more: Any) -> dict[str, Any]:
+def row(implementation: str, seconds: float, **more: Any) -> dict[str, Any]:
     """One benchmark as pytest-benchmark writes it."""
     info = {
         "form": "dense",
@@ -29,10 +32,10 @@ def row(contestant: str, seconds: float, **more: Any) -> dict[str, Any]:
         "threads": 2,
         "mode": "back to back",
         "axis": "",
-        "contestant": contestant,
+        "implementation": implementation,
         "precision": "float32",
         "way": "dense",
-        "ours": contestant == "resflow",
+        "ours": implementation == "resflow",
         "problem": None,
         "error": 1e-7,
         "p99": 2 * seconds,
@@ -79,8 +82,8 @@ def results_file(tmp_path: Path) -> Path:
             "cores": 2,
             "quick": True,
             "read_gbytes_per_second": 20.0,
-            "taken_by_others": 0.01,
-            "peers": {**PEERS, "onnxruntime": "takes part", "eager bfloat16": "takes part"},
+            "others_share": 0.01,
+            "baselines": {**BASELINES, "onnxruntime": "measured", "eager bfloat16": "measured"},
             "versions": {"torch": "2.13.0"},
         },
     }
@@ -97,15 +100,15 @@ def results_file(tmp_path: Path) -> Path:
 
 
 def test_bars(results_file: Path) -> None:
-    verdicts = judge(load(results_file))
-    shown = {v.bar.name: (v.measured and round(v.measured.value, 3), v.text) for v in verdicts}
-    assert list(shown) == [bar.name for bar in BARS]
+    evaluations = evaluate(load(results_file))
+    shown = {one.target.name: (one.measured and round(one.measured.value, 3), one.text) for one in evaluations}
+    assert list(shown) == [target.name for target in TARGETS]
     missing = (None, "not measured")
     assert shown == dict.fromkeys(shown, missing) | {
         "share of the multiply-add peak, one thread, B ≥ 1024": (0.951, "pass"),
-        "requests: over the best fp32 peer on joined rows": (2.6, "pass"),
-        "requests: over the best fp32 peer's split by hand": (1.2, "**fail**"),
-        "small batches: over the best fp32 peer": (2.1, "pass"),
+        "requests: over the best fp32 baseline on joined rows": (2.6, "pass"),
+        "requests: over the best fp32 baseline's split by hand": (1.2, "**fail**"),
+        "small batches: over the best fp32 baseline": (2.1, "pass"),
         "small batches: P99 over the median": (3.5, "**fail**"),
         "the torch op's overhead": (3.0, "pass"),
     }
@@ -131,9 +134,9 @@ def test_markdown(results_file: Path) -> None:
 def test_a_disturbed_run_says_so(results_file: Path) -> None:
     results = load(results_file)
     assert results.disturbance is None and "Disturbed" not in report.markdown(results)
-    results.machine["resflow"]["taken_by_others"] = 0.4
+    results.machine["resflow"]["others_share"] = 0.4
     assert "**Disturbed run: other processes took 40 % of the machine" in report.markdown(results)
-    results.machine["resflow"]["taken_by_others"] = None
+    results.machine["resflow"]["others_share"] = None
     assert "is not known here" in report.markdown(results)
 
 
@@ -141,20 +144,33 @@ def test_a_share_above_the_peak_passes_no_bar(results_file: Path) -> None:
     results = load(results_file)
     for entry in results.rows:
         entry["share_of_peak"] = 1.39
-    assert judge(results)[0].text == "**invalid**"
+    assert evaluate(results)[0].text == "**invalid**"
 
 
-def test_others_time_is_told_from_ones_own() -> None:
-    watch = Watch()
+def test_own_time_is_that_of_this_process_and_its_children() -> None:
+    before = noise._times()
+    if before is None:
+        pytest.skip("there is no /proc/stat")
+    times = os.times()
+    busy = "import time\nwhile time.process_time() < 0.3: pass"
     end = time.process_time() + 0.3
     while time.process_time() < end:
         pass
-    own = watch.taken_by_others()
-    assert own is None or 0 <= own <= 1
-    watch._start = (0.0, 0.0, 0.0)
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    after = noise._times()
+    used = sum(os.times()[:4]) - sum(times[:4])  # user and system time, this process's and that of ended children
+    assert after is not None and used >= 0.6
+    total, all_busy, own = (end - start for start, end in zip(before, after, strict=True))
+    # The kernel counts in ticks of 10 ms, and a machine's by sampling.
+    assert own == pytest.approx(used, abs=0.05) and 0.5 * own <= all_busy <= total + 0.01
+
+
+def test_others_time_is_distinguished_from_ones_own() -> None:
+    monitor = NoiseMonitor()
+    monitor._start = (0.0, 0.0, 0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quiet, "_times", lambda: (10.0, 6.0, 2.0))
-        assert watch.taken_by_others() == pytest.approx(0.4)
+        patch.setattr(noise, "_times", lambda: (10.0, 6.0, 2.0))
+        assert monitor.others_share() == pytest.approx(0.4)
 
 
 def test_files(results_file: Path) -> None:
@@ -162,7 +178,7 @@ def test_files(results_file: Path) -> None:
     written = report.write(results_file)
     assert written == results_file.with_suffix(".md")
     text = written.read_text()
-    for name in ("latency", "roofline", "speed-up", "catalogue"):
+    for name in ("latency", "roofline", "speed-up", "catalog"):
         picture = results_file.parent / f"amd-epyc-9654-2-cores-avx512-quick-{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG") and f"({picture.name})" in text
 

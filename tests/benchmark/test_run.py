@@ -1,4 +1,4 @@
-"""What is kept of a run."""
+"""The content of the results file."""
 
 from __future__ import annotations
 

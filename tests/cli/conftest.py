@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from resflow_kernels import bundle
-from resflow_kernels.features import Feature, FeatureSet
-from resflow_kernels.fusion import Additive
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.fusion import Additive
+from resflow_kernels.core.plan import Plan
+from resflow_kernels.data.features import Feature, FeatureSet
+from resflow_kernels.serving import bundle
 
 REQUESTS, ITEMS, CANDIDATES = 12, 50, 400
 

@@ -1,4 +1,4 @@
-"""``resflow bench``: rows for ours and the peers asked for, and refusals."""
+"""``resflow bench``: rows for ours and the chosen baselines, and refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("resflow_kernels._runtime", reason="the compiled library is not built")
 
-from resflow_kernels.benchmark import peers
+from resflow_kernels.benchmark import baselines
 from resflow_kernels.cli import build_app
 
 
@@ -22,8 +22,8 @@ def test_json(files: Any) -> None:
     result = invoke(files.model, "--peers", "eager", "--batches", "1,40,1", "--rounds", 2, "--threads", 1, "--json")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
-    who = [("resflow", "float32"), ("resflow", "bfloat16"), ("resflow", "int8"), ("eager", "float32")]
-    expected = [(batch, *entrant) for batch in (1, 40) for entrant in who]
+    implementations = [("resflow", "float32"), ("resflow", "bfloat16"), ("resflow", "int8"), ("eager", "float32")]
+    expected = [(batch, *implementation) for batch in (1, 40) for implementation in implementations]
     assert [(row["batch"], row["contestant"], row["precision"]) for row in rows] == expected
     for row in rows:
         assert row["problem"] is None and row["calls"] >= 2
@@ -35,8 +35,8 @@ def test_table(files: Any) -> None:
     assert "2,000" in output and "resflow" in output and "eager" in output and "x)" in output
 
 
-def test_a_missing_peer_is_named(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers.OnnxRuntime, "needs", ("a_library_nobody_has",))
+def test_a_missing_baseline_is_named(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines.OnnxRuntime, "needs", ("a_library_nobody_has",))
     result = invoke(files.bare, "--peers", "eager,onnxruntime", "--batches", "3", "--rounds", 1)
     assert result.exit_code == 0
     assert "onnxruntime: not timed: a_library_nobody_has is not installed" in result.stdout

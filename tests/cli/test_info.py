@@ -58,7 +58,7 @@ def test_torch_and_backends() -> None:
     facts = json.loads(run("--json"))["torch"]
     assert facts["version"] == torch.__version__
     assert facts["ops_loaded"] == ops.library_status()[0]
-    assert facts["backends"]["cpu"]["backend"] == ("cpu" if ops.available("cpu") else "reference")
+    assert facts["backends"]["cpu"]["backend"] == ("cpu" if ops.unsupported_reason("cpu") is None else "reference")
     without = json.loads(run("--json", RESFLOW_NO_LIBRARY="1"))["torch"]
     assert without["ops_loaded"] is False and without["backends"]["cpu"]["backend"] == "reference"
     assert "RESFLOW_NO_LIBRARY=1" in without["backends"]["cpu"]["reason"]
@@ -68,18 +68,19 @@ def test_a_backend_that_the_environment_names() -> None:
     pytest.importorskip("torch")
     named = json.loads(run("--json", RESFLOW_BACKEND="reference"))["torch"]
     assert named["RESFLOW_BACKEND"] == "reference"
-    assert named["backends"]["cpu"] == {"backend": "reference", "reason": "asked for"}
+    assert named["backends"]["cpu"] == {"backend": "reference", "reason": "requested"}
     wrong = json.loads(run("--json", RESFLOW_BACKEND="cuda"))["torch"]["backends"]["cpu"]
     assert wrong["backend"] == "none" and "serves cuda tensors, these are cpu's" in wrong["reason"]
-    assert "reference (asked for)" in run(RESFLOW_BACKEND="reference")
+    assert "reference (requested)" in run(RESFLOW_BACKEND="reference")
 
 
 def test_gpu_kernels_are_told_of_whether_they_load_or_not() -> None:
     pytest.importorskip("torch")
-    from resflow_kernels import _library, ops
+    from resflow_kernels import ops
+    from resflow_kernels.ops import library
 
     cuda = json.loads(run("--json"))["torch"]["cuda"]
-    assert cuda["built"] == _library.CUDA_LIBRARY.exists()
+    assert cuda["built"] == library.CUDA_LIBRARY.exists()
     assert bool(cuda["architectures"]) == cuda["built"]
     assert (cuda["loaded"], cuda["status"]) == ops.cuda_status()
     without = json.loads(run("--json", RESFLOW_NO_CUDA="1"))["torch"]["cuda"]

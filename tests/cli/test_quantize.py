@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from resflow_kernels import Scorer, bundle
+from resflow_kernels import Scorer
 from resflow_kernels.cli import build_app
+from resflow_kernels.serving import bundle
 
 
 def invoke(*arguments: object) -> Result:
@@ -26,8 +27,10 @@ def test_the_bundle_scores_in_the_precision(files: Any, tmp_path: Path, precisio
     x = np.random.default_rng(0).standard_normal((30, 16)).astype(np.float32)
     lower = Scorer.load(tmp_path / "lower")
     assert lower.plan.precision == precision
-    assert np.array_equal(lower.scores(x).probs, Scorer.load(files.model, precision=precision).scores(x).probs)
-    assert not np.array_equal(lower.scores(x).probs, Scorer.load(files.model).scores(x).probs)
+    assert np.array_equal(
+        lower.dense_scores(x).probs, Scorer.load(files.model, precision=precision).dense_scores(x).probs
+    )
+    assert not np.array_equal(lower.dense_scores(x).probs, Scorer.load(files.model).dense_scores(x).probs)
     whole, rounded = bundle.load(files.model), bundle.load(tmp_path / "lower")
     assert all(np.array_equal(a, b) for a, b in zip(whole.weights, rounded.weights, strict=True))
 
@@ -42,7 +45,7 @@ def test_the_report_is_that_of_the_scores(files: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     x = np.concatenate([scorer.embed_users(candidates), scorer.embed_items(candidates)], axis=1)
     lower = Scorer.load(files.model, precision="int8")
-    largest = np.abs(lower.scores(x).probs - scorer.scores(x).probs).max(0)
+    largest = np.abs(lower.dense_scores(x).probs - scorer.dense_scores(x).probs).max(0)
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.output.splitlines() if "│" in line]
     assert [row[0] for row in cells] == list(scorer.tasks)
     reported = np.array([float(row[1]) for row in cells])

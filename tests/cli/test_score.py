@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from resflow_kernels.cli import _requests, build_app
 from resflow_kernels.metrics import weighted_recall_at_k
-from resflow_kernels.runtime import Scorer
+from resflow_kernels.serving.scorer import Scorer
 
 pytest.importorskip("resflow_kernels._runtime", reason="the compiled library is not built")
 
@@ -75,14 +75,14 @@ def test_fusion_and_weights_of_the_command_line(files: Any, out: Path) -> None:
     np.testing.assert_allclose(table["score"].to_numpy(), product, rtol=1e-5)
 
 
-def test_catalogue_ranks_every_item_for_every_request(files: Any, out: Path) -> None:
-    result = invoke(files.model, files.users, "--catalogue", files.items, "-o", out, "--top-k", 3)
+def test_catalog_ranks_every_item_for_every_request(files: Any, out: Path) -> None:
+    result = invoke(files.model, files.users, "--catalog", files.items, "-o", out, "--top-k", 3)
     assert result.exit_code == 0, result.output
     scorer, table = Scorer.load(files.model), pq.read_table(out)
     item = scorer.embed_items(files.table.items)
     for request in range(files.table.users.num_rows):
         user = scorer.embed_users(files.table.users.slice(request, 1))
-        best = scorer.top_k_requests(user, item, [0, len(item)], 3)
+        best = scorer.request_topk(user, item, [0, len(item)], 3)
         own = table.slice(request * 3, 3)
         assert own["position"].to_pylist() == best.positions[0].tolist()
         assert own["score"].to_pylist() == pytest.approx(best.scores[0].tolist(), rel=1e-5)
@@ -90,13 +90,16 @@ def test_catalogue_ranks_every_item_for_every_request(files: Any, out: Path) -> 
 
 
 def test_precision_is_that_of_the_scorer(files: Any, out: Path) -> None:
-    result = invoke(files.model, files.users, "--catalogue", files.items, "-o", out, "--precision", "int8")
+    result = invoke(files.model, files.users, "--catalog", files.items, "-o", out, "--precision", "int8")
     assert result.exit_code == 0, result.output
-    scorer = Scorer.load(files.model, precision="int8")
-    user, item = scorer.embed_users(files.table.users.slice(0, 1)), scorer.embed_items(files.table.items)
-    table = scorer.catalog_rows(item, "float32")
-    best = scorer.top_k_catalog(user, np.arange(len(item)), [0, len(item)], table, 10)
-    assert pq.read_table(out)["score"].to_pylist()[:10] == best.scores[0].tolist()
+    got = pq.read_table(out)["score"].to_numpy()[:10]
+    # Whatever the catalog is stored as: the scores are those of the same scorer given the items themselves, and not
+    # those of another precision.
+    for precision, bounds in {"int8": (0, 1e-5), "float32": (1e-4, 1), "bfloat16": (1e-4, 1)}.items():
+        scorer = Scorer.load(files.model, precision=precision)
+        user, item = scorer.embed_users(files.table.users.slice(0, 1)), scorer.embed_items(files.table.items)
+        best = scorer.request_topk(user, item, [0, len(item)], 10)
+        assert bounds[0] <= np.abs(got - best.scores[0]).max() <= bounds[1], precision
     refused(invoke(files.model, files.users, "-o", out, "--precision", "int4"), "precision must be one of float32")
 
 
@@ -128,18 +131,18 @@ def test_weighted_recall(files: Any, out: Path) -> None:
     assert int(found[2]) == 12
 
 
-def test_weighted_recall_over_a_catalogue(files: Any, out: Path) -> None:
+def test_weighted_recall_over_a_catalog(files: Any, out: Path) -> None:
     labels = out.with_name("labels")
     pq.write_table(
         pa.table({"request": ["r3", "r3", "r9", "??"], "video": [10, 20, 77, 10], "weight": [1, 3, 5, 5]}), labels
     )
-    arguments = (files.model, files.users, "--catalogue", files.items, "-o", out, "--top-k", 25, "--labels", labels)
+    arguments = (files.model, files.users, "--catalog", files.items, "-o", out, "--top-k", 25, "--labels", labels)
     found = re.search(r"Weighted Recall@25: (\S+) \((\d+) requests", invoke(*arguments).output)
     assert found is not None
     table = pq.read_table(out)
     best = set(table.filter(pa.compute.equal(table["request"], "r3"))["video"].to_pylist())
     assert float(found[1]) == (10 in best) * 0.25 + (20 in best) * 0.75
-    assert int(found[2]) == 1  # r9's item is not in the catalogue
+    assert int(found[2]) == 1  # r9's item is not in the catalog
 
 
 def test_compare_eager_agrees_and_prints_all_three(files: Any, out: Path) -> None:
@@ -177,12 +180,12 @@ def refused(result: Any, text: str) -> None:
         (("--fusion", "expected_value", "--weights", "1,2,3"), "weights must be 4 numbers for 3 tasks, got 3"),
         (("--weights", "1,x,2"), "--weights must be numbers with commas between, got '1,x,2'"),
         (("--weights", "1,nan,2"), "--weights must be finite"),
-        (("--catalogue", "no"), "no: must be a Parquet file, got no file"),
+        (("--catalog", "no"), "no: must be a Parquet file, got no file"),
         (("--labels", "no"), "no: must be a Parquet file, got no file"),
     ],
 )
 def test_bad_options(files: Any, out: Path, arguments: tuple[str, ...], text: str) -> None:
-    candidates = files.users if "--catalogue" in arguments else files.candidates
+    candidates = files.users if "--catalog" in arguments else files.candidates
     refused(invoke(files.model, candidates, "-o", out, *arguments), text)
     assert os.listdir(out.parent) == []
 
@@ -215,7 +218,7 @@ def test_bad_files(files: Any, out: Path, tmp_path: Path) -> None:
         assert os.listdir(tmp_path) == ["in"]
     refused(invoke(bad / "text", files.candidates, "-o", out), "text: must be a whole safetensors file")
     refused(invoke(files.bare, files.candidates, "-o", out), "bare: must be a model with features")
-    refused(invoke(files.model, files.candidates, "--catalogue", files.items, "-o", out), "must hold one row a request")
+    refused(invoke(files.model, files.candidates, "--catalog", files.items, "-o", out), "must hold one row per request")
     refused(invoke(files.model, files.candidates, "-o", tmp_path / "no" / "out"), "must be in an existing folder")
     refused(invoke(files.model, files.candidates, "-o", tmp_path), "got a folder")
     refused(

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import training_files
 from safetensors import safe_open
 from typer.testing import CliRunner
 
@@ -19,6 +18,7 @@ from resflow_kernels import Scorer
 from resflow_kernels.cli import build_app
 from resflow_kernels.training import config, pipeline
 from resflow_kernels.training.checkpoint import Checkpoint
+from tests.support import training_files
 
 
 def run(*arguments: object) -> Any:
@@ -46,7 +46,7 @@ def test_the_bundle_has_the_aucs_that_were_printed(toml: Path) -> None:
     scorer = Scorer.load(toml.parent / "out/model.safetensors")
     test = pq.read_table(toml.parent / "test.parquet")
     x = np.concatenate([scorer.embed_users(test), scorer.embed_items(test)], axis=1)
-    logits, probs, score = scorer.scores(x)
+    logits, probs, score = scorer.dense_scores(x)
     np.testing.assert_allclose(score, probs @ np.array([1, 20]), rtol=1e-5)
     clicks = test["click"].to_numpy()
     for task, labels in enumerate((clicks, clicks * test["order"].to_numpy())):  # nested labels

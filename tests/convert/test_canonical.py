@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
-from strategies import plans, seeds
 
 from resflow_kernels import Additive
 from resflow_kernels.convert import from_canonical
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import random_weights
+from tests.support.draws import plans, seeds
 
 
 @given(plan=plans(max_tasks=4), seed=seeds)

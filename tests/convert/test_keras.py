@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ import torch
 
 from resflow_kernels import ExpectedValue, ResFlow
 from resflow_kernels.convert import from_keras
+from tests.support.files import DATA
 
-DATA = Path(__file__).parent.parent / "data"
 FILES = ("ecomm_chain_2tasks.npz", "progressive_logits_9tasks.npz")
 
 

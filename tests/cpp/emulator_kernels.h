@@ -2,7 +2,7 @@
 // nvcc compiles them as well.
 #pragma once
 
-#include "cuda/launch.h"
+#include "cuda/device/launch.h"
 
 namespace resflow::testing {
 

@@ -1,7 +1,7 @@
 // Small kernels of what only Hopper has (see emulator_kernels.h).
 #pragma once
 
-#include "cuda/tensor_map.h"
+#include "cuda/device/tensor_map.h"
 #include "emulator_kernels.h"
 
 namespace resflow::testing {

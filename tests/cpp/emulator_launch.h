@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/launch.h"
+#include "cuda/device/launch.h"
 
 namespace resflow::testing {
 

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/isa.h"
+#include "cpu/simd/isa.h"
 
 int main() {
   using namespace resflow;

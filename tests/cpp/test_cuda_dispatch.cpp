@@ -1,6 +1,6 @@
 // Which tower kernel a call gets, and that its blocks fit an SM, on GPUs of three sizes.
 #include "check.h"
-#include "cuda/dispatch.h"
+#include "cuda/towers/dispatch.h"
 #include "models.h"
 
 namespace resflow::cuda {

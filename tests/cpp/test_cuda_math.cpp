@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "check.h"
-#include "cuda/head.h"
+#include "cuda/towers/head.h"
 
 using namespace resflow;
 

@@ -7,7 +7,7 @@
 
 #include "check.h"
 #include "core/topk.h"
-#include "cuda/topk.h"
+#include "cuda/topk/topk.h"
 #include "emulator_launch.h"
 
 using namespace resflow;

@@ -221,13 +221,14 @@ TEST(rows_are_rounded_to_the_bits_of_the_cpu) {
       for (const Precision element : kElements) {
         std::vector<char> got(kCount * columns * bytes_of(element)), expected(got.size());
         std::vector<float> scales(element == Precision::int8 ? kCount * kTasks : 0), expected_scales(scales.size());
-        cpu::twin_rows(from, kCount, kTasks, width, 1, element, expected.data(), expected_scales.data());
+        cpu::twin_rows(from, kCount, kTasks, width, element, expected.data(), expected_scales.data(), 1);
         cuda::Buffers buffers;
+        TestQueue queue(buffers);
         allow(buffers, values, false);
         allow(buffers, halves, false);
         allow(buffers, got, true);
         allow(buffers, scales, true);
-        cuda::twin_rows(from, kCount, kTasks, width, element, got.data(), scales.data(), nullptr);
+        cuda::twin_rows(from, kCount, kTasks, width, element, got.data(), scales.data(), queue);
         CHECK(got == expected && same(scales, expected_scales));
       }
     }

@@ -9,7 +9,7 @@
 #include "check.h"
 #include "core/number_formats.h"
 #include "core/tensor_panels.h"
-#include "cuda/tower_sm90_schedule.h"
+#include "cuda/towers/tower_sm90_schedule.h"
 #include "models.h"
 
 using namespace resflow;

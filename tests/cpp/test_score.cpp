@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "check.h"
-#include "cpu/score.h"
+#include "cpu/towers/towers.h"
 #include "models.h"
 
 using namespace resflow;
@@ -58,8 +58,9 @@ TEST(logits_are_those_of_the_formulas_and_nothing_beyond_the_outputs_is_touched)
     Candidates candidates{};
     candidates.x = {x.data(), Precision::float32, 37};
     candidates.count = rows;
-    cpu::score({model.plan, model.bytes.data()}, candidates, {Fusion::additive, WeightsPer::call, weights.data()}, 2,
-               logits.data(), probs.data(), score.data());
+    const FusionWeights fusion{Fusion::additive, WeightsPer::call, weights.data()};
+    cpu::towers_scores({{model.plan, model.bytes.data()}, candidates, fusion},
+                       {logits.data(), probs.data(), score.data()}, 2);
     for (int64_t r = 0; r < rows; ++r) {
       const std::vector<double> exact = exact_logits(model, x.data() + r * 37);
       double sum = 0;

@@ -8,8 +8,8 @@
 
 #include "check.h"
 #include "core/number_formats.h"
-#include "cpu/score.h"
-#include "cuda/tower_sm90_launch.h"
+#include "cpu/towers/towers.h"
+#include "cuda/towers/tower_sm90_launch.h"
 #include "models.h"
 
 using namespace resflow;
@@ -96,7 +96,7 @@ struct Scene {
   }
 
   int64_t requests() const { return offsets.empty() ? 0 : static_cast<int64_t>(offsets.size()) - 1; }
-  int64_t weight_count() const { return plan.tasks + (of.fusion == Fusion::expected_value); }
+  int64_t weight_count() const { return fusion_weight_count(of.fusion, plan.tasks); }
   FusionWeights fusion() const { return {of.fusion, of.per, weights.data()}; }
 
   // Where the first layers' sums begin, as another kernel computes them.
@@ -129,7 +129,7 @@ struct Scene {
     call.candidates.requests = requests();
     call.fusion = fusion();
     call.fusion_weight_count = weight_count();
-    call.starts = starts.empty() ? nullptr : starts.data();
+    call.accum_init = starts.empty() ? nullptr : starts.data();
     call.logits = out.logits.data();
     call.probs = out.probs.data();
     call.score = out.score.data();
@@ -151,7 +151,7 @@ struct Scene {
     allow(out.logits, true, 16);
     allow(out.probs, true, 16);
     allow(out.score, true, 16);
-    CHECK(cuda::covered_by_tower_sm90(call, device));
+    CHECK(cuda::covered_by_tower_sm90(call.plan, call.candidates, device));
     cuda::launch_tower_sm90(call, device, nullptr);
   }
 
@@ -179,8 +179,8 @@ struct Scene {
       candidates.user_columns = user_columns;
     }
     Scores out(x.rows, plan.tasks);
-    cpu::score({same.plan, same.bytes.data()}, candidates, fusion(), 1, out.logits.data(), out.probs.data(),
-               out.score.data());
+    cpu::towers_scores({{same.plan, same.bytes.data()}, candidates, fusion()},
+                       {out.logits.data(), out.probs.data(), out.score.data()}, 1);
     return out;
   }
 };
@@ -353,7 +353,7 @@ TEST(what_is_not_covered_is_refused) {
     Scores out(5, scene.plan.tasks);
     cuda::TowerCall call = scene.call(out);
     change(call);
-    return cuda::covered_by_tower_sm90(call, device);
+    return cuda::covered_by_tower_sm90(call.plan, call.candidates, device);
   };
   const auto as_it_is = [](cuda::TowerCall&) {};
   const Case of = towers(40, chain_of(3));

@@ -4,14 +4,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <random>
 #include <vector>
 
 #include "core/number_formats.h"
 #include "core/topk.h"
-#include "cpu/twin.h"
-#include "cuda/twin.h"
+#include "cpu/twin/twin.h"
+#include "cuda/twin/twin.h"
 #include "emulator_launch.h"
 
 namespace resflow::testing {
@@ -33,6 +34,8 @@ struct Scores {
 
   Scores(int64_t candidates, int64_t tasks)
       : logits(candidates * tasks, -7.0f), probs(candidates * tasks, -7.0f), score(candidates, -7.0f) {}
+
+  ScoresOut out() { return {logits.data(), probs.data(), score.data()}; }
 
   // Of candidate i of the result: that of candidate `from`[i].
   Scores at(const std::vector<int64_t>& from) const {
@@ -57,6 +60,22 @@ inline bool near(const std::vector<float>& a, const std::vector<float>& b, float
     return (u != u && v != v) || u == v || std::abs(u - v) <= bound * (1.0f + std::abs(v));
   });
 }
+
+// Workspaces full of NaN.
+class TestQueue : public cuda::Queue {
+ public:
+  explicit TestQueue(cuda::Buffers& buffers) : buffers_(buffers) {}
+  cuda::Stream stream() const override { return nullptr; }
+  void* workspace(int64_t bytes) override {
+    std::vector<uint64_t>& words = workspaces_.emplace_back((bytes + 7) / 8, ~uint64_t(0));
+    buffers_.allow(words.data(), bytes, true);
+    return words.data();
+  }
+
+ private:
+  cuda::Buffers& buffers_;
+  std::deque<std::vector<uint64_t>> workspaces_;
+};
 
 struct Case {
   int64_t tasks, width, items, requests;
@@ -106,8 +125,8 @@ struct Case {
     const int64_t bytes = bytes_of(element);
     std::vector<char> rows(items * columns() * bytes);
     scales.assign(element == Precision::int8 ? items * tasks : 0, 0.0f);
-    cpu::twin_rows({vectors.data(), Precision::float32, columns()}, items, tasks, width, 1, element, rows.data(),
-                   scales.data());
+    cpu::twin_rows({vectors.data(), Precision::float32, columns()}, items, tasks, width, element, rows.data(),
+                   scales.data(), 1);
     table.assign(lead + items * stride() * bytes + 16, element == Precision::int8 ? 77 : -1);
     for (int64_t i = 0; i < items; ++i) {
       std::memcpy(rows_begin() + i * stride() * bytes, rows.data() + i * columns() * bytes, columns() * bytes);
@@ -143,7 +162,6 @@ struct Case {
     twin.offsets = listed ? offsets.data() : nullptr;
     twin.count = listed ? count_of_ids() : items;
     twin.weights = {fusion, per, weights.data()};
-    twin.threads = 1;
     return twin;
   }
 
@@ -165,37 +183,36 @@ struct Case {
 
   Scores on_cpu(bool listed) {
     Scores scores(candidates(listed), tasks);
-    cpu::twin_score(call(listed), scores.logits.data(), scores.probs.data(), scores.score.data());
+    cpu::twin_scores(call(listed), scores.out(), 1);
     return scores;
   }
 
   Scores on_device(bool listed) {
     Scores scores(candidates(listed), tasks);
     const TwinCall twin = device_call(listed);
-    std::vector<uint64_t> workspace(cuda::twin_score_workspace_bytes(twin) / 8, ~uint64_t(0));
     cuda::Buffers buffers;
+    TestQueue queue(buffers);
     allow_inputs(buffers);
-    allow(buffers, workspace, true);
     allow(buffers, scores.logits, true);
     allow(buffers, scores.probs, true);
     allow(buffers, scores.score, true);
-    cuda::twin_score(twin, scores.logits.data(), scores.probs.data(), scores.score.data(), workspace.data(), nullptr);
+    cuda::twin_scores(twin, scores.out(), queue);
     return scores;
   }
 
   // The k best of the device's own scores, and whether twin_topk finds them.
-  bool finds_best(bool listed, int64_t k, int64_t pass_bytes = cuda::kTwinPassBytes) {
+  bool finds_best(bool listed, int64_t k, int64_t pass_bytes = 0) {
     const Scores all = on_device(listed);
     const TwinCall twin = device_call(listed);
     std::vector<float> scores(requests * k), expected(requests * k);
     std::vector<int64_t> positions(requests * k), expected_positions(requests * k);
-    std::vector<uint64_t> workspace(cuda::twin_topk_workspace_bytes(twin, k, pass_bytes) / 8, ~uint64_t(0));
     cuda::Buffers buffers;
+    TestQueue queue(buffers);
     allow_inputs(buffers);
-    allow(buffers, workspace, true);
     allow(buffers, scores, true);
     allow(buffers, positions, true);
-    cuda::twin_topk(twin, k, scores.data(), positions.data(), workspace.data(), nullptr, pass_bytes);
+    const TopKOut out{k, scores.data(), positions.data()};
+    pass_bytes > 0 ? cuda::stream_topk(twin, out, pass_bytes, queue) : cuda::twin_topk(twin, out, queue);
     TopK best(k);
     for (int64_t r = 0; r < requests; ++r) {
       const int64_t first = listed ? offsets[r] : r * items, end = listed ? offsets[r + 1] : (r + 1) * items;

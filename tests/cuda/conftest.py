@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resflow_kernels.testing.device import Device
+from tests.support.devices import Device
 
 
 @pytest.fixture(scope="session", params=["emulated", "cuda"])

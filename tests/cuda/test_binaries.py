@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from resflow_kernels import _library
+from resflow_kernels.ops import library
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -48,7 +48,7 @@ def dumped(*arguments: str) -> str:
     tool = shutil.which("cuobjdump", path=path)
     if tool is None or shutil.which("nvdisasm", path=path) is None:
         pytest.skip("cuobjdump and nvdisasm are not installed")
-    command = [tool, *arguments, str(_library.CUDA_LIBRARY)]
+    command = [tool, *arguments, str(library.CUDA_LIBRARY)]
     return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}).stdout
 
 
@@ -60,7 +60,7 @@ def short(name: str) -> str:
 @pytest.fixture(scope="module")
 def kernels() -> dict[tuple[str, str], Kernel]:
     """All kernels of the library by architecture and name."""
-    if not _library.CUDA_LIBRARY.exists():
+    if not library.CUDA_LIBRARY.exists():
         pytest.skip("the GPU kernels are not built")
     found: dict[tuple[str, str], Kernel] = {}
     arch = name = ""

@@ -6,27 +6,33 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_cases import make_towers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from strategies import fusions, gpu_batches, gpu_plans, seeds
-from test_ops import CALL, CANDIDATE, same_bits
 
 from resflow_kernels import ops, reference
-from resflow_kernels.checks import precisions_of
 from resflow_kernels.contract import ACTIVATIONS
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.checks import precisions_of
+from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
-from resflow_kernels.testing.device import Device
+from tests.support.cases import CALL, CANDIDATE, TowerCase
+from tests.support.comparisons import same_bits
+from tests.support.devices import Device
+from tests.support.draws import fusions, gpu_batches, gpu_plans, seeds
 
 PRECISIONS = precisions_of("cuda")
 
 
 @given(plan=gpu_plans(), batch=gpu_batches, fusion=fusions, per=st.sampled_from([CALL, CANDIDATE]), seed=seeds)
-@example(plan=Plan(1, (1,), (-1,)), batch=1, fusion=0, per=CALL, seed=0)
-@example(plan=Plan(33, (64, 16), chain(16), "gelu", precision="bfloat16"), batch=49, fusion=2, per=CANDIDATE, seed=1)
-def test_scores_are_exact(device: Device, plan: Plan, batch: int, fusion: int, per: int, seed: int) -> None:
-    case = make_towers(device, plan, batch, fusion, per, seed)
+@example(plan=Plan(1, (1,), (-1,)), batch=1, fusion="additive", per=CALL, seed=0)
+@example(
+    plan=Plan(33, (64, 16), chain(16), "gelu", precision="bfloat16"),
+    batch=49,
+    fusion="expected_value",
+    per=CANDIDATE,
+    seed=1,
+)
+def test_scores_are_exact(device: Device, plan: Plan, batch: int, fusion: str, per: str, seed: int) -> None:
+    case = TowerCase(plan, batch, fusion, per, seed, ops=device)
     assert_exact(case.run(), case.exact(), case.fusion_weights, plan.precision)
 
 
@@ -36,7 +42,7 @@ def test_workloads_are_exact(device: Device, name: str, precision: str) -> None:
     """Few rows and many, and rows of the precision's own dtype: another kernel each. A GPU gets more of them."""
     plan = replace(WORKLOADS[name].plan, precision=precision)
     for batch in (1, 33) if device.emulated else (1, 16, 257, 3000, 40_000):
-        case = make_towers(device, plan, batch, seed=batch)
+        case = TowerCase(plan, batch, seed=batch, ops=device)
         assert_exact(case.run(), case.exact(), case.fusion_weights, precision)
         if precision in ("bfloat16", "float16"):
             x = case.x.to(getattr(torch, precision))
@@ -61,14 +67,14 @@ def test_towers_of_128_and_64(
     activation: str,
     switches: tuple[bool, bool, bool],
     batch: int,
-    fusion: int,
+    fusion: str,
     precision: str,
     seed: int,
 ) -> None:
     """The paper's widths, rows of the precision: what the kernel for Hopper is for."""
     feature_residual, logit_residual, affine = switches
     plan = Plan(width, (128, 64), chain(tasks), activation, feature_residual, logit_residual, affine=affine)
-    case = make_towers(device, replace(plan, precision=precision), batch, fusion, seed=seed)
+    case = TowerCase(replace(plan, precision=precision), batch, fusion, seed=seed, ops=device)
     x = case.x.to(getattr(torch, precision))
     assert_exact(case.run(x), case.exact(x), case.fusion_weights, precision)
 
@@ -78,7 +84,7 @@ def test_towers_of_128_and_64(
 def test_rows_of_16_bits(device: Device, precision: str, rows: torch.dtype) -> None:
     """Read as they are: the scores are those of the same rows in float32, to the bit."""
     for width in (8, 37):  # aligned to 16 bytes, and not
-        case = make_towers(device, Plan(width, (40, 8), (-1, 0), precision=precision), 21)
+        case = TowerCase(Plan(width, (40, 8), (-1, 0), precision=precision), 21, ops=device)
         x = case.x.to(rows)
         got = case.run(x)
         assert same_bits(got, case.run(x.float()))
@@ -112,12 +118,12 @@ def test_packing_on_the_device_is_the_cpus(device: Device, precision: str) -> No
 @given(tasks=st.sampled_from([17, 64]), layers=st.sampled_from([1, 16]), seed=seeds)
 def test_plans_at_their_limits(device: Device, tasks: int, layers: int, seed: int) -> None:
     plan = Plan(5, (3,) * layers, chain(tasks) if layers == 1 else (-1,) * tasks, "relu")
-    case = make_towers(device, plan, 3, seed=seed)
+    case = TowerCase(plan, 3, seed=seed, ops=device)
     assert_exact(case.run(), case.exact(), case.fusion_weights)
 
 
 @pytest.mark.parametrize(("inputs", "hidden"), [(20_000, (3,)), (5, (2000, 3)), (2000, (2000,))])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_widths_beyond_shared_memory(device: Device, inputs: int, hidden: tuple[int, ...], precision: str) -> None:
-    case = make_towers(device, Plan(inputs, hidden, (-1, 0), "relu", precision=precision), 3)
+    case = TowerCase(Plan(inputs, hidden, (-1, 0), "relu", precision=precision), 3, ops=device)
     assert_exact(case.run(), case.exact(), case.fusion_weights, precision)

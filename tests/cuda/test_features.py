@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_cases import make_features
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import fusion_weights, fusions, gpu_batches, gpu_plans, seeds
-from test_feature_ops import elements
-from test_ops import random_offsets, same_bits
 
 from resflow_kernels import reference
 from resflow_kernels.contract import PRECISIONS as ELEMENTS
 from resflow_kernels.contract import WEIGHTS_PER
 from resflow_kernels.testing import WORKLOADS, assert_exact
-from resflow_kernels.testing.device import Device
+from tests.support.cases import FeatureCase
+from tests.support.comparisons import same_bits
+from tests.support.devices import Device
+from tests.support.draws import elements, fusion_weights, fusions, gpu_batches, gpu_plans, random_offsets, seeds
 
 features = st.lists(
     st.tuples(st.one_of(st.integers(0, 20), st.sampled_from([32, 33])), elements, st.booleans()), min_size=1, max_size=5
@@ -23,16 +22,16 @@ features = st.lists(
 
 
 def columns(features: list[tuple[int, str, bool]]) -> tuple[list[int], list[str], list[bool]]:
-    widths, element, ragged = zip(*features, strict=True)
-    return list(widths), list(element), list(ragged)
+    widths, dtype, ragged = zip(*features, strict=True)
+    return list(widths), list(dtype), list(ragged)
 
 
 @given(plan=gpu_plans(), features=features, batch=gpu_batches, fusion=fusions, seed=seeds)
 def test_scores_are_those_of_pooled_rows(
-    device: Device, plan: object, features: list[tuple[int, str, bool]], batch: int, fusion: int, seed: int
+    device: Device, plan: object, features: list[tuple[int, str, bool]], batch: int, fusion: str, seed: int
 ) -> None:
-    case = make_features(device, plan, *columns(features), batch, seed)
-    weights, per = fusion_weights(case.plan, fusion, batch, case.generator), WEIGHTS_PER.index("candidate")
+    case = FeatureCase(plan, *columns(features), batch, seed, ops=device)
+    weights, per = fusion_weights(case.plan, fusion, batch, case.generator), "candidate"
     settings = (case.packed, case.plan, weights, fusion, per)
     got = device.feature_scores(case.ids, case.tables, *settings)
     assert same_bits(got, device.dense_scores(case.pooled(), *settings))
@@ -46,7 +45,7 @@ def test_scores_are_those_of_pooled_rows(
     features=features,
     batch=gpu_batches,
     requests=st.integers(1, 4),
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     k=st.sampled_from([1, 7, 100]),
     seed=seeds,
 )
@@ -56,16 +55,18 @@ def test_requests_have_the_bits_of_the_request_form(
     features: list[tuple[int, str, bool]],
     batch: int,
     requests: int,
-    per: int,
+    per: str,
     k: int,
     seed: int,
 ) -> None:
-    case = make_features(device, plan, *columns(features), batch, seed)
+    case = FeatureCase(plan, *columns(features), batch, seed, ops=device)
     users = int(case.draw(len(case.rows) + 1))
     user, item = case.random_ids(requests, range(users)), case.random_ids(batch, range(users, len(case.rows)))
     offsets = random_offsets(batch, requests, case.generator)
-    weights = fusion_weights(case.plan, 0, (None, requests, batch)[per], case.generator)
-    settings = (case.packed, case.plan, weights, 0, per)
+    weights = fusion_weights(
+        case.plan, "additive", {"call": None, "request": requests, "candidate": batch}[per], case.generator
+    )
+    settings = (case.packed, case.plan, weights, "additive", per)
     got = device.feature_request_scores(user, item, offsets, case.tables, users, *settings)
 
     tables, scales, ragged = case.tables
@@ -85,20 +86,20 @@ def test_requests_have_the_bits_of_the_request_form(
 def test_topk_is_that_of_the_scores(
     device: Device, plan: object, features: list[tuple[int, str, bool]], batch: int, requests: int, seed: int
 ) -> None:
-    case = make_features(device, plan, *columns(features), batch, seed)
+    case = FeatureCase(plan, *columns(features), batch, seed, ops=device)
     offsets = random_offsets(batch, requests, case.generator)
-    settings = (case.packed, case.plan, case.fusion_weights, 0, 0)
+    settings = (case.packed, case.plan, case.fusion_weights, "additive", "call")
     best = device.feature_topk(case.ids, offsets, case.tables, *settings, 5)
     assert same_bits(best, reference.topk(case.run().score, offsets, 5))
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_workloads_of_width_32(device: Device, name: str, element: str) -> None:
+def test_workloads_of_width_32(device: Device, name: str, dtype: str) -> None:
     plan = WORKLOADS[name].plan
     count = plan.in_features // 32
     widths = [32] * count + ([plan.in_features % 32] if plan.in_features % 32 else [])
     ragged = [at % 5 == 4 for at in range(len(widths))]
-    case = make_features(device, plan, widths, [element] * len(widths), ragged, 20 if device.emulated else 5000, 0)
+    case = FeatureCase(plan, widths, [dtype] * len(widths), ragged, 20 if device.emulated else 5000, 0, ops=device)
     settings = (case.packed, case.plan, case.fusion_weights)
     assert same_bits(case.run(), device.dense_scores(case.pooled(), *settings))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from resflow_kernels import ExpectedValue
 from resflow_kernels.convert import from_keras
-from resflow_kernels.testing.device import Device
+from tests.support.devices import Device
+from tests.support.files import DATA
 
-DATA = Path(__file__).parent.parent / "data"
 BOUND = {"float32": 1e-5, "tensorfloat32": 2e-3, "bfloat16": 1e-2, "float16": 2e-3}
 
 
@@ -26,7 +24,7 @@ def test_the_authors_outputs_are_reproduced(device: Device, file: str, precision
         thresholds = golden["percentiles"]
         fusion = ExpectedValue((5.0, *((thresholds[:-1] + thresholds[1:]) / 2)[:8], 93.0))
     packed = from_keras({n: a for n, a in golden.items() if n.startswith("w.")}, fusion).packed(precision)
-    settings = (packed.plan, packed.fusion_weights, packed.fusion.code)
+    settings = (packed.plan, packed.fusion_weights, packed.fusion.kind)
     scores = device.dense_scores(torch.from_numpy(golden["x"]), packed.packed_weights, *settings)
     logits = torch.from_numpy(golden["logits"])
     error = (scores.probs.double() - logits.double().sigmoid()).abs().max()

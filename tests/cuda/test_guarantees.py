@@ -9,27 +9,27 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_cases import make_features, make_towers
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import fusions, gpu_plans, seeds
-from test_ops import CANDIDATE, same_bits
 
 from resflow_kernels import ops
-from resflow_kernels.checks import precisions_of
 from resflow_kernels.contract import ACTIVATIONS, FUSIONS
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.checks import precisions_of
+from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.testing import WORKLOADS
-from resflow_kernels.testing.device import Device
+from tests.support.cases import CANDIDATE, FeatureCase, TowerCase
+from tests.support.comparisons import same_bits
+from tests.support.devices import Device
+from tests.support.draws import fusions, gpu_plans, seeds
 
 PRECISIONS = precisions_of("cuda")
 NAN = float("nan")
 
 
 @given(plan=gpu_plans(), batch=st.integers(1, 70), fusion=fusions, seed=seeds)
-def test_batch_invariance(device: Device, plan: Plan, batch: int, fusion: int, seed: int) -> None:
+def test_batch_invariance(device: Device, plan: Plan, batch: int, fusion: str, seed: int) -> None:
     """The same bits shuffled, alone, and in pieces."""
-    case = make_towers(device, plan, batch, fusion, seed=seed)
+    case = TowerCase(plan, batch, fusion, seed=seed, ops=device)
     whole = case.run()
     order = torch.randperm(batch, generator=case.generator)
     assert same_bits(case.run(case.x[order]), tuple(part[order] for part in whole))
@@ -47,7 +47,7 @@ def test_small_and_large_batches_have_the_same_bits(device: Device, name: str, p
     if device.emulated:  # the narrow network has the same panels, in a tenth of the time
         plan = replace(plan, in_features=70, hidden=(*(80 for _ in plan.hidden[1:]), 40))
     large = 5000 if device.emulated else 40_000
-    case = make_towers(device, plan, large)
+    case = TowerCase(plan, large, ops=device)
     whole = case.run()
     for first, count in ((0, 1), (7, 15), (100, 16), (40, 17), (11, 300), (0, 1000)):
         some = slice(first, first + count)
@@ -59,7 +59,7 @@ def test_batch_invariance_of_16_bit_rows(device: Device, precision: str) -> None
     """Of the paper's widths, in tiles of 128 on Hopper; NaN stays with its candidate there too."""
     plan = Plan(72, (128, 64), chain(3), affine=True, precision=precision)
     batch = 300 if device.emulated else 40_000
-    case = make_towers(device, plan, batch)
+    case = TowerCase(plan, batch, ops=device)
     x = case.x.to(getattr(torch, precision))
     whole = case.run(x)
     for first, count in ((0, 1), (7, 15), (100, 17), (127, 130), (1, 257)):
@@ -82,8 +82,8 @@ def test_isolation(device: Device, activation: str, precision: str) -> None:
     for head in ("residual", "conditional"):
         switches = {"logit_residual": head == "residual", "non_increasing": head == "residual"}
         plan = Plan(7, (20, 5), (-1, 0, 1), activation, affine=True, head=head, precision=precision, **switches)
-        for fusion in range(len(FUSIONS)):
-            case = make_towers(device, plan, 20, fusion)
+        for fusion in FUSIONS:
+            case = TowerCase(plan, 20, fusion, ops=device)
             clean, others = case.run(), torch.arange(20) != 17
             for poison in (NAN, float("inf"), float("-inf")):
                 poisoned = case.x.clone()
@@ -93,9 +93,9 @@ def test_isolation(device: Device, activation: str, precision: str) -> None:
                 assert poison == poison or all(part[17].isnan().all() for part in got)
 
 
-@pytest.mark.parametrize("fusion", range(len(FUSIONS)))
-def test_nan_in_fusion_weights_reaches_the_score_alone(device: Device, fusion: int) -> None:
-    case = make_towers(device, Plan(6, (8,), (-1, 0)), 30, fusion, CANDIDATE)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_nan_in_fusion_weights_reaches_the_score_alone(device: Device, fusion: str) -> None:
+    case = TowerCase(Plan(6, (8,), (-1, 0)), 30, fusion, CANDIDATE, ops=device)
     clean = case.run()
     case.fusion_weights[4, 1] = NAN
     got = case.run()
@@ -107,7 +107,7 @@ def test_nan_in_fusion_weights_reaches_the_score_alone(device: Device, fusion: i
 def test_rows_of_any_stride_and_place_are_read_in_place(device: Device) -> None:
     """Rows between NaN, at odd places in memory, every other one, and one row many times."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        case = make_towers(device, Plan(32, (17,), (-1, 0)), 40)
+        case = TowerCase(Plan(32, (17,), (-1, 0)), 40, ops=device)
         x = case.x.to(dtype)
         expected = case.run(x)
         for place in (0, 1, 2, 5):
@@ -122,7 +122,7 @@ def test_rows_of_any_stride_and_place_are_read_in_place(device: Device) -> None:
 
 @pytest.mark.parametrize("requests", [0, 1, 3])
 def test_empty_batches(device: Device, requests: int) -> None:
-    case = make_towers(device, Plan(5, (4,), (-1, 0)), 0)
+    case = TowerCase(Plan(5, (4,), (-1, 0)), 0, ops=device)
     assert [tuple(part.shape) for part in case.run()] == [(0, 2), (0, 2), (0,)]
     offsets = torch.zeros(requests + 1, dtype=torch.int64)
     user, item, ids = torch.randn(requests, 2), torch.randn(0, 3), torch.zeros(0, dtype=torch.int64)
@@ -142,7 +142,7 @@ BAD_OFFSETS = ([0, 5, 3, 9], [1, 2, 3, 9], [0, 3, 6, 8], [0, 3, 6, 10], [0, -5, 
 def test_offsets_that_make_no_sense_never_crash(device: Device, values: list[int]) -> None:
     """What lies in no request, or in two, scores something or NaN; shapes and other calls are as ever."""
     plan = Plan(6, (5,), (-1, 0))
-    case = make_towers(device, plan, 9)
+    case = TowerCase(plan, 9, ops=device)
     offsets, user = torch.tensor(values), torch.randn(3, 2)
     item, ids = case.x[:, 2:].contiguous(), torch.arange(9) % 4
     rest = (case.packed, plan, case.fusion_weights)
@@ -156,22 +156,24 @@ def test_offsets_that_make_no_sense_never_crash(device: Device, values: list[int
     ):
         assert best.positions.shape == (3, 4) and (best.positions >= -1).all() and (best.positions < 9).all()
     weights = torch.rand(3, 2)
-    assert device.request_scores(user, item, offsets, case.packed, plan, weights, 0, 1).score.shape == (9,)
+    assert device.request_scores(
+        user, item, offsets, case.packed, plan, weights, "additive", "request"
+    ).score.shape == (9,)
     assert not device.dense_scores(case.x, *rest).score.isnan().any()
 
 
 @pytest.mark.parametrize("bad", [-1, 4, 2**40, -(2**63)])
 def test_an_id_that_is_no_row_scores_nan_alone(device: Device, bad: int) -> None:
     plan = Plan(6, (5,), (-1, 0))
-    case = make_towers(device, plan, 0)
+    case = TowerCase(plan, 0, ops=device)
     items, user, offsets = torch.randn(4, 4), torch.randn(1, 2), torch.tensor([0, 9])
     rest = (case.packed, plan, case.fusion_weights)
     ids = torch.arange(9) % 4
     wrong = ids.clone()
     wrong[5] = bad
     others = torch.arange(9) != 5
-    for element in ("float32", "bfloat16", "int8"):
-        table = device.catalog_rows(items, case.packed, plan, element)
+    for dtype in ("float32", "bfloat16", "int8"):
+        table = device.catalog_rows(items, case.packed, plan, dtype)
         good = device.catalog_scores(user, ids, offsets, *table, *rest)
         got = device.catalog_scores(user, wrong, offsets, *table, *rest)
         assert all(part[5].isnan().all() for part in got)
@@ -179,7 +181,7 @@ def test_an_id_that_is_no_row_scores_nan_alone(device: Device, bad: int) -> None
         best = device.catalog_topk(user, wrong, offsets, *table, *rest, k=9)
         assert best.positions[0, -1] == 5 and best.scores[0, -1].isnan()
 
-        rows, scales = device.twin_rows(torch.randn(4, 6), 2, element)
+        rows, scales = device.twin_rows(torch.randn(4, 6), 2, dtype)
         vectors, parents = torch.randn(1, 6), [-1, 0]
         good = device.twin_ids_scores(vectors, ids, offsets, rows, scales, torch.ones(2), parents)
         got = device.twin_ids_scores(vectors, wrong, offsets, rows, scales, torch.ones(2), parents)
@@ -190,7 +192,7 @@ def test_an_id_that_is_no_row_scores_nan_alone(device: Device, bad: int) -> None
 @pytest.mark.parametrize("bad", [-1, 1000, 2**40, -(2**63)])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_a_feature_id_that_is_no_row_scores_nan_alone(device: Device, bad: int, ragged: bool) -> None:
-    case = make_features(device, Plan(1, (20, 5), (-1, 0)), [9, 4], ["float32", "int8"], [ragged, False], 12, 3)
+    case = FeatureCase(Plan(1, (20, 5), (-1, 0)), [9, 4], ["float32", "int8"], [ragged, False], 12, 3, ops=device)
     good, (ids, values, offsets) = case.run(), case.ids
     owner = 5
     if ragged:
@@ -209,7 +211,7 @@ def test_a_feature_id_that_is_no_row_scores_nan_alone(device: Device, bad: int, 
 
 def test_weights_packed_for_another_plan_score_nan(device: Device) -> None:
     plan, other = Plan(6, (5, 4), (-1, 0), affine=True), Plan(6, (5, 4), (-1, -1), affine=True)
-    case = make_towers(device, plan, 20)
+    case = TowerCase(plan, 20, ops=device)
     assert other.packed_bytes == plan.packed_bytes
     rest = (case.packed, other, case.fusion_weights)
     assert all(part.isnan().all() for part in device.dense_scores(case.x, *rest))
@@ -222,7 +224,7 @@ def test_weights_packed_for_another_plan_score_nan(device: Device) -> None:
 @pytest.mark.parametrize("place", [1, 8])
 def test_weights_at_an_odd_address_are_refused(device: Device, place: int) -> None:
     plan = Plan(6, (5,), (-1, 0))
-    packed = device.tensor(torch.cat((torch.zeros(place, dtype=torch.uint8), make_towers(device, plan, 0).packed)))
+    packed = device.tensor(torch.cat((torch.zeros(place, dtype=torch.uint8), TowerCase(plan, 0, ops=device).packed)))
     for op, call in {
         "dense_scores": lambda odd: device.dense_scores(torch.zeros(3, 6), odd, plan, torch.ones(2)),
         "catalog_rows": lambda odd: device.catalog_rows(torch.zeros(3, 4), odd, plan, "float32"),
@@ -234,9 +236,9 @@ def test_weights_at_an_odd_address_are_refused(device: Device, place: int) -> No
 CHECKED = """
 import sys, torch
 from resflow_kernels import ops
-from resflow_kernels.plan import Plan
+from resflow_kernels.core.plan import Plan
 from resflow_kernels.testing import random_weights
-from resflow_kernels.testing.device import Device
+from tests.support.devices import Device
 device, plan = Device(sys.argv[1]), Plan(6, (5, 4), (-1, 0), affine=True)
 packed = ops.pack_towers(random_weights(plan), plan)
 x, user, item, ids = torch.randn(9, 6), torch.randn(1, 2), torch.randn(9, 4), torch.arange(9) % 4
@@ -278,7 +280,7 @@ def test_values_are_checked_where_that_is_asked_for(device: Device) -> None:
 
 def test_bad_input_is_named_in_the_cpus_words(device: Device) -> None:
     plan = Plan(6, (5,), (-1, 0))
-    packed = ops.pack_towers(make_towers(device, plan, 0).weights, plan)
+    packed = ops.pack_towers(TowerCase(plan, 0, ops=device).weights, plan)
     good = {"x": torch.zeros(3, 6), "packed": packed, "plan": plan, "fusion_weights": torch.ones(2)}
     int8 = replace(plan, precision="int8")
     for change, text in {
@@ -294,6 +296,6 @@ def test_bad_input_is_named_in_the_cpus_words(device: Device) -> None:
 
 
 def test_a_chain_of_the_most_tasks_keeps_its_bits(device: Device) -> None:
-    case = make_towers(device, Plan(9, (16, 8), chain(64)), 35)
+    case = TowerCase(Plan(9, (16, 8), chain(64)), 35, ops=device)
     whole = case.run()
     assert same_bits(case.run(case.x[30:31]), tuple(part[30:31] for part in whole))

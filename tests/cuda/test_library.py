@@ -12,20 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from resflow_kernels import _library, ops
+from resflow_kernels import ops
 from resflow_kernels.contract import OP_SCHEMAS
+from resflow_kernels.ops import library
+from tests.support.files import ROOT
 
 # What a torch without CUDA lacks of what the library calls.
 CUDA_SHIMS = ("aoti_torch_get_current_cuda_stream", "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg")
 
-built = pytest.mark.skipif(not _library.CUDA_LIBRARY.exists(), reason="the GPU kernels are not built")
+built = pytest.mark.skipif(not library.CUDA_LIBRARY.exists(), reason="the GPU kernels are not built")
 
 
 def undefined_symbols() -> list[str]:
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("nm (binutils) is not installed")
-    command = [nm, "-D", "--undefined-only", str(_library.CUDA_LIBRARY)]
+    command = [nm, "-D", "--undefined-only", str(library.CUDA_LIBRARY)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [line.split()[-1] for line in listing.splitlines()]
 
@@ -69,9 +71,10 @@ def test_every_op_but_training_is_registered(shims: Path | None) -> None:
         "import ctypes, json, torch\n"
         f"shims = {str(shims) if shims else None!r}\n"
         "shims and ctypes.CDLL(shims, mode=ctypes.RTLD_GLOBAL)\n"
-        "from resflow_kernels import _library, contract\n"
-        "_library.load()\n"
-        f"torch.ops.load_library({str(_library.CUDA_LIBRARY)!r})\n"
+        "from resflow_kernels import contract\n"
+        "from resflow_kernels.ops import library\n"
+        "library.load()\n"
+        f"torch.ops.load_library({str(library.CUDA_LIBRARY)!r})\n"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
         "print(json.dumps({name: has(f'resflow::{name}', 'CUDA') for name in contract.OP_SCHEMAS}))\n"
     )
@@ -80,11 +83,11 @@ def test_every_op_but_training_is_registered(shims: Path | None) -> None:
     assert json.loads(result.stdout) == {name: not name.startswith("train_") for name in OP_SCHEMAS}
 
 
-STATUS = "from resflow_kernels import ops; print(ops.why_unavailable('cuda'))"
+STATUS = "from resflow_kernels import ops; print(ops.unsupported_reason('cuda'))"
 
 
 def test_it_can_be_left_unloaded() -> None:
-    if not _library.CUDA_LIBRARY.exists():
+    if not library.CUDA_LIBRARY.exists():
         pytest.skip("the GPU kernels are not built")
     assert run(STATUS, RESFLOW_NO_CUDA="1").stdout.strip() == "RESFLOW_NO_CUDA=1 asks for no GPU kernels"
     assert "RESFLOW_NO_LIBRARY=1" in run(STATUS, RESFLOW_NO_LIBRARY="1").stdout
@@ -92,7 +95,7 @@ def test_it_can_be_left_unloaded() -> None:
 
 def test_without_a_gpu_it_is_not_loaded_and_nothing_fails() -> None:
     reason = run(STATUS, CUDA_VISIBLE_DEVICES="").stdout.strip()
-    if not _library.CUDA_LIBRARY.exists():
+    if not library.CUDA_LIBRARY.exists():
         assert reason.startswith("built without CUDA: ")
     elif torch.version.cuda is None:
         assert reason == f"torch {torch.__version__} is built without CUDA"
@@ -110,7 +113,7 @@ def test_without_a_gpu_it_is_not_loaded_and_nothing_fails() -> None:
 )
 def test_a_build_without_cuda_says_why(tmp_path: Path, facts: dict[str, object] | None, reason: str) -> None:
     ignore = shutil.ignore_patterns("_cuda.so", "_emulated.so", "_build.json", "__pycache__")
-    shutil.copytree(Path(_library.__file__).parent, tmp_path / "resflow_kernels", ignore=ignore)
+    shutil.copytree(ROOT / "resflow_kernels", tmp_path / "resflow_kernels", ignore=ignore)
     if facts is not None:
         (tmp_path / "resflow_kernels" / "_build.json").write_text(json.dumps(facts), encoding="utf-8")
     result = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + STATUS)
@@ -128,23 +131,26 @@ def test_a_build_without_cuda_says_why(tmp_path: Path, facts: dict[str, object] 
 def test_gpus_that_are_too_old_are_named(
     monkeypatch: pytest.MonkeyPatch, capabilities: list[tuple[int, int]], reason: str | None
 ) -> None:
-    monkeypatch.setattr(_library, "_cuda_status", (True, "loaded"))
+    monkeypatch.setattr(library, "_cuda_status", (True, "loaded"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda at: capabilities[at])
-    _library._too_old.cache_clear()
+    library._too_old.cache_clear()
     try:
-        assert ops.why_unavailable("cuda") == reason
-        assert ops.available("cuda", "float16") == (reason is None) and not ops.available("cuda", "int8")
+        assert ops.unsupported_reason("cuda") == reason
+        assert (
+            ops.unsupported_reason("cuda", "float16") is None == (reason is None)
+            and ops.unsupported_reason("cuda", "int8") is not None
+        )
     finally:
-        _library._too_old.cache_clear()
+        library._too_old.cache_clear()
 
 
 def test_compilers_can_trace_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models ask it in every call."""
-    monkeypatch.setattr(_library, "_cuda_status", (True, "loaded"))
+    monkeypatch.setattr(library, "_cuda_status", (True, "loaded"))
 
     def scored(x: torch.Tensor) -> torch.Tensor:
-        return x + 1 if ops.available("cuda") else x
+        return x + 1 if ops.unsupported_reason("cuda") is None else x
 
     compiled = torch.compile(scored, fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))

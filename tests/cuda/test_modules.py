@@ -10,7 +10,9 @@ import torch
 
 from resflow_kernels import Additive, ResFlow, TwinTower, nn, ops
 
-pytestmark = pytest.mark.skipif(not ops.available("cuda"), reason=f"cuda: {ops.why_unavailable('cuda')}")
+pytestmark = pytest.mark.skipif(
+    ops.unsupported_reason("cuda") is not None, reason=f"cuda: {ops.unsupported_reason('cuda')}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +37,14 @@ def test_scores_are_those_of_the_cpu(model: ResFlow, precision: str, bound: floa
         for got, expected in (
             (there(x.cuda()), model(x)),
             (
-                there.forward_requests(user.cuda(), item.cuda(), offsets.cuda()),
-                model.forward_requests(user, item, offsets),
+                there.request_scores(user.cuda(), item.cuda(), offsets.cuda()),
+                model.request_scores(user, item, offsets),
             ),
             (model.packed(precision).cuda()(x.cuda()), model(x)),
         ):
             assert got.probs.is_cuda
             torch.testing.assert_close(got.probs.cpu(), expected.probs, atol=bound, rtol=0)
-        best = there.top_k(x.cuda(), 5)
+        best = there.dense_topk(x.cuda(), 5)
         assert torch.equal(best.scores[0].cpu(), there(x.cuda()).score.cpu().sort(descending=True).values[:5])
 
 
@@ -68,15 +70,15 @@ def test_compiled_and_captured(model: ResFlow) -> None:
                 torch.testing.assert_close(got, own)
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
-            packed.top_k(x, 5)
+            packed.dense_topk(x, 5)
             packed(x)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            scores, best = packed(x), packed.top_k(x, 5)
+            scores, best = packed(x), packed.dense_topk(x, 5)
         x.copy_(torch.randn(33, 24))
         graph.replay()
-        for got, own in zip((*scores, *best), (*packed(x), *packed.top_k(x, 5)), strict=True):
+        for got, own in zip((*scores, *best), (*packed(x), *packed.dense_topk(x, 5)), strict=True):
             assert torch.equal(got, own)
 
 
@@ -106,5 +108,5 @@ def test_twin_towers() -> None:
     items, user = torch.randn(500, 14), torch.randn(3, 10)
     there = copy.deepcopy(model).cuda()
     table, own = there.build_table(items.cuda(), "int8"), model.build_table(items, "int8")
-    best, expected = there.top_k(user.cuda(), table, 10), model.top_k(user, own, 10)
+    best, expected = there.dense_topk(user.cuda(), table, 10), model.dense_topk(user, own, 10)
     torch.testing.assert_close(best.scores.cpu(), expected.scores, atol=1e-2, rtol=0)

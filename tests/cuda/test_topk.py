@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_cases import make_towers
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import gpu_batches, seeds
-from test_ops import random_offsets, same_bits
 
 from resflow_kernels import reference
-from resflow_kernels.plan import Plan
-from resflow_kernels.testing.device import Device
+from resflow_kernels.core.plan import Plan
+from tests.support.cases import TowerCase
+from tests.support.comparisons import same_bits
+from tests.support.devices import Device
+from tests.support.draws import gpu_batches, random_offsets, seeds
 
 # Cheap to score: the selection is what is tested.
 TINY = Plan(2, (4,), (-1, 0))
@@ -28,13 +28,13 @@ TINY = Plan(2, (4,), (-1, 0))
 @example(batch=1100, requests=1, k=1000, ties=True, seed=0)
 @example(batch=65, requests=1, k=3000, ties=False, seed=0)
 def test_best_are_those_of_the_scores(device: Device, batch: int, requests: int, k: int, ties: bool, seed: int) -> None:
-    case = make_towers(device, TINY, batch if requests else 0, seed=seed)
+    case = TowerCase(TINY, batch if requests else 0, seed=seed, ops=device)
     x = case.x
     if ties:
         x = x[torch.randint(0, max(len(x) // 4, 1), (len(x),), generator=case.generator)]
     x[torch.rand(len(x), generator=case.generator) < 0.1] = float("nan")
     offsets = random_offsets(len(x), requests, case.generator)
-    settings = (case.packed, TINY, case.fusion_weights, 0, 0)
+    settings = (case.packed, TINY, case.fusion_weights, "additive", "call")
     expected = reference.topk(device.dense_scores(x, *settings).score, offsets, k)
     assert same_bits(device.dense_topk(x, offsets, *settings, k), expected)
 
@@ -45,9 +45,9 @@ def test_best_are_those_of_the_scores(device: Device, batch: int, requests: int,
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_candidates_that_all_score_the_same(device: Device, value: float) -> None:
-    case = make_towers(device, TINY, 300)
+    case = TowerCase(TINY, 300, ops=device)
     x = torch.full_like(case.x, value)
-    settings = (case.packed, TINY, case.fusion_weights, 0, 0)
+    settings = (case.packed, TINY, case.fusion_weights, "additive", "call")
     best = device.dense_topk(x, torch.tensor([0, 300]), *settings, 40)
     score = device.dense_scores(x, *settings).score
     assert best.positions[0].tolist() == list(range(40))
@@ -57,8 +57,8 @@ def test_candidates_that_all_score_the_same(device: Device, value: float) -> Non
 def test_many_requests_and_long_ones(device: Device) -> None:
     if device.emulated:
         pytest.skip("emulated: takes minutes")
-    case = make_towers(device, TINY, 300_000)
-    settings = (case.packed, TINY, case.fusion_weights, 0, 0)
+    case = TowerCase(TINY, 300_000, ops=device)
+    settings = (case.packed, TINY, case.fusion_weights, "additive", "call")
     score = device.dense_scores(case.x, *settings).score
     for offsets in ([0, 300_000], [0, 1, 299_999, 300_000], [*range(0, 300_000, 97), 300_000]):
         cut = torch.tensor(offsets)

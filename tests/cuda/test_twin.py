@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_cases import make_twins
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import fusions, seeds
-from test_ops import random_offsets
-from test_twin_ops import BUDGET, CALL, CANDIDATE, REQUEST, elements, same_bits
 
-from resflow_kernels import ops, reference, twin_reference
+from resflow_kernels import ops, reference
 from resflow_kernels.contract import PRECISIONS as ELEMENTS
+from resflow_kernels.contract import WEIGHTS_PER
+from resflow_kernels.reference import twin
 from resflow_kernels.testing import assert_exact
-from resflow_kernels.testing.device import Device
+from tests.support.cases import BUDGET, CALL, CANDIDATE, REQUEST, TwinCase
+from tests.support.comparisons import same_bits
+from tests.support.devices import Device
+from tests.support.draws import elements, fusions, random_offsets, seeds
 
 tasks_of = st.one_of(st.integers(1, 4), st.just(9))
 widths = st.one_of(st.integers(1, 20), st.sampled_from([31, 64, 65, 128]))
@@ -26,44 +27,44 @@ counts = st.one_of(st.integers(0, 20), st.sampled_from([33, 64, 65, 130]))
     width=widths,
     items=counts,
     requests=st.integers(0, 9),
-    element=elements,
+    dtype=elements,
     fusion=fusions,
-    per=st.integers(0, 2),
+    per=st.sampled_from(WEIGHTS_PER),
     non_increasing=st.booleans(),
     seed=seeds,
 )
-@example(1, 1, 1, 1, "int8", 0, CALL, False, 0)
-@example(16, 130, 70, 9, "int8", 2, CANDIDATE, True, 1)
-@example(3, 64, 130, 2, "bfloat16", 1, REQUEST, False, 2)
+@example(1, 1, 1, 1, "int8", "additive", CALL, False, 0)
+@example(16, 130, 70, 9, "int8", "expected_value", CANDIDATE, True, 1)
+@example(3, 64, 130, 2, "bfloat16", "multiplicative", REQUEST, False, 2)
 def test_scores_are_exact(
     device: Device,
     tasks: int,
     width: int,
     items: int,
     requests: int,
-    element: str,
-    fusion: int,
-    per: int,
+    dtype: str,
+    fusion: str,
+    per: str,
     non_increasing: bool,
     seed: int,
 ) -> None:
-    case = make_twins(device, tasks, width, items, requests, element, fusion, per, seed, non_increasing)
+    case = TwinCase(tasks, width, items, requests, dtype, fusion, per, seed, non_increasing, ops=device)
     weights = case.weights(items)
     arguments = (case.user.double(), case.table, case.scales, weights.double(), *case.settings)
-    assert_exact(case.all(), twin_reference.twin_scores(*arguments), weights, BUDGET[element])
+    assert_exact(case.all(), twin.twin_scores(*arguments), weights, BUDGET[dtype])
 
     weights = case.weights(case.candidates)
     inputs = (case.user.double(), case.ids, case.offsets, case.table, case.scales)
-    exact = twin_reference.twin_ids_scores(*inputs, weights.double(), *case.settings)
-    assert_exact(case.listed(), exact, weights, BUDGET[element])
+    exact = twin.twin_ids_scores(*inputs, weights.double(), *case.settings)
+    assert_exact(case.listed(), exact, weights, BUDGET[dtype])
 
 
-@given(tasks=tasks_of, width=widths, items=counts, element=elements, seed=seeds)
-def test_tables_are_the_cpus(device: Device, tasks: int, width: int, items: int, element: str, seed: int) -> None:
+@given(tasks=tasks_of, width=widths, items=counts, dtype=elements, seed=seeds)
+def test_tables_are_the_cpus(device: Device, tasks: int, width: int, items: int, dtype: str, seed: int) -> None:
     """Rounding is defined to the bit, so a table may be built on either device."""
-    case = make_twins(device, tasks, width, items, 1, element, seed=seed)
+    case = TwinCase(tasks, width, items, 1, dtype, seed=seed, ops=device)
     for vectors in (case.vectors, case.vectors.bfloat16()):
-        assert same_bits(device.twin_rows(vectors, tasks, element), ops.twin_rows(vectors, tasks, element))
+        assert same_bits(device.twin_rows(vectors, tasks, dtype), ops.twin_rows(vectors, tasks, dtype))
 
 
 @given(
@@ -71,17 +72,17 @@ def test_tables_are_the_cpus(device: Device, tasks: int, width: int, items: int,
     width=st.integers(1, 40),
     items=counts,
     requests=st.integers(0, 9),
-    element=elements,
+    dtype=elements,
     k=st.sampled_from([1, 7, 100]),
     seed=seeds,
 )
 def test_topk_is_that_of_the_scores(
-    device: Device, tasks: int, width: int, items: int, requests: int, element: str, k: int, seed: int
+    device: Device, tasks: int, width: int, items: int, requests: int, dtype: str, k: int, seed: int
 ) -> None:
-    case = make_twins(device, tasks, width, items, requests, element, seed=seed)
+    case = TwinCase(tasks, width, items, requests, dtype, seed=seed, ops=device)
     if items:  # equal scores
         case.table[torch.randint(0, items, (items // 2,), generator=case.generator)] = case.table[0].clone()
-        if element == "int8":
+        if dtype == "int8":
             case.scales[:] = case.scales[:1]
     weights = case.weights(items)
     offsets = torch.arange(requests + 1) * items
@@ -92,13 +93,13 @@ def test_topk_is_that_of_the_scores(
     assert same_bits(best, reference.topk(case.listed().score, case.offsets, k))
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("width", [16, 67])
-def test_an_item_scores_the_same_in_any_company(device: Device, width: int, element: str) -> None:
-    case = make_twins(device, 3, width, 90, 5, element)
+def test_an_item_scores_the_same_in_any_company(device: Device, width: int, dtype: str) -> None:
+    case = TwinCase(3, width, 90, 5, dtype, ops=device)
     whole, settings = case.all(), case.settings
     some = torch.randperm(90, generator=case.generator)[:37]
-    scales = case.scales[some] if element == "int8" else case.scales
+    scales = case.scales[some] if dtype == "int8" else case.scales
     part = device.twin_scores(case.user[2:3], case.table[some], scales, case.weights(90), *settings)
     assert same_bits(part, tuple(of[2 * 90 + some] for of in whole))
     offsets = random_offsets(5 * 90, 5, case.generator)
@@ -108,9 +109,9 @@ def test_an_item_scores_the_same_in_any_company(device: Device, width: int, elem
     assert same_bits(listed, tuple(of[owner * 90 + ids] for of in whole))
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
-def test_nan_stays_with_its_item_and_its_user(device: Device, element: str) -> None:
-    case = make_twins(device, 2, 20, 40, 3, element)
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_nan_stays_with_its_item_and_its_user(device: Device, dtype: str) -> None:
+    case = TwinCase(2, 20, 40, 3, dtype, ops=device)
     clean = case.all()
     user = case.user.clone()
     user[1, 3] = float("nan")
@@ -120,7 +121,7 @@ def test_nan_stays_with_its_item_and_its_user(device: Device, element: str) -> N
     assert got.score[~others].isnan().all()
     vectors = case.vectors.clone()
     vectors[7, 0] = float("nan")
-    table, scales = device.twin_rows(vectors, 2, element)
+    table, scales = device.twin_rows(vectors, 2, dtype)
     got = device.twin_scores(case.user, table, scales, case.weights(40), *case.settings)
     others = torch.arange(120) % 40 != 7
     assert same_bits(tuple(part[others] for part in got), tuple(part[others] for part in clean))
@@ -130,18 +131,18 @@ def test_nan_stays_with_its_item_and_its_user(device: Device, element: str) -> N
 @pytest.mark.parametrize("requests", [0, 2])
 @pytest.mark.parametrize("items", [0, 3])
 def test_empty_inputs(device: Device, items: int, requests: int) -> None:
-    case = make_twins(device, 2, 5, items, requests)
+    case = TwinCase(2, 5, items, requests, ops=device)
     assert case.all().logits.shape == (items * requests, 2)
     best = device.twin_topk(case.user, case.table, case.scales, case.weights(items), *case.settings, 4)
     assert best.scores.shape == (requests, 4)
     assert int((best.positions == -1).sum()) == requests * (4 - items)
 
 
-@pytest.mark.parametrize("element", ELEMENTS)
-def test_a_large_table(device: Device, element: str) -> None:
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_a_large_table(device: Device, dtype: str) -> None:
     if device.emulated:
         pytest.skip("emulated: takes minutes")
-    case = make_twins(device, 3, 64, 200_000, 5, element)
+    case = TwinCase(3, 64, 200_000, 5, dtype, ops=device)
     weights = case.weights(200_000)
     best = device.twin_topk(case.user, case.table, case.scales, weights, *case.settings, 100)
     assert same_bits(best, reference.topk(case.all().score, torch.arange(6) * 200_000, 100))

@@ -16,7 +16,7 @@ from examples.kuairand.ranker import encode, probabilities, ranker
 from examples.kuairand.train import train
 from resflow_kernels import Additive
 from resflow_kernels.cli import build_app
-from resflow_kernels.runtime import Scorer
+from resflow_kernels.serving.scorer import Scorer
 from resflow_kernels.training.ranker import encode_rows
 
 
@@ -84,8 +84,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_training_to_ranked_users(trained: Path, tmp_path: Path) -> None:
     scores, folder = tmp_path / "scores.parquet", trained.parent
     files = [str(trained), str(folder / "requests.parquet"), "-o", str(scores)]
-    catalogue = ["--catalogue", str(folder / "videos.parquet"), "--labels", str(folder / "labels.parquet")]
-    scored = CliRunner().invoke(build_app(), ["score", *files, *catalogue, "--top-k", "100"])
+    catalog = ["--catalog", str(folder / "videos.parquet"), "--labels", str(folder / "labels.parquet")]
+    scored = CliRunner().invoke(build_app(), ["score", *files, *catalog, "--top-k", "100"])
     assert scored.exit_code == 0, scored.output
     assert "Weighted Recall@100" in scored.output
     ranking = pq.read_table(scores)
@@ -94,8 +94,8 @@ def test_from_training_to_ranked_users(trained: Path, tmp_path: Path) -> None:
     scorer = Scorer.load(trained)
     user = scorer.embed_users(pq.read_table(folder / "requests.parquet").slice(2, 1))
     item = scorer.embed_items(pq.read_table(folder / "videos.parquet"))
-    best = scorer.top_k_requests(user, item, [0, len(item)], 100)
-    # The catalogue form's float32 differs in the last digits: two near-equal videos may change places.
+    best = scorer.request_topk(user, item, [0, len(item)], 100)
+    # The catalog form's float32 differs in the last digits: two near-equal videos may change places.
     ranked = ranking["position"].to_numpy()[200:300]
     assert len(np.intersect1d(ranked, best.positions[0])) >= 99
     assert np.mean(ranked == best.positions[0]) >= 0.9
@@ -107,7 +107,7 @@ def test_int8_keeps_every_auc_within_a_thousandth(trained: Path, data: prepare.S
 
     def aucs(scorer: Scorer) -> list[float]:
         x = np.concatenate([scorer.embed_users(data.test.table), scorer.embed_items(data.test.table)], axis=1)
-        probs = torch.from_numpy(scorer.scores(x).probs)
+        probs = torch.from_numpy(scorer.dense_scores(x).probs)
         truth = torch.from_numpy(data.test.labels).long()
         return [float(binary_auroc(probs[:, task], truth[:, task])) for task in range(3)]
 
@@ -124,6 +124,6 @@ def test_bfloat16_keeps_99_percent_of_each_top_100(trained: Path, data: prepare.
     kept = []
     for row in range(32):
         user = exact.embed_users(users.slice(row, 1))
-        best = [scorer.top_k_requests(user, item, [0, len(item)], 100).positions[0] for scorer in (exact, rounded)]
+        best = [scorer.request_topk(user, item, [0, len(item)], 100).positions[0] for scorer in (exact, rounded)]
         kept.append(len(np.intersect1d(*best)))
     assert np.mean(kept) >= 99

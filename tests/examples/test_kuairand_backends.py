@@ -10,9 +10,9 @@ import torch
 from examples.kuairand import backends, prepare
 from examples.kuairand.ranker import ranker
 from resflow_kernels import Additive, ResFlow
-from resflow_kernels.bundle import save_model
 from resflow_kernels.contract import PRECISIONS
-from resflow_kernels.runtime import compiled
+from resflow_kernels.serving.bundle import save_model
+from resflow_kernels.serving.scorer import compiled
 
 
 def test_all_of_them_agree_with_the_reference(tmp_path: Path) -> None:
@@ -27,8 +27,12 @@ def test_all_of_them_agree_with_the_reference(tmp_path: Path) -> None:
 
     rows = backends.measured_here(tmp_path / "model.safetensors", tmp_path / "test.parquet")
     assert [(row.precision, row.form) for row in rows] == [(p, form) for p in PRECISIONS for form in backends.FORMS]
-    bounds = {"float32": 2e-6, "bfloat16": 1e-2, "int8": 5e-2}
-    assert all(0 < row.error < bounds[row.precision] for row in rows)
+    # About three times the largest errors that were seen, with three seeds and on AVX-512 as well as the portable
+    # kernels: 5.5e-8, 7.0e-5 and 2.2e-4.
+    bounds = {"float32": 2e-7, "bfloat16": 2e-4, "int8": 6e-4}
+    assert all(row.error < bounds[row.precision] for row in rows)
+    # What is rounded to a lower precision cannot be as near: the precision is used.
+    assert all(row.error > bounds["float32"] for row in rows if row.precision != "float32")
 
     backends.main(tmp_path / "model.safetensors", tmp_path / "test.parquet", tmp_path / "backends.md")
     text = (tmp_path / "backends.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from examples.experiments.catalogue import Requests
+from examples.experiments.catalog import Requests
 from examples.experiments.data import Encoded
 from examples.kuairand import prepare
 from examples.kuairand.compare import compare

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from resflow_kernels import Scorer, bundle
-from resflow_kernels.features import Feature, FeatureSet
-from resflow_kernels.fusion import Additive
+from resflow_kernels import Scorer
+from resflow_kernels.core.fusion import Additive
+from resflow_kernels.core.plan import Plan
+from resflow_kernels.data.features import Feature, FeatureSet
 from resflow_kernels.integrations.ray import BatchScorer, score_dataset
-from resflow_kernels.plan import Plan
+from resflow_kernels.serving import bundle
 
 pytest.importorskip("resflow_kernels._runtime", reason="the compiled library is not built")
 ROWS = 500

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training_files import CONFIG
 
 from resflow_kernels.training.config import read
+from tests.support.training_files import CONFIG
 
 TEXT = CONFIG.format(folder="data", out="out", format="parquet")
 EXAMPLE = Path(__file__).parents[2] / "examples/kuairand/train.toml"

@@ -6,65 +6,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resflow_kernels import ResFlow
-from resflow_kernels.bundle import save_model
+from resflow_kernels.serving.bundle import save_model
 from resflow_kernels.training.checkpoint import Checkpoint, CheckpointError
-from resflow_kernels.training.loop import Batch, fit
-from resflow_kernels.training.settings import FitSettings, History, Progress
+from resflow_kernels.training.loop import fit
+from resflow_kernels.training.settings import FitSettings, Progress
+from tests.support.runs import BCE, Small, batches, evaluate, same, settings, trained
 
-BCE = F.binary_cross_entropy_with_logits
-
-
-class Small(nn.Module):
-    """An embedding, dropout, a layer, towers with a BatchNorm: all that a resumed run has to bring back."""
-
-    def __init__(self, norm: str | None = "batch") -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.embedding, self.dropout = nn.Embedding(20, 4), nn.Dropout(0.3)
-        self.mixed, self.towers = nn.Linear(8, 8), ResFlow(8, (6, 4), norm=norm)
-
-    def forward(self, rows: dict[str, Tensor]) -> Any:
-        return self.towers(self.mixed(self.dropout(torch.cat((self.embedding(rows["id"]), rows["x"]), 1))))
-
-
-def batches(epoch: int, size: int = 16, rows: int = 120) -> Iterator[Batch]:
-    generator = torch.Generator().manual_seed(epoch)
-    ids, x = torch.randint(20, (rows,), generator=generator), torch.randn(rows, 4, generator=generator)
-    labels = ((ids % 3 == 0)[:, None] & (x[:, :2] > -1)).float()
-    for part in torch.arange(rows).split(size):
-        yield Batch({"id": ids[part], "x": x[part]}, labels[part])
-
-
-def evaluate(model: nn.Module) -> dict[str, float]:
-    assert not model.training
-    losses = [float(BCE(model(batch.inputs).logits, batch.labels)) for batch in batches(99)]
-    return {"loss": -sum(losses) / len(losses)}
-
-
-def settings(**changes: Any) -> FitSettings:
-    return FitSettings(**{"epochs": 3, "patience": 3, "monitor": "loss", "learning_rate": 0.01, **changes})
-
-
-def trained(**options: Any) -> tuple[Small, History]:
-    model = Small()
-    changes = options.pop("settings", {})
-    return model, fit(model, batches, BCE, evaluate, settings(**changes), **options)
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(
-        torch.equal(left, right) for left, right in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+ROOT = Path(__file__).parents[2]
 
 
 def test_training_lowers_the_loss_and_is_the_same_for_the_same_seed() -> None:
@@ -149,8 +105,9 @@ def test_a_stopped_run_resumes_to_the_bit(step: int, tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {folder!r})
-from test_loop import *
+sys.path.insert(0, {root!r})
+from resflow_kernels.training.checkpoint import Checkpoint
+from tests.support.runs import trained
 def report(progress):
     if (progress.epoch, progress.step) == (2, 6) and progress.result is None and {kill}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -167,7 +124,7 @@ def test_a_killed_process_resumes_to_the_bit(tmp_path: Path) -> None:
     weights = str(tmp_path / "weights")
 
     def run(kill: bool) -> int:
-        paths = {"folder": str(Path(__file__).parent), "path": str(tmp_path / "run"), "weights": weights}
+        paths = {"root": str(ROOT), "path": str(tmp_path / "run"), "weights": weights}
         return subprocess.run(
             [sys.executable, "-c", KILLED.format(kill=kill, **paths)], env=dict(os.environ)
         ).returncode

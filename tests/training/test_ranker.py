@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from resflow_kernels import ResFlow, Scorer
-from resflow_kernels.bundle import save_model
-from resflow_kernels.features import Feature, FeatureSet
+from resflow_kernels.data.features import Feature, FeatureSet
+from resflow_kernels.serving.bundle import save_model
 from resflow_kernels.training.ranker import FeatureModel, encode_ids, encode_rows, feature_embeddings
 
 
@@ -63,7 +63,7 @@ def test_the_bundle_scores_as_the_model_does(tmp_path: Path) -> None:
     save_model(tmp_path / "model", model.towers, model.features, model.tables())
     scorer = Scorer.load(tmp_path / "model")
     x = np.concatenate([scorer.embed_users(rows), scorer.embed_items(rows)], axis=1)
-    np.testing.assert_allclose(scorer.scores(x).probs, probs, atol=2e-6)
+    np.testing.assert_allclose(scorer.dense_scores(x).probs, probs, atol=2e-6)
 
 
 def test_dropout_is_of_the_row_and_in_training_alone() -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-import training_files
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from resflow_kernels import Scorer
 from resflow_kernels.training import ranks
 from resflow_kernels.training.loop import Batch, fit
+from tests.support import training_files
 
 TWO = Path(__file__).with_name("two_ranks.py")
 

@@ -1,4 +1,4 @@
-// wgmma by number of columns and type. An asm statement names every register, so these macros spell them out.
+// wgmma instructions by number of columns and type. An asm statement names every register, so macros spell them out.
 #pragma once
 
 #include <cstdint>
@@ -34,13 +34,13 @@ namespace resflow::cuda {
   "0, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59" \
   ", %60, %61, %62, %63"
 
-// sums[kColumns / 2] += a [64 rows] x b [kColumns columns] over 16 values of depth. Sums are those of Bfloat16Product
-// tiles side by side: of column block j (8 columns) a lane of the warpgroup's warp w holds in sums[4 j ...] the rows
-// 16 w + lane / 4 and 8 more.
+// sums[kColumns / 2] += a [64 rows] x b [kColumns columns] over 16 values of depth. The sums are laid out as adjacent
+// Bfloat16Product tiles: for column block j (8 columns), a lane of the warpgroup's warp w holds in sums[4 j ...] rows
+// 16 w + lane / 4 and 16 w + lane / 4 + 8.
 template <class Type, int kColumns>
 struct WarpgroupProduct;
 
-// a and b described (describe_matrix), or a in registers as Bfloat16Product has it.
+// a and b as descriptors (describe_matrix), or a in registers with the layout of Bfloat16Product.
 #define RESFLOW_PRODUCT(Type, name, columns, A, B, C)                                                                \
   template <>                                                                                                        \
   struct WarpgroupProduct<Type, columns> {                                                                           \

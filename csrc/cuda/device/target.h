@@ -1,6 +1,6 @@
-// What kernels are written in: the few operations of a GPU thread that C++ has no word for. One source, two compilers:
+// The operations of a GPU thread that C++ lacks and that kernels are written in. One source, two compilers:
 //
-//   nvcc  device/ptx.h and device/ptx_sm90.h, each operation one PTX instruction or CUDA intrinsic;
+//   nvcc  device/ptx.h and device/ptx_sm90.h, where each operation is one PTX instruction or CUDA intrinsic;
 //   g++   emulator/device*.h (RESFLOW_EMULATED), where a thread is a fiber and the operations of a warp are computed
 //         from PTX's documented fragment layouts, so that kernels are tested where there is no GPU.
 //
@@ -8,21 +8,23 @@
 //
 //   struct Kernel {
 //     struct Params { ... };                      // plain data, passed by value
-//     static constexpr int kThreads, kMinBlocks;  // of a block; blocks an SM is to hold
+//     static constexpr int kThreads, kMinBlocks;  // threads per block; least blocks per SM (bounds the registers)
 //     static constexpr const char* kName;         // for error messages
 //     static RESFLOW_DEVICE void run(const Params& params, char* shared);
 //   };
 //   launch<Kernel>(params, grid, shared_bytes, stream);   // launch.h
 //
-// Rules that let the emulator find mistakes: global memory is touched only through the operations below; shared memory
-// is `shared` (aligned to 1024 bytes) and pointers into it; no static or extern shared variables.
+// Rules that let the emulator find mistakes: global memory is accessed only through the operations below; shared
+// memory is `shared` (aligned to 1024 bytes) and pointers into it; there are no static or extern shared variables.
 #pragma once
 
 #include <cstdint>
 
+#include "core/both.h"
+
 #if defined(RESFLOW_EMULATED)
-#include "cuda/emulator/device.h"
-#include "cuda/emulator/device_sm90.h"
+#include "emulator/device.h"
+#include "emulator/device_sm90.h"
 #elif defined(__CUDACC__)
 #include "cuda/device/ptx.h"
 #include "cuda/device/ptx_sm90.h"

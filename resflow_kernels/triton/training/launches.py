@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...plan import Plan
+from ...core.plan import Plan
 from ..launch import Launch, power_of_2
-from .back import outputs_back_kernel, statistics_back_kernel
+from .backward import outputs_back_kernel, statistics_back_kernel
 from .heads import heads_back_kernel, heads_kernel
 from .layout import Layer, Layout, layout_of
 from .products import inputs_gradient_kernel, matrix_gradient_kernel, sums_kernel

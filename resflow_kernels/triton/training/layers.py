@@ -10,7 +10,8 @@ act(n(s) scale + shift), by its ``normalisation``; and adds the parent's o where
 import triton
 import triton.language as tl
 
-from ..functions import activate, at, wide
+from ..formulas import activate
+from ..functions import at, wide
 
 INPUTS = tl.constexpr(0)
 WIDTH = tl.constexpr(1)

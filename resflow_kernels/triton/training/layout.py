@@ -11,8 +11,7 @@ from math import prod
 from typing import NamedTuple
 
 from ...contract import STATISTICS
-from ...packed_layout import layout_of as packed_layout_of
-from ...plan import Plan, padded
+from ...core.plan import Plan, padded
 
 # Floats: each weight begins where 16 bytes can be read at once.
 ALIGNMENT = 4
@@ -87,7 +86,7 @@ def layout_of(plan: Plan, statistics: int, alignment: int = ALIGNMENT) -> Layout
         ancestors=tuple(map(_signed, ancestors)),
         descendants=tuple(map(_signed, descendants)),
         in_line=in_line,
-        join=packed_layout_of(plan).join,
+        join=plan.join,
     )
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from triton import JITFunction
 
-from ... import _training_ops, checks
-from ...plan import Plan
+from ...core import checks, outputs
+from ...core.plan import Plan
 from ..launch import Launch
 from . import launches
 from .launches import KINDS, ROW_TILES, Network, ceil_div
@@ -42,17 +42,17 @@ def train_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Logits, and what the way back needs: own logits, sums (empty unless ``keep``), mean and variance."""
     _check_devices("train_forward", x, weights)
-    outputs = _training_ops.forward_outputs(x, weights, plan, statistics, eps, keep)
-    logits, own, sums, mean, variance = outputs
+    made = outputs.forward_outputs(x, weights, plan, statistics, eps, keep)
+    logits, own, sums, mean, variance = made
     rows = x.shape[0]
     if rows == 0:
         mean.zero_()
         variance.fill_(float("nan"))
-        return outputs
+        return made
     network = _network(x, weights, plan, statistics, eps, mean, variance)
     last = _forward_layers(network, x, sums if keep else None, run)
     run(launches.heads_launch(network, last, own, logits))
-    return outputs
+    return made
 
 
 def train_backward(
@@ -73,22 +73,22 @@ def train_backward(
     _check_devices("train_backward", x, weights)
     for name, tensor in {
         "logit_gradients": logit_gradients,
-        "own": own,
-        "sums": sums,
+        "task_logits": own,
+        "pre_activations": sums,
         "mean": mean,
         "variance": variance,
     }.items():
         checks.device("train_backward", name, tensor, x.device)
-    outputs = _training_ops.backward_outputs(
+    made = outputs.backward_outputs(
         logit_gradients, x, weights, own, sums, mean, variance, plan, statistics, eps, x_needed
     )
-    x_gradients, flat = outputs
+    x_gradients, flat = made
     if x.shape[0] == 0:
         flat.zero_()
-        return outputs
+        return made
     network = _network(x, weights, plan, statistics, eps, mean, variance)
     if sums.shape[0] == 0:
-        sums = x.new_empty((_training_ops.sum_count(network.plan, x.shape[0]),))
+        sums = x.new_empty((outputs.pre_activation_count(network.plan, x.shape[0]),))
         _recompute(network, x, sums, run)
     if network.layout.layers[0].normalisation == "batch_before":
         # A BatchNorm before the activation takes the bias out again: its gradient is 0, not what rounding leaves of it.
@@ -96,7 +96,7 @@ def train_backward(
     _Backward(network, x, _of_layers(network, x.shape[0], sums), flat, run).run(
         own, logit_gradients, x_gradients if x_needed else None
     )
-    return outputs
+    return made
 
 
 def _check_devices(op: str, x: Tensor, weights: list[Tensor]) -> None:

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from ..functions import activate, at, multiply, operand, wide
+from ..formulas import activate
+from ..functions import at, multiply, operand, wide
 from .layers import (
     ACTIVATION,
     BIAS,

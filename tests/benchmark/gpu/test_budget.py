@@ -1,4 +1,4 @@
-"""Steps of a GPU run: their order, their time, and what becomes of those that fail."""
+"""Steps of a GPU run: their order, their time limits, and how failures are reported."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def test_steps_pass_fail_or_are_stopped(tmp_path: Path) -> None:
     assert outcomes[5].about.endswith("says: No such device")
     assert (tmp_path / "good.log").read_text().strip() == "value" and (tmp_path / "bad-one.log").exists()
     assert (tmp_path / "after.log").read_text().strip() == "6"
-    assert time.monotonic() - began < 30  # what the stopped step had started was stopped with it
+    assert time.monotonic() - began < 30  # the stopped step's child process was stopped with it
 
 
-def test_what_needs_a_failed_step_is_not_run(tmp_path: Path) -> None:
+def test_steps_after_a_needed_step_that_failed_are_not_run(tmp_path: Path) -> None:
     outcomes = run(
         [Step("build", python("raise SystemExit(1)"), 30, needed=True), Step("tests", python(""), 30)], 60, tmp_path
     )
@@ -51,7 +51,7 @@ def test_what_needs_a_failed_step_is_not_run(tmp_path: Path) -> None:
 
 
 def test_steps_after_the_end_are_reported(tmp_path: Path) -> None:
-    now = iter([0.0, 1.0, 61.0])  # the start, and each step's
+    now = iter([0.0, 1.0, 61.0])  # the time at the start, and at each step
     outcomes = run([Step("first", python(""), 30), Step("second", python(""), 30)], 60, tmp_path, lambda: next(now))
     assert [(outcome.result, outcome.about) for outcome in outcomes] == [
         ("passed", ""),
@@ -82,6 +82,6 @@ def test_results_and_logs_are_copied(tmp_path: Path) -> None:
 
 
 def test_make_passes_on_where_results_go() -> None:
-    """A variable of the Makefile's own with that name would take the environment's place."""
+    """A Makefile variable of that name would override the environment's."""
     makefile = (Path(__file__).parents[3] / "Makefile").read_text(encoding="utf-8")
     assert "\nOUT " not in makefile and "$(OUT)" not in makefile

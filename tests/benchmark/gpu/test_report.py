@@ -1,4 +1,4 @@
-"""The GPU report of a run that never was: every number here is made up."""
+"""The GPU report of an invented run: every number here is made up."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MADE_UP = {
 }
 
 
-def row(contestant: str, seconds: float, **more: Any) -> dict[str, Any]:
+def row(implementation: str, seconds: float, **more: Any) -> dict[str, Any]:
     return {
         "workload": "prerank3",
         "candidates": 8192,
         "form": "dense",
         "precision": "bfloat16",
-        "contestant": contestant,
-        "contest": "eager",
+        "implementation": implementation,
+        "suite": "eager",
         "graph": False,
         "median": seconds,
         "q1": seconds,
@@ -48,7 +48,7 @@ ROWS = [
     row("eager", 50e-6, graph=True),
     row("resflow", 90e-6, candidates=65536, graph=True),
     row("eager", 90e-6, candidates=65536, graph=True),
-    row("torch.compile", 0.0, contest="compiled", problem="wrong by 3e-01"),
+    row("torch.compile", 0.0, suite="compiled", problem="wrong by 3e-01"),
 ]
 STEPS = [Outcome("build", "passed", 61.0), Outcome("tests", "not run", about="pytest is not installed")]
 
@@ -57,7 +57,7 @@ def test_lines_show_times_ratios_and_the_floor() -> None:
     text = report.markdown(STEPS, MADE_UP, ROWS)
     assert "| prerank3 | 8,192 | bfloat16 | eager | 20.0 | 80.0 | 4.00x | 12.5 | 50.0 | 4.00x | 10.0 | 80 % |" in text
     assert "| prerank3 | 65,536 | bfloat16 | eager |  |  |  | 90.0 | 90.0 | 1.00x | 10.0 | 11 % |" in text
-    assert "- prerank3, dense, B = 8,192, bfloat16, compiled contest: torch.compile wrong by 3e-01" in text
+    assert "- prerank3, dense, B = 8,192, bfloat16, compiled suite: torch.compile wrong by 3e-01" in text
     assert "| tests | not run | 0 | pytest is not installed |" in text
     assert "gpu Made-up GPU 9000" in text and "copy 1.00 TB/s" in text and "empty kernel 2.0 us" in text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu.roofline import H100, Call, call_of, table
-from resflow_kernels.plan import Plan, chain
+from resflow_kernels.core.plan import Plan, chain
 
 # Microseconds, memory and tensor, of 576-128-64-1 in bfloat16 without logits, half of the width the user's.
 KNOWN = {
@@ -23,7 +23,7 @@ KNOWN = {
 @pytest.mark.parametrize(("tasks", "batch"), KNOWN)
 def test_floors_are_those_worked_out_by_hand(tasks: int, batch: int) -> None:
     plan = Plan(576, (128, 64), chain(tasks), precision="bfloat16")
-    for form, known in zip(("dense", "request", "catalogue"), KNOWN[tasks, batch], strict=True):
+    for form, known in zip(("dense", "request", "catalog"), KNOWN[tasks, batch], strict=True):
         call = Call(plan, 288, batch, form, logits=False)
         got = (call.memory_seconds() * 1e6, call.tensor_seconds() * 1e6)
         assert got == pytest.approx(known, rel=0.015, abs=0.05)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from examples.experiments import methods
-from examples.experiments.catalogue import Requests, probabilities
+from examples.experiments.catalog import Requests, probabilities
 from examples.experiments.data import Encoded, Split, encode, epochs_of
 from examples.experiments.multitask import CALIBRATOR_WEIGHT, loss_of, mean_auc
 from examples.experiments.training import Budget, trained
-from resflow_kernels.features import Feature, FeatureSet
-from resflow_kernels.losses import calibrator_loss
+from resflow_kernels.data.features import Feature, FeatureSet
+from resflow_kernels.nn.losses import calibrator_loss
 from resflow_kernels.training.ranker import encode_rows
 
 TASKS = ("click", "order")
@@ -57,7 +57,7 @@ def test_every_method_learns_and_repeats_itself(method: str, split: Split) -> No
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
-def test_a_catalogue_is_scored_as_its_rows_are(method: str, split: Split) -> None:
+def test_a_catalog_is_scored_as_its_rows_are(method: str, split: Split) -> None:
     """Every user with every item, in the request form, against the dense form on the joined rows."""
     torch.manual_seed(0)
     model = methods.make(method, split.features, TASKS, (8, 4), 0.0, PARENTS)

@@ -1,0 +1,68 @@
+#include "cpu/simd/isa.h"
+
+#include <cstdlib>
+
+#include "core/error.h"
+
+namespace resflow::cpu {
+namespace {
+
+struct Target {
+  const Kernels* kernels;
+  bool (*supported)();
+};
+
+// __builtin_cpu_supports asks CPUID, and XGETBV whether the system saves the registers.
+#if defined(RESFLOW_HAVE_X86)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
+#endif
+
+constexpr Target kTargets[] = {
+#if defined(RESFLOW_HAVE_X86)
+    {&kAvx512Bf16Kernels,
+     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"); }},
+    {&kAvx512Kernels, has_avx512},
+    {&kAvx2Kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {&kPortableKernels, [] { return true; }},
+};
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+const Kernels* choose() {
+  const char* const forced = std::getenv("RESFLOW_ISA");
+  for (const Target& target : kTargets) {
+    if (!target.supported()) continue;
+    if (!forced || !*forced || std::string(forced) == target.kernels->name) return target.kernels;
+  }
+  fail("kernels", "RESFLOW_ISA", expected::one_of, forced, joined(supported_isas()));
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels* const chosen = choose();
+  return *chosen;
+}
+
+std::vector<std::string> compiled_isas() {
+  std::vector<std::string> names;
+  for (const Target& target : kTargets) names.emplace_back(target.kernels->name);
+  return names;
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const Target& target : kTargets) {
+    if (target.supported()) names.emplace_back(target.kernels->name);
+  }
+  return names;
+}
+
+}  // namespace resflow::cpu

@@ -1,0 +1,120 @@
+// All kernels of one instruction set. A translation unit defines RESFLOW_TARGET (the namespace) and
+// RESFLOW_KERNELS (the table's name), includes its simd_*.h and then this file.
+
+// One block each: they stand in the order they need.
+#include "cpu/simd/kernels.h"
+
+#include "cpu/simd/math-inl.h"
+
+#include "cpu/simd/formulas-inl.h"
+
+#include "cpu/towers/precision-inl.h"
+
+#include "cpu/towers/tower-inl.h"
+
+#include "cpu/towers/features-inl.h"
+
+#include "cpu/towers/fusion-inl.h"
+
+#include "cpu/twin/twin-inl.h"
+
+#include "cpu/training/training_product-inl.h"
+
+#include "cpu/training/training-inl.h"
+
+namespace resflow::cpu {
+namespace RESFLOW_TARGET {
+
+template <Precision kPrecision>
+void score_tile(const Tile& tile) {
+  run_towers<kPrecision>(tile);
+  for (int32_t k = 0; k < tile.plan->tasks; ++k) {
+    for (int64_t r = tile.rows; r < tile.stride; ++r) tile.logits[k * tile.stride + r] = 0.0f;
+  }
+  join_parents(tile);
+  fuse(tile);
+}
+
+template <Precision kPrecision>
+void project_in(const Plan& plan, const float* weights, const Projection& projection) {
+  const LayerLayout& layer = plan.layer[0];
+  const int64_t stride = plan.tasks * layer.padded;
+  const FirstLayerRows rows = first_layer_rows<kPrecision>(projection.x, projection.rows, projection.first_input,
+                                                           projection.columns, projection.operand);
+  const float zeros[kPanelWidth] = {};
+  for (int32_t k = 0; k < plan.tasks; ++k) {
+    const float* const task = weights + k * plan.task_floats;
+    const AccumInit start = projection.with_bias ? AccumInit{task + layer.bias} : AccumInit::zeros(zeros);
+    float* const task_out = projection.out + k * layer.padded;
+    const auto keep = [&](const float* sums, int64_t row, const Block& block) {
+      for (int64_t r = 0; r < block.rows; ++r) {
+        for (int64_t at = 0; at < block.width; at += kLane) {
+          store(task_out + (row + r) * stride + block.column + at, load(sums + r * kPanelWidth + at));
+        }
+      }
+    };
+    multiply<kPrecision>(
+        {&layer, task, rows.first_word, rows.words, rows.operand, projection.rows}, start, [] {}, keep);
+  }
+}
+
+void project(const Plan& plan, const float* weights, const Projection& projection) {
+  in_precision(plan.precision, [&](auto precision) { project_in<precision.value>(plan, weights, projection); });
+}
+
+template <Precision kPrecision>
+double peak_operations_in(int64_t count, float* sink) {
+  using P = Product<kPrecision>;
+  constexpr int kSums = kBlockRows * kBlockLanes;
+  const int32_t zero = 0;
+  const Operand row{sink, 1, sink, &zero};
+  typename P::Sum sum[kSums];
+  for (int i = 0; i < kSums; ++i) sum[i] = P::begin(row, broadcast(static_cast<float>(i)));
+  for (int64_t n = 0; n < count; ++n) {
+    for (int part = 0; part < P::kParts; ++part) {
+      const auto value = P::value(sink[0], part);
+      const auto weight = P::weights(sink, part);
+#pragma GCC unroll 32
+      for (int i = 0; i < kSums; ++i) sum[i] = P::add(value, weight, sum[i]);
+    }
+  }
+  Lanes total = broadcast(0.0f);
+  for (int i = 0; i < kSums; ++i) total = total + P::end(sum[i], row, sink, sink);
+  store(sink, total);
+  return 2.0 * kLane * inputs_per_word(kPrecision) * kSums * static_cast<double>(count);
+}
+
+double peak_operations(Precision precision, int64_t count, float* sink) {
+  return in_precision(precision, [&](auto p) { return peak_operations_in<p.value>(count, sink); });
+}
+
+using ScoreTile = void (*)(const Tile& tile);
+
+template <Precision kPrecision>
+constexpr ScoreTile score_tile_in() {
+  if constexpr (has(kPrecision, precision_flag::on_cpu)) {
+    return score_tile<kPrecision>;
+  } else {
+    return nullptr;
+  }
+}
+
+}  // namespace RESFLOW_TARGET
+
+#define RESFLOW_TEXT_(name) #name
+#define RESFLOW_TEXT(name) RESFLOW_TEXT_(name)
+const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET),
+                                 RESFLOW_TARGET::kBlockRows,
+                                 {
+#define RESFLOW_PRECISION(name, code, bytes, flags) RESFLOW_TARGET::score_tile_in<Precision::name>(),
+#include "contract/enums.def"
+                                 },
+                                 RESFLOW_TARGET::pool,
+                                 RESFLOW_TARGET::project,
+                                 RESFLOW_TARGET::peak_operations,
+                                 RESFLOW_TARGET::twin_user,
+                                 RESFLOW_TARGET::score_twin_tile,
+                                 RESFLOW_TARGET::read_memory,
+                                 RESFLOW_TARGET::kTraining};
+
+}  // namespace resflow::cpu

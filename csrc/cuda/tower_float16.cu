@@ -1,4 +1,0 @@
-// The tower kernels that multiply in float16.
-#include "cuda/tower_launch.h"
-
-template struct resflow::cuda::TowerLaunch<resflow::Precision::float16>;

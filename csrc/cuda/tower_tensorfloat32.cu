@@ -1,4 +1,0 @@
-// The tower kernels that multiply in tensorfloat32.
-#include "cuda/tower_launch.h"
-
-template struct resflow::cuda::TowerLaunch<resflow::Precision::tensorfloat32>;

@@ -1,0 +1,225 @@
+"""What each form asks of its inputs, and how many candidates and requests there are: a function per row of ``ops.def``.
+
+:func:`check` parses an op's arguments, in the order of its schema, and makes the checks that need no data in the order
+in which ``csrc/core`` makes them. Fakes, the reference and Triton's kernels all start from what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..contract import FORMS, FUSIONS, WEIGHTS_PER, Form
+from . import checks
+from .plan import Plan
+
+Dtypes = tuple[torch.dtype, ...]  # of rows; none named: what the ops take on the tensor's device
+
+
+class Counts(NamedTuple):
+    """How many candidates a call has, and how many requests (``None``: a form without)."""
+
+    candidates: int
+    requests: int | None
+    weight_rows: int  # rows of fusion weights that are given per candidate
+
+
+@dataclass(frozen=True)
+class Call:
+    """One scoring call, checked."""
+
+    op: str
+    form: Form
+    inputs: dict[str, Any]  # by the names of the form's row
+    packed: Any  # the towers' packed weights; None in the twin tower form
+    fusion_weights: Tensor
+    plan: Any  # the towers' Plan; None in the twin tower form
+    parents: tuple[int, ...]
+    fusion: str
+    weights_per: str
+    k: int | None  # None: the call scores
+    counts: Counts
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors but the packed weights, by their arguments' names."""
+        named: dict[str, Tensor] = {}
+        for name, value in (*self.inputs.items(), ("fusion_weights", self.fusion_weights)):
+            if isinstance(value, Tensor):
+                named[name] = value
+        return named
+
+    def check_values(self) -> None:
+        """Check what stands in offsets and ids, which reads the tensors."""
+        if "ids" in self.inputs and "table" in self.inputs:
+            checks.id_values(self.op, self.inputs["ids"], self.inputs["table"].shape[0])
+        if "offsets" in self.inputs:
+            checks.offset_values(self.op, self.inputs["offsets"], self.counts.candidates)
+
+
+@lru_cache(maxsize=256)
+def decoded(encoded: tuple[int, ...]) -> Plan:
+    """The plan of an op's list of integers; the same list gives the same object."""
+    return Plan.decode(encoded)
+
+
+def form_of(op: str) -> tuple[Form, bool]:
+    """An op's row, and whether it ranks: of ``"dense_topk"`` the dense form's and ``True``."""
+    name, ending = op.rsplit("_", 1)
+    return FORMS[name], ending == "topk"
+
+
+def check(op: str, arguments: tuple[Any, ...], rows: Dtypes = (), device: str | None = None) -> Call:
+    """Parse and check a scoring op's arguments.
+
+    Args:
+        op: its name, such as ``"request_topk"``.
+        arguments: in the order of its schema.
+        rows: the dtypes that rows may have.
+        device: the type of device whose precisions count; ``None``: the packed weights'.
+
+    Raises:
+        ValueError: bad input; the message names the argument, what was expected and what was got.
+    """
+    form, ranks = form_of(op)
+    names = (*form.inputs, *(form.topk_inputs if ranks else ()))
+    inputs = dict(zip(names, arguments, strict=False))
+    model = arguments[len(names) :]
+    k = model[-1] if ranks else None
+    if form.model == "towers":
+        packed, fusion_weights, encoded, fusion, weights_per = model[:5]
+        plan = decoded(tuple(encoded))
+        parents, tasks = plan.parents, plan.tasks
+        counts = _CHECKS[form.name](op, plan, rows, **inputs)
+    else:
+        fusion_weights, parents, _, fusion, weights_per = model[:5]
+        packed, plan, parents, tasks = None, None, tuple(parents), len(parents)
+        counts = _CHECKS[form.name](op, parents, rows, **inputs)
+    checks.fusion(op, fusion_weights, fusion, weights_per, tasks, counts.weight_rows, counts.requests, torch.float32)
+    if plan is not None:
+        checks.precision(op, plan, packed, device)
+    if k is not None:
+        checks.positive(op, "k", k)
+    how = FUSIONS[fusion], WEIGHTS_PER[weights_per]
+    return Call(op, form, inputs, packed, fusion_weights, plan, parents, *how, k, counts)
+
+
+def check_dense(op: str, plan: Plan, rows: Dtypes, x: Tensor, offsets: Tensor | None = None) -> Counts:
+    """``x [B, D]``; offsets cut it into requests."""
+    checks.matrix(op, "x", x, plan.in_features, *rows)
+    return _cut(op, x.shape[0], offsets)
+
+
+def check_request(op: str, plan: Plan, rows: Dtypes, user: Tensor, item: Tensor, offsets: Tensor) -> Counts:
+    """``user [R, Du]``, ``item [N, Di]``, ``offsets [R + 1]``."""
+    checks.matrix(op, "user", user, None, *rows)
+    checks.matrix(op, "item", item, None, *rows)
+    checks.columns_sum(op, user, item, plan)
+    return _of_requests(op, user.shape[0], item.shape[0], offsets)
+
+
+def check_catalog(
+    op: str, plan: Plan, rows: Dtypes, user: Tensor, ids: Tensor, offsets: Tensor, table: Tensor, scales: Tensor
+) -> Counts:
+    """``user [R, Du]``, ``ids [N]``, ``offsets [R + 1]``, ``table [M, plan.table_width]``."""
+    checks.side(op, "user", user, plan, *rows)
+    checks.table(op, table, scales, plan)
+    checks.ids(op, ids)
+    return _of_requests(op, user.shape[0], ids.shape[0], offsets)
+
+
+def check_feature(
+    op: str,
+    plan: Plan,
+    rows: Dtypes,
+    ids: Tensor,
+    values: Tensor,
+    value_offsets: Tensor,
+    tables: list[Tensor],
+    scales: list[Tensor],
+    ragged: list[int],
+    offsets: Tensor | None = None,
+) -> Counts:
+    """Ids of ``B`` candidates in all tables; offsets cut them into requests."""
+    checks.feature_tables(op, tables, scales, ragged, plan)
+    lists = len(ragged)
+    checks.feature_ids(op, "", ids, values, value_offsets, len(tables) - lists, lists)
+    return _cut(op, ids.shape[0], offsets)
+
+
+def check_feature_request(
+    op: str,
+    plan: Plan,
+    rows: Dtypes,
+    user_ids: Tensor,
+    user_values: Tensor,
+    user_value_offsets: Tensor,
+    item_ids: Tensor,
+    item_values: Tensor,
+    item_value_offsets: Tensor,
+    offsets: Tensor,
+    tables: list[Tensor],
+    scales: list[Tensor],
+    ragged: list[int],
+    user_features: int,
+) -> Counts:
+    """Ids of ``R`` users in the first ``user_features`` tables, of ``N`` candidates in the others."""
+    checks.feature_tables(op, tables, scales, ragged, plan)
+    checks.user_features(op, user_features, len(tables))
+    lists = sum(index < user_features for index in ragged)
+    checks.feature_ids(op, "user_", user_ids, user_values, user_value_offsets, user_features - lists, lists)
+    singles, lists = len(tables) - user_features - (len(ragged) - lists), len(ragged) - lists
+    checks.feature_ids(op, "item_", item_ids, item_values, item_value_offsets, singles, lists)
+    return _of_requests(op, user_ids.shape[0], item_ids.shape[0], offsets)
+
+
+def check_twin(op: str, parents: tuple[int, ...], rows: Dtypes, user: Tensor, table: Tensor, scales: Tensor) -> Counts:
+    """``user [R, K * W]`` and ``table [M, K * W]``: every item is a candidate of every request."""
+    _check_vectors(op, parents, rows, user, table, scales)
+    requests, items = user.shape[0], table.shape[0]
+    return Counts(requests * items, requests, items)
+
+
+def check_twin_ids(
+    op: str,
+    parents: tuple[int, ...],
+    rows: Dtypes,
+    user: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    scales: Tensor,
+) -> Counts:
+    """``user [R, K * W]``, ``ids [N]`` of rows of ``table [M, K * W]``, ``offsets [R + 1]``."""
+    _check_vectors(op, parents, rows, user, table, scales)
+    checks.ids(op, ids)
+    return _of_requests(op, user.shape[0], ids.shape[0], offsets)
+
+
+def _check_vectors(
+    op: str, parents: tuple[int, ...], rows: Dtypes, user: Tensor, table: Tensor, scales: Tensor
+) -> None:
+    checks.twin_parents(op, list(parents))
+    checks.twin_table(op, table, scales, len(parents))
+    checks.matrix(op, "user", user, table.shape[1], *rows)
+
+
+def _cut(op: str, candidates: int, offsets: Tensor | None) -> Counts:
+    if offsets is None:
+        return Counts(candidates, None, candidates)
+    checks.offsets(op, offsets, None)
+    return Counts(candidates, offsets.shape[0] - 1, candidates)
+
+
+def _of_requests(op: str, requests: int, candidates: int, offsets: Tensor) -> Counts:
+    checks.offsets(op, offsets, requests)
+    return Counts(candidates, requests, candidates)
+
+
+# A row of ops.def without its function here is a KeyError at import.
+_CHECKS: dict[str, Callable[..., Counts]] = {name: globals()[f"check_{name}"] for name in FORMS}

@@ -1,0 +1,1 @@
+"""From columns of a table to rows of embeddings: feature definitions, their encoding and fitting."""

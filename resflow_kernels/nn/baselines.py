@@ -1,0 +1,327 @@
+"""The methods the paper compares ResFlow with, as ``nn.Module``s, and one registry of all methods. Needs torch.
+
+All are built, called and trained like :class:`~resflow_kernels.nn.ResFlow`, and score with plain PyTorch in every
+mode. ``NSE`` and ``ESMM`` are settings of ResFlow itself (:mod:`resflow_kernels.nn`), so they are fused as it is.
+
+Parameters besides biases, slopes and BatchNorms, with ``P = D H_1 + sum_l H_{l-1} H_l`` of one tower and
+``H = H_L``: ResFlow, NSE and ESMM have ``K (P + H)``; AITM ``4 H^2`` more a task that inherits; MMoE, with as many
+experts as tasks, ``K^2 D`` more (its gates); SharedBottom one bottom instead of ``K``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.fusion import Additive, Fusion
+from ..core.plan import Plan, topology
+from .layers import ACTIVATION_MODULES, check_layer_settings, make_layer
+from .ranker import LayeredRanker, RankerBase
+from .resflow import ESMM, NSE, ResFlow
+
+
+class Baseline(LayeredRanker):
+    """What the baselines share: layers and checks.
+
+    Args:
+        in_features: width ``D`` of a candidate's input row.
+        hidden: widths of the hidden layers a candidate passes on its way to a task's logit.
+        tasks: names of the ``K`` tasks, dense feedback first.
+        parents: as :func:`~resflow_kernels.topology` takes them; ``None``: a chain. SharedBottom and MMoE have no
+            use for them; ``plan.parents`` keeps them for what is said of tasks in order, such as ``calibrator_loss``.
+        activation, norm, norm_after_activation, norm_eps, input_norm, fusion: as in ``ResFlow``.
+
+    ``plan`` holds the shapes and the topology; no packed weights belong to it.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        tasks: Sequence[str],
+        parents: Sequence[int] | Mapping[str, str] | str | None,
+        activation: str,
+        norm: str | None,
+        norm_after_activation: bool,
+        norm_eps: float,
+        input_norm: bool,
+        fusion: Fusion | None,
+    ) -> None:
+        check_layer_settings(activation, norm)
+        named = "prelu" if activation == "leaky_relu" else activation
+        plan = Plan(in_features, tuple(hidden), topology(parents, tasks), named, False, False)
+        super().__init__(plan, tasks, Additive() if fusion is None else fusion)
+        self.input_norm = nn.BatchNorm1d(in_features, eps=norm_eps) if input_norm else None
+        self._layer_settings = (activation, norm, norm_after_activation, norm_eps)
+
+    def _mlp(self, widths: Sequence[int]) -> nn.Sequential:
+        """Hidden layers from ``widths[0]`` to ``widths[-1]``; none for a single width."""
+        return nn.Sequential(*(make_layer(a, b, *self._layer_settings) for a, b in pairwise(widths)))
+
+    def _head(self) -> nn.Linear:
+        return nn.Linear(self.plan.hidden[-1], 1)
+
+    @abstractmethod
+    def task_logits(self, x: Tensor) -> list[Tensor]:
+        """Each task's logits ``[B, 1]`` from rows ``[B, D]``."""
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return torch.cat(self.task_logits(x if self.input_norm is None else self.input_norm(x)), dim=1)
+
+
+class SharedBottom(Baseline):
+    """One bottom for all tasks, a tower a task (Caruana, Machine Learning 28, 1997).
+
+    Args:
+        tower_layers: how many of the last hidden layers each task has for itself; ``None``: 1, or 0 where there
+            is one hidden layer only. The other arguments are :class:`Baseline`'s.
+
+    Raises:
+        ValueError: a setting that is out of range; the message names it.
+
+    Example:
+        >>> SharedBottom(576, tasks=("ctr", "ctcvr"))(torch.randn(10, 576)).probs.shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int] = (128, 64),
+        tasks: Sequence[str] = ("ctr", "ctcvr"),
+        parents: Sequence[int] | Mapping[str, str] | str | None = None,
+        activation: str = "prelu",
+        norm: str | None = None,
+        norm_after_activation: bool = True,
+        norm_eps: float = 1e-3,
+        input_norm: bool = False,
+        fusion: Fusion | None = None,
+        tower_layers: int | None = None,
+    ) -> None:
+        layers = (activation, norm, norm_after_activation, norm_eps, input_norm)
+        super().__init__(in_features, hidden, tasks, parents, *layers, fusion)
+        shared, own = _split(self.plan, tower_layers)
+        self.bottom = self._mlp(shared)
+        self.towers = nn.ModuleList(self._mlp(own) for _ in tasks)
+        self.heads = nn.ModuleList(self._head() for _ in tasks)
+
+    def task_logits(self, x: Tensor) -> list[Tensor]:
+        """See :class:`Baseline`."""
+        hidden = self.bottom(x)
+        return [head(tower(hidden)) for tower, head in zip(self.towers, self.heads, strict=True)]
+
+
+class MMoE(Baseline):
+    """Multi-gate mixture of experts (Ma et al., KDD 2018).
+
+    ``f_k(x) = tower_k(sum_e softmax(G_k x)_e expert_e(x))``
+
+    Args:
+        experts: how many; ``None``: as many as tasks, which makes the parameters NSE's and the gates.
+        tower_layers: as in :class:`SharedBottom`; the other hidden layers are each expert's. The other arguments
+            are :class:`Baseline`'s.
+
+    Raises:
+        ValueError: a setting that is out of range; the message names it.
+
+    Example:
+        >>> MMoE(576, tasks=("ctr", "ctcvr"), experts=4)(torch.randn(10, 576)).probs.shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int] = (128, 64),
+        tasks: Sequence[str] = ("ctr", "ctcvr"),
+        parents: Sequence[int] | Mapping[str, str] | str | None = None,
+        activation: str = "prelu",
+        norm: str | None = None,
+        norm_after_activation: bool = True,
+        norm_eps: float = 1e-3,
+        input_norm: bool = False,
+        fusion: Fusion | None = None,
+        experts: int | None = None,
+        tower_layers: int | None = None,
+    ) -> None:
+        layers = (activation, norm, norm_after_activation, norm_eps, input_norm)
+        super().__init__(in_features, hidden, tasks, parents, *layers, fusion)
+        experts = self.plan.tasks if experts is None else experts
+        if experts < 1:
+            raise ValueError(f"MMoE: experts must be at least 1, got {experts}")
+        shared, own = _split(self.plan, tower_layers)
+        self.experts = nn.ModuleList(self._mlp(shared) for _ in range(experts))
+        self.gates = nn.ModuleList(nn.Linear(in_features, experts, bias=False) for _ in tasks)
+        self.towers = nn.ModuleList(self._mlp(own) for _ in tasks)
+        self.heads = nn.ModuleList(self._head() for _ in tasks)
+
+    def task_logits(self, x: Tensor) -> list[Tensor]:
+        """See :class:`Baseline`."""
+        experts = torch.stack([expert(x) for expert in self.experts], dim=1)  # [B, E, H]
+        logits = []
+        for gate, tower, head in zip(self.gates, self.towers, self.heads, strict=True):
+            shares = torch.softmax(gate(x), dim=1)
+            logits.append(head(tower((shares[:, :, None] * experts).sum(1))))
+        return logits
+
+
+class Transfer(nn.Module):
+    """AITM's step from one task to the next (Xi et al., KDD 2021).
+
+    ``p = act(info(z_parent))``, then attention over the two vectors ``u`` of ``p`` and the task's own ``q``:
+    ``z = sum_u softmax_u(<h2(u), h3(u)> / sqrt(H)) h1(u)``
+
+    Args:
+        width: ``H``, of the last hidden layers.
+        activation: of the transferred information.
+    """
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        act = nn.PReLU(width) if activation == "prelu" else ACTIVATION_MODULES[activation]()
+        self.info = nn.Sequential(nn.Linear(width, width), act)
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+
+    def forward(self, parent: Tensor, own: Tensor) -> Tensor:
+        """``z [B, H]`` from the parent's ``z [B, H]`` and the task's own last hidden layer ``q [B, H]``."""
+        both = torch.stack((own, self.info(parent)), dim=1)  # [B, 2, H]
+        # The authors' published code multiplies queries with values and leaves the keys unused; this is the paper's.
+        affinity = (self.query(both) * self.key(both)).sum(-1) / math.sqrt(both.shape[-1])
+        return (torch.softmax(affinity, dim=1)[:, :, None] * self.value(both)).sum(1)
+
+
+class AITM(Baseline):
+    """Adaptive information transfer (Xi et al., KDD 2021): attention from a task's last hidden layer to its child's.
+
+    Each edge of the topology has a :class:`Transfer` of its own. The paper's behavioural expectation calibrator is a
+    term of the loss: :func:`resflow_kernels.nn.losses.calibrator_loss`.
+
+    Arguments are :class:`Baseline`'s.
+
+    Raises:
+        ValueError: a setting that is out of range; the message names it.
+
+    Example:
+        >>> AITM(576, tasks=("ctr", "ctcvr"))(torch.randn(10, 576)).probs.shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int] = (128, 64),
+        tasks: Sequence[str] = ("ctr", "ctcvr"),
+        parents: Sequence[int] | Mapping[str, str] | str | None = None,
+        activation: str = "prelu",
+        norm: str | None = None,
+        norm_after_activation: bool = True,
+        norm_eps: float = 1e-3,
+        input_norm: bool = False,
+        fusion: Fusion | None = None,
+    ) -> None:
+        layers = (activation, norm, norm_after_activation, norm_eps, input_norm)
+        super().__init__(in_features, hidden, tasks, parents, *layers, fusion)
+        self.towers = nn.ModuleList(self._mlp((in_features, *self.plan.hidden)) for _ in tasks)
+        self.transfers = nn.ModuleDict(
+            {
+                str(task): Transfer(self.plan.hidden[-1], activation)
+                for task, parent in enumerate(self.plan.parents)
+                if parent >= 0
+            }
+        )
+        self.heads = nn.ModuleList(self._head() for _ in tasks)
+
+    def task_logits(self, x: Tensor) -> list[Tensor]:
+        """See :class:`Baseline`."""
+        last: list[Tensor] = []
+        for task, parent in enumerate(self.plan.parents):
+            own = self.towers[task](x)
+            last.append(self.transfers[str(task)](last[parent], own) if parent >= 0 else own)
+        return [head(hidden) for head, hidden in zip(self.heads, last, strict=True)]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of :data:`METHODS`."""
+
+    build: Callable[..., RankerBase]
+    summary: str
+    has_topology: bool = True  # whether `parents` changes the model
+    has_constraint: bool = False  # whether it can be `non_increasing`
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHODS: dict[str, Method] = {
+    "nse": Method(NSE, "naive shared embedding: a tower a task, nothing between them", has_topology=False),
+    "esmm": Method(ESMM, "ESMM: conditional towers, p_k = p_parent(k) * sigmoid(r_k)"),
+    "aitm": Method(AITM, "AITM: attention transfer between last hidden layers"),
+    "shared_bottom": Method(SharedBottom, "one bottom, small towers", has_topology=False),
+    "mmoe": Method(MMoE, "MMoE: experts, a softmax gate a task", has_topology=False),
+    "resflow": Method(ResFlow, "ResFlow: feature and logit residuals", has_constraint=True),
+    "resflow_fr": Method(ResFlow, "ResFlow, feature residual alone", settings={"logit_residual": False}),
+    "resflow_lr": Method(
+        ResFlow, "ResFlow, logit residual alone", has_constraint=True, settings={"feature_residual": False}
+    ),
+}
+
+
+def make_ranker(
+    method: str,
+    in_features: int,
+    hidden: Sequence[int] = (128, 64),
+    tasks: Sequence[str] = ("ctr", "ctcvr"),
+    parents: Sequence[int] | Mapping[str, str] | str | None = None,
+    *,
+    norm: str | None = "batch",
+    non_increasing: bool = False,
+    fusion: Fusion | None = None,
+    **settings: Any,
+) -> RankerBase:
+    """A new ranker of any method, ready to train. Single-task models are several of ``"nse"`` with one task each.
+
+    Args:
+        method: a name of :data:`METHODS`.
+        in_features, hidden, tasks, norm, fusion: as in :class:`ResFlow`.
+        parents: the topology, as :func:`~resflow_kernels.topology` takes it; ``None``: a chain. Methods without
+            a topology (see :data:`METHODS`) are the same under any.
+        non_increasing: keep ``p_k <= p_parent(k)``; only for methods with a logit residual.
+        settings: further arguments of the method's own constructor.
+
+    Raises:
+        ValueError: an unknown method, or a setting it does not have or allow; the message names it.
+
+    Example:
+        >>> make_ranker("aitm", 576, tasks=("click", "like", "follow"), parents="star").plan.parents
+        (-1, 0, 0)
+    """
+    if method not in METHODS:
+        raise ValueError(f"make_ranker: method must be one of {', '.join(METHODS)}, got {method!r}")
+    entry = METHODS[method]
+    if non_increasing:
+        if not entry.has_constraint:
+            able = ", ".join(name for name, one in METHODS.items() if one.has_constraint)
+            raise ValueError(f"make_ranker: non_increasing must be False for any method but {able}, got {method!r}")
+        settings["non_increasing"] = True
+    settings = {**entry.settings, **settings, "norm": norm, "fusion": fusion}
+    try:
+        return entry.build(in_features, hidden, tasks, topology(parents, tasks), **settings)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"make_ranker: settings must be arguments of {method!r}, got {sorted(settings)}") from error
+
+
+def _split(plan: Plan, tower_layers: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Widths of the shared layers, input row included, and of a task's own, the shared output included."""
+    own = min(1, plan.layers - 1) if tower_layers is None else tower_layers
+    if not 0 <= own < plan.layers:
+        raise ValueError(f"tower_layers must be 0 to {plan.layers - 1} of {plan.layers} hidden layers, got {own}")
+    at = plan.layers - own
+    return (plan.in_features, *plan.hidden[:at]), plan.hidden[at - 1 :]

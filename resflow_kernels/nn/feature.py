@@ -1,0 +1,269 @@
+"""Embedding tables in front of a ranker, as ``nn.Module``s: the feature form of :mod:`resflow_kernels.nn`.
+
+:class:`FeatureRanker` trains like any PyTorch model and scores through the fused feature ops in eval mode;
+:meth:`FeatureRanker.packed` gives the form to export and to serve, its tables in float32, bfloat16 or int8.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops, reference
+from ..contract import TABLE_PRECISIONS
+from ..core import checks
+from ..ops import FeatureIds, FeatureTables
+from ..reference import Scores, TopK
+from .baselines import Baseline
+from .packed import PackedResFlow
+from .resflow import ResFlow
+
+
+def round_table(table: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
+    """A float32 table ``[rows, width]`` as the feature ops take it.
+
+    Args:
+        table: float32.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (symmetric, a scale a row: its largest magnitude over 127).
+
+    Returns:
+        the rounded table, and in int8 its scales ``[rows]`` float32, else ``None``. A row with a NaN or an infinity
+        has a scale of NaN in int8.
+
+    Raises:
+        ValueError: an unknown dtype.
+    """
+    if dtype not in TABLE_PRECISIONS:
+        raise ValueError(f"round_table: dtype must be one of {', '.join(TABLE_PRECISIONS)}, got {dtype!r}")
+    if dtype != "int8":
+        return table.detach().to(getattr(torch, dtype)), None
+    return reference.int8_rows(table.detach().float())
+
+
+class _FeatureScorer(nn.Module, ABC):
+    """What :class:`FeatureRanker` and :class:`PackedFeatureRanker` share: the calls."""
+
+    towers: ResFlow | Baseline | PackedResFlow
+    user_features: int
+
+    @property
+    @abstractmethod
+    def feature_tables(self) -> FeatureTables:
+        """The tables as the ops take them."""
+
+    @abstractmethod
+    def _fused_weights(self) -> Tensor | None:
+        """The towers' packed weights, or ``None`` where plain PyTorch has to score."""
+
+    def forward(self, ids: FeatureIds, fusion_weights: Tensor | None = None, weights_per: str = "call") -> Scores:
+        """Score ``B`` candidates.
+
+        Args:
+            ids: what they look up in the tables.
+            fusion_weights: for this call, as in :meth:`ResFlow.forward`.
+            weights_per: ``"call"`` or ``"candidate"``.
+
+        Returns:
+            :class:`Scores`: logits ``[B, K]``, probs ``[B, K]``, score ``[B]``.
+
+        Raises:
+            ValueError: bad input, an id out of range among it; the message names it.
+        """
+        packed = self._fused_weights()
+        if packed is None:
+            return cast(Scores, self.towers(self.rows(ids), fusion_weights, weights_per))
+        fusion = self.towers._fusion(fusion_weights, weights_per)
+        return ops.feature_scores(ids, self.feature_tables, packed, self.towers.plan, *fusion)
+
+    feature_scores = forward
+
+    def feature_request_scores(
+        self,
+        user: FeatureIds,
+        item: FeatureIds,
+        offsets: Tensor,
+        fusion_weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> Scores:
+        """Score the candidates of requests: the user's features are looked up once per request.
+
+        Args:
+            user: of ``R`` requests, in the first ``user_features`` tables.
+            item: of ``N`` candidates, of all requests, concatenated, in the other tables.
+            offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
+            fusion_weights: as in :meth:`ResFlow.request_scores`.
+        """
+        packed = self._fused_weights()
+        if packed is None:
+            return self.towers.request_scores(*self._split_rows(user, item), offsets, fusion_weights, weights_per)
+        fusion = self.towers._fusion(fusion_weights, weights_per)
+        inputs = (user, item, offsets, self.feature_tables, self.user_features)
+        return ops.feature_request_scores(*inputs, packed, self.towers.plan, *fusion)
+
+    def feature_topk(
+        self,
+        ids: FeatureIds,
+        k: int,
+        offsets: Tensor | None = None,
+        fusion_weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> TopK:
+        """The ``k`` best candidates of each request, see :meth:`ResFlow.dense_topk`; no offsets: one request."""
+        packed = self._fused_weights()
+        if packed is None:
+            return self.towers.dense_topk(self.rows(ids), k, offsets, fusion_weights, weights_per)
+        if offsets is None:
+            offsets = torch.tensor([0, ids.ids.shape[0]], dtype=torch.int64)
+        fusion = self.towers._fusion(fusion_weights, weights_per)
+        return ops.feature_topk(ids, offsets, self.feature_tables, packed, self.towers.plan, *fusion, k)
+
+    def feature_request_topk(
+        self,
+        user: FeatureIds,
+        item: FeatureIds,
+        offsets: Tensor,
+        k: int,
+        fusion_weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> TopK:
+        """:meth:`feature_topk` of requests; arguments as in :meth:`feature_request_scores`."""
+        packed = self._fused_weights()
+        if packed is None:
+            return self.towers.request_topk(*self._split_rows(user, item), offsets, k, fusion_weights, weights_per)
+        fusion = self.towers._fusion(fusion_weights, weights_per)
+        inputs = (user, item, offsets, self.feature_tables, self.user_features)
+        return ops.feature_request_topk(*inputs, packed, self.towers.plan, *fusion, k)
+
+    def rows(self, ids: FeatureIds) -> Tensor:
+        """Input rows ``[n, D]`` in plain PyTorch, differentiable in the tables."""
+        return self._part(ids, "", 0, len(self.feature_tables.tables))
+
+    def _split_rows(self, user: FeatureIds, item: FeatureIds) -> tuple[Tensor, Tensor]:
+        count = len(self.feature_tables.tables)
+        return self._part(user, "user_", 0, self.user_features), self._part(item, "item_", self.user_features, count)
+
+    def _part(self, ids: FeatureIds, prefix: str, first: int, last: int) -> Tensor:
+        """The columns of tables ``first`` to ``last``, with the ops' checks."""
+        tables, _, ragged = self.feature_tables
+        own = tables[first:last]
+        places = [at - first for at in ragged if first <= at < last]
+        op = "feature_request_scores" if prefix else "feature_scores"
+        checks.feature_ids(op, prefix, *ids, len(own) - len(places), len(places))
+        checks.feature_id_values(op, prefix, *ids, own, places, first)
+        if not own:
+            return self.towers.fusion_weights.new_zeros((ids.ids.shape[0], 0))
+        return reference.feature_rows(*ids, own, (), places)
+
+
+class FeatureRanker(_FeatureScorer):
+    """Embedding tables and a :class:`ResFlow` (or a baseline) over their rows side by side.
+
+    Args:
+        embeddings: one a feature, in the order of the input row's columns: an ``nn.Embedding`` for a feature of one
+            id, an ``nn.EmbeddingBag`` with ``mode="sum"`` for lists of ids. One module may stand for several features.
+        towers: over as many input columns as the tables have in all. Both are shared, not copied.
+        user_features: how many of the features, the first ones, are the user's.
+
+    Raises:
+        ValueError: an embedding that does more than look up and sum, or widths that do not add up.
+
+    Example:
+        >>> features = [nn.Embedding(1000, 32), nn.EmbeddingBag(500, 16, mode="sum")]
+        >>> model = FeatureRanker(features, ResFlow(48)).eval()
+        >>> ids = FeatureIds(torch.tensor([[7], [3]]), torch.tensor([1, 4, 4]), torch.tensor([0, 2, 3]))
+        >>> with torch.inference_mode():
+        ...     model(ids).score.shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self, embeddings: Sequence[nn.Embedding | nn.EmbeddingBag], towers: ResFlow | Baseline, user_features: int = 0
+    ) -> None:
+        super().__init__()
+        for at, embedding in enumerate(embeddings):
+            _check_embedding(at, embedding)
+        self.embeddings = nn.ModuleList(embeddings)
+        self.towers: ResFlow | Baseline = towers
+        self.user_features = user_features
+        self.ragged = tuple(at for at, one in enumerate(embeddings) if isinstance(one, nn.EmbeddingBag))
+        tables = self.feature_tables.tables
+        columns, expected = self.feature_tables.width, towers.plan.in_features
+        if columns != expected:
+            raise ValueError(f"FeatureRanker: embeddings must be {expected} columns in all, got {columns}")
+        checks.user_features("FeatureRanker", user_features, len(tables))
+
+    @property
+    def feature_tables(self) -> FeatureTables:
+        """The embeddings' weights."""
+        weights = [cast(Tensor, embedding.weight) for embedding in self.embeddings]
+        return FeatureTables(weights, (), self.ragged)
+
+    def packed(self, dtype: str = "float32") -> PackedFeatureRanker:
+        """This model for serving and export: weights packed, tables copied, and rounded to ``dtype``.
+
+        Args:
+            dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"``; see :func:`round_table`.
+
+        Raises:
+            ValueError: the towers are a baseline's.
+        """
+        if isinstance(self.towers, Baseline):
+            raise ValueError(f"FeatureRanker: packed is for ResFlow towers, got {type(self.towers).__name__}")
+        rounded: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for table in self.feature_tables.tables:
+            if id(table) not in rounded:  # features that share a table still do
+                held, own_scales = round_table(table, dtype)
+                rounded[id(table)] = (held.clone(), own_scales)
+        parts = [rounded[id(table)] for table in self.feature_tables.tables]
+        scales = [one for _, one in parts if one is not None]
+        tables = FeatureTables([held for held, _ in parts], scales, self.ragged)
+        return PackedFeatureRanker(tables, self.towers.packed(), self.user_features).eval()
+
+    def _fused_weights(self) -> Tensor | None:
+        if isinstance(self.towers, Baseline) or not self.towers._use_fused("feature", self.feature_tables.tables):
+            return None
+        return self.towers._packed_weights()
+
+
+class PackedFeatureRanker(_FeatureScorer):
+    """A ranker of buffers alone: made by :meth:`FeatureRanker.packed`; calls are those of :class:`FeatureRanker`."""
+
+    def __init__(self, tables: FeatureTables, towers: PackedResFlow, user_features: int) -> None:
+        super().__init__()
+        self.towers: PackedResFlow = towers
+        self.user_features = user_features
+        self.ragged = tuple(tables.ragged)
+        self._counts = (len(tables.tables), len(tables.scales))
+        for name, tensors in (("table", tables.tables), ("scale", tables.scales)):
+            for at, tensor in enumerate(tensors):
+                self.register_buffer(f"{name}_{at}", tensor)
+
+    @property
+    def feature_tables(self) -> FeatureTables:
+        """The buffers."""
+        tables, scales = self._counts
+        return FeatureTables(
+            [self.get_buffer(f"table_{at}") for at in range(tables)],
+            [self.get_buffer(f"scale_{at}") for at in range(scales)],
+            self.ragged,
+        )
+
+    def _fused_weights(self) -> Tensor:
+        return self.towers.packed_weights
+
+
+def _check_embedding(at: int, embedding: nn.Module) -> None:
+    argument = f"FeatureRanker: embeddings[{at}] must be"
+    if not isinstance(embedding, nn.Embedding | nn.EmbeddingBag):
+        raise ValueError(f"{argument} an nn.Embedding or an nn.EmbeddingBag, got {type(embedding).__name__}")
+    if embedding.max_norm is not None:
+        raise ValueError(f"{argument} without max_norm, got {embedding.max_norm}")
+    if isinstance(embedding, nn.EmbeddingBag):
+        if embedding.mode != "sum":
+            raise ValueError(f"{argument} of mode 'sum', got {embedding.mode!r}")
+        if embedding.padding_idx is not None:
+            raise ValueError(f"{argument} without padding_idx (leave such ids out), got {embedding.padding_idx}")

@@ -1,0 +1,81 @@
+"""A ranker with its weights packed once and for all: what is served and exported. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .. import ops
+from ..contract.results import Scores, TopK
+from ..core.fusion import Fusion
+from ..core.plan import Plan
+from ..ops.call import OPS
+from .ranker import RankerBase
+
+
+class PackedResFlow(RankerBase):
+    """A ranker with its weights packed for the fused ops and nothing else: made by :meth:`ResFlow.packed`.
+
+    It cannot be trained, holds one buffer, and exports as one op, so ``torch.export`` and AOTInductor packages
+    carry the packed weights. Calls are those of :class:`ResFlow`; ``backend`` is an attribute, as there.
+    """
+
+    packed_weights: Tensor
+
+    def __init__(
+        self,
+        plan: Plan,
+        tasks: Sequence[str],
+        fusion: Fusion,
+        packed_weights: Tensor,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(plan, tasks, fusion)
+        self.backend = backend
+        self.register_buffer("packed_weights", packed_weights)
+
+    def _run(
+        self, op: str, inputs: tuple[Tensor, ...], fusion_weights: Tensor | None, weights_per: str, *k: int
+    ) -> Any:
+        fusion = self._fusion(fusion_weights, weights_per)
+        made = OPS[op].towers(inputs, self.packed_weights, self.plan, *fusion, *k, backend=self.backend)
+        return TopK(*made) if k else Scores(*made)
+
+    def catalog_rows(self, item: Tensor, dtype: str = "bfloat16") -> tuple[Tensor, Tensor]:
+        """The items' side of the first layers: table and scales; see :func:`resflow_kernels.ops.catalog_rows`."""
+        return ops.catalog_rows(item, self.packed_weights, self.plan, dtype, backend=self.backend)
+
+    def catalog_scores(
+        self,
+        user: Tensor,
+        ids: Tensor,
+        offsets: Tensor,
+        table: Tensor,
+        scales: Tensor,
+        fusion_weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> Scores:
+        """Score items of a catalog by id; see :func:`resflow_kernels.ops.catalog_scores`.
+
+        ``table`` and ``scales`` are those of :meth:`catalog_rows`; a :class:`~resflow_kernels.Catalog`'s
+        become tensors by ``torch.from_numpy`` (bfloat16 by ``.view(torch.bfloat16)``).
+        """
+        inputs = (user, ids, offsets, table, scales)
+        return self._run("catalog_scores", inputs, fusion_weights, weights_per)
+
+    def catalog_topk(
+        self,
+        user: Tensor,
+        ids: Tensor,
+        offsets: Tensor,
+        table: Tensor,
+        scales: Tensor,
+        k: int,
+        fusion_weights: Tensor | None = None,
+        weights_per: str = "call",
+    ) -> TopK:
+        """The ``k`` best of each request of the catalog form; positions are places in the request's list of ids."""
+        inputs = (user, ids, offsets, table, scales)
+        return self._run("catalog_topk", inputs, fusion_weights, weights_per, k)

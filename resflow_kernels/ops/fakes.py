@@ -1,0 +1,78 @@
+"""What PyTorch needs to trace the ops: results without numbers, and how autocast hands rows over.
+
+All of it follows from the rows of ``contract/ops.def``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contract import FORMS, OP_SCHEMAS, PLAN_OPS
+from ..core import checks, outputs
+from ..core.forms import check, decoded, form_of
+from . import library
+
+
+def scoring_fake(op: str) -> Callable[..., Any]:
+    """The fake kernel of a scoring op: its checks, and empty outputs."""
+    _, ranks = form_of(op)
+
+    def fake(*arguments: Any) -> Any:
+        call = check(op, arguments)
+        like = next(value for value in call.inputs.values() if isinstance(value, Tensor))
+        if ranks:
+            assert call.counts.requests is not None and call.k is not None
+            return outputs.empty_topk(like, call.counts.requests, call.k)
+        return outputs.empty_scores(like, call.counts.candidates, len(call.parents))
+
+    return fake
+
+
+def _pack_towers(weights: list[Tensor], plan: list[int]) -> Tensor:
+    own = decoded(tuple(plan))
+    checks.weights("pack_towers", weights, own)
+    return weights[0].new_empty((own.packed_bytes,), dtype=torch.uint8)
+
+
+def _catalog_rows(item: Tensor, packed: Tensor, plan: list[int], dtype: int) -> tuple[Tensor, Tensor]:
+    own = decoded(tuple(plan))
+    checks.side("catalog_rows", "item", item, own)
+    checks.table_dtype("catalog_rows", dtype)
+    checks.precision("catalog_rows", own, packed)
+    return outputs.empty_table(item, item.shape[0], own.table_width, dtype)
+
+
+def _twin_rows(vectors: Tensor, tasks: int, dtype: int) -> tuple[Tensor, Tensor]:
+    checks.matrix("twin_rows", "vectors", vectors, None)
+    checks.task_count("twin_rows", tasks)
+    checks.task_columns("twin_rows", "vectors", vectors, tasks)
+    checks.table_dtype("twin_rows", dtype)
+    return outputs.empty_table(vectors, vectors.shape[0], vectors.shape[1], dtype, tasks)
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "pack_towers": _pack_towers,
+    "catalog_rows": _catalog_rows,
+    "twin_rows": _twin_rows,
+    "train_forward": outputs.forward_outputs,
+    "train_backward": outputs.backward_outputs,
+}
+
+
+def register() -> None:
+    """Register fake kernels and autocast, once."""
+    compiled, _ = library.load()
+    for op in (name for name in OP_SCHEMAS if name not in PLAN_OPS):  # those are asked, not traced
+        torch.library.register_fake(f"resflow::{op}", FAKES.get(op) or scoring_fake(op))
+    for form in FORMS.values():
+        if compiled and "autocast" in form.flags:
+            # Autocast would hand bfloat16 rows to kernels that compute in float32.
+            for ending in ("scores", "topk"):
+                torch.library.register_autocast(f"resflow::{form.name}_{ending}", "cpu", torch.float32)
+
+
+register()

@@ -1,0 +1,1 @@
+"""Serving: bundles, the NumPy runtime, catalogs, quantization. Needs no torch."""

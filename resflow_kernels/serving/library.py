@@ -1,0 +1,33 @@
+"""The compiled CPU kernels for NumPy arrays, and the tables they gather from."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core import build
+
+
+class Table(NamedTuple):
+    """A catalogue's rows: the items' side of all first layers (:mod:`resflow_kernels.serving.catalog`)."""
+
+    rows: NDArray[Any]  # [M, plan.table_width] float32, int8, or bfloat16 as the bits of uint16
+    scales: NDArray[np.float32]  # [M] for int8, else [0]
+
+
+def compiled() -> ModuleType:
+    """The compiled library, ``resflow_kernels._runtime``.
+
+    Raises:
+        ImportError: it is not built, or cannot be loaded; says how to build it.
+    """
+    try:
+        return import_module("resflow_kernels._runtime")
+    except ImportError as error:
+        raise ImportError(
+            f"resflow_kernels' compiled library cannot be loaded: {build.why_no_runtime()} ({error})"
+        ) from error

@@ -1,0 +1,56 @@
+"""What :mod:`resflow_kernels.ops` calls: the forms on Triton's kernels, eager or while PyTorch traces.
+
+Traced calls go through ``torch.library.triton_op`` in ``torch.ops.resflow_triton``, so that ``torch.compile`` and
+``torch.export`` see the kernels: Inductor compiles them into its own code. Eager calls go past those ops, which saves
+the dispatcher.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from ..contract import FORMS, OP_SCHEMAS
+from ..core.forms import decoded, form_of
+from . import scoring, tuning
+from .launch import Launch
+
+
+def run(op: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """Compute an op of a form that has this backend, or ``catalog_rows``; arguments in the order of its schema."""
+    if op == "catalog_rows":
+        return scoring.catalog_rows(*arguments)
+    if torch.compiler.is_compiling():
+        return cast("tuple[Tensor, ...]", TRACED[op](*arguments))
+    form, ranks = form_of(op)
+    inputs = len(form.inputs) + (len(form.topk_inputs) if ranks else 0)
+    packed, _, encoded = arguments[inputs : inputs + 3]
+    tuning.tune_if_asked(decoded(tuple(encoded)), packed.device)
+    return scoring.score(op, arguments)
+
+
+def record(launch: Launch) -> None:
+    """Put a launch into the graph that is being traced."""
+    if scoring.INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET=1: kernels of the interpreter cannot be traced")
+    options = cast(dict[str, object], launch.options)
+    wrap_triton(launch.kernel)[launch.grid](**launch.arguments, **launch.constants, **options)
+
+
+def _traced(op: str) -> Any:
+    def function(*arguments: Any) -> tuple[Tensor, ...]:
+        return scoring.score(op, arguments, record)
+
+    return triton_op(f"resflow_triton::{op}", function, mutates_args={}, schema=OP_SCHEMAS[op])
+
+
+# Results for fake tensors follow from the functions themselves.
+TRACED = {
+    op: _traced(op)
+    for op in (
+        f"{name}_{ending}" for name, form in FORMS.items() if "triton" in form.flags for ending in ("scores", "topk")
+    )
+}

@@ -1,0 +1,7 @@
+"""The contract's activations and fusions as Triton functions, from the modules that define them for PyTorch as well."""
+
+from ..core import fusion
+from ..reference import activations
+
+activate, derivative = activations.triton_functions()
+add_to_score, finish_score = fusion.triton_functions()

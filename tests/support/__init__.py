@@ -1,0 +1,1 @@
+"""What tests share: drawn models and inputs, devices, comparisons, files, processes."""
