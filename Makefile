@@ -38,7 +38,8 @@ TRITON := triton==3.6.0
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Nothing that is installed later may replace torch: what needs another one is an error.
 INSTALL := $(PIP) install -c $(VENV)/constraints.txt
-NATIVE := $(shell find csrc python cmake -type f) $(shell find resflow_kernels -name '*.def') CMakeLists.txt setup.py
+NATIVE := $(shell find csrc python cmake tests resflow_kernels -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cmake' \
+  -o -name '*.def') CMakeLists.txt setup.py
 
 .PHONY: build score test check bench bench-quick gpu format clean help test-matrix always
 
