@@ -157,8 +157,8 @@ def test_other_settings_make_the_environment_anew(tmp_path: Path) -> None:
     assert "made anew" not in make(folder, ".venv/settings") and kept.exists()
     assert "made anew" not in make(folder, ".venv/settings", "PYTHON=python3.12") and kept.exists()
     text = make(folder, ".venv/settings", "TORCH=torch==2.11.0")
-    assert text.startswith("== .venv is made anew: it was made with python3.12 and torch==")
-    assert text.endswith("now python3.12 and torch==2.11.0\n")
+    assert text.startswith("== .venv is made anew: it was made with PYTHON=python3.12 TORCH=torch==")
+    assert text.endswith("now PYTHON=python3.12 TORCH=torch==2.11.0\n")
     assert not kept.exists() and "TORCH=torch==2.11.0\n" in settings.read_text()
 
 

@@ -126,6 +126,7 @@ def test_rounding_tables_keeps_zeros_and_poison() -> None:
 
 
 @pytest.mark.parametrize("form", ["module", "packed"])
+@pytest.mark.usefixtures("inductor")
 def test_it_compiles_without_a_graph_break(form: str) -> None:
     model = ranker() if form == "module" else ranker().packed("int8")
     torch._dynamo.reset()
