@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from resflow_kernels import ops
-from resflow_kernels.contract import OP_SCHEMAS, PLAN_OPS
+from resflow_kernels.contract import OP_SCHEMAS, PLAN_OPS, TRAINING_OPS
 from resflow_kernels.ops import library
 from tests.support.files import ROOT
 
