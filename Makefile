@@ -38,7 +38,8 @@ TRITON := triton==3.6.0
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Nothing that is installed later may replace torch: what needs another one is an error.
 INSTALL := $(PIP) install -c $(VENV)/constraints.txt
-NATIVE := $(shell find csrc python cmake -type f) $(shell find resflow_kernels -name '*.def') CMakeLists.txt setup.py
+NATIVE := $(shell find csrc python cmake tests resflow_kernels -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cmake' \
+  -o -name '*.def') CMakeLists.txt setup.py
 
 .PHONY: build score test check bench bench-quick gpu format clean help test-matrix always
 
@@ -50,14 +51,14 @@ help:
 define SETTINGS
 PYTHON=$(GIVEN_PYTHON)
 TORCH=$(GIVEN_TORCH)
-made with $(PYTHON) and $(TORCH)
+made with PYTHON=$(PYTHON) TORCH=$(TORCH)
 endef
 export SETTINGS
 
 # Looked at in every call, written when something else is asked for: then .venv is of no use any more.
 $(VENV)/settings: always
 	@[ "$$(cat $@ 2>/dev/null)" = "$$SETTINGS" ] || { \
-	  if [ -e $@ ]; then echo "== .venv is made anew: it was $$(tail -n 1 $@), now $(PYTHON) and $(TORCH)"; rm -rf $(VENV); fi; \
+	  if [ -e $@ ]; then echo "== .venv is made anew: it was $$(tail -n 1 $@), now PYTHON=$(PYTHON) TORCH=$(TORCH)"; rm -rf $(VENV); fi; \
 	  mkdir -p $(VENV) && printf '%s\n' "$$SETTINGS" > $@; }
 
 $(VENV)/options: always $(VENV)/settings
@@ -65,7 +66,7 @@ $(VENV)/options: always $(VENV)/settings
 
 $(VENV)/torch: $(VENV)/settings
 	@"$(PYTHON)" tools/environment.py start
-	@echo "== .venv with $(TORCH)"
+	@echo "== .venv: PYTHON=$(PYTHON) TORCH=$(TORCH)"
 	"$(PYTHON)" -m venv $(if $(filter installed,$(TORCH)),--system-site-packages) $(VENV)
 ifeq ($(TORCH),installed)
 	"$(PYTHON)" tools/environment.py parents > "$$($(BIN)/python tools/environment.py home)/parents.pth"

@@ -51,7 +51,7 @@ def test_share_of_read_bandwidth(
     assert error <= {"float32": 2e-6, "bfloat16": 1e-2, "int8": 2e-2}[element]
     best = ops.twin_topk(user, table[:50_000], scales[:50_000], alpha, PARENTS, k=K)
     assert torch.equal(best.positions, reference.topk(some.score, torch.tensor([0, 50_000]), K).positions)
-    exact_best = reference.topk(reference.fuse(exact, alpha.double(), 0), torch.tensor([0, 50_000]), K)
+    exact_best = reference.topk(reference.fuse(exact, alpha.double(), "additive"), torch.tensor([0, 50_000]), K)
     kept = len(set(best.positions[0].tolist()) & set(exact_best.positions[0].tolist())) / K
 
     by_task = vectors.reshape(ITEMS, TASKS, WIDTH).transpose(0, 1).contiguous()

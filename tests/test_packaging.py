@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from resflow_kernels import _build
+from resflow_kernels.core import build
 from tools import environment
 
 ROOT = Path(__file__).parents[1]
@@ -117,15 +117,15 @@ def test_a_build_with_a_piece_missing_says_what_to_type(
 
 
 def test_what_a_build_left_out_is_said_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_build, "PACKAGE", tmp_path)
-    assert _build.facts() == {} and _build.why_left_out("torch") is None
-    assert "make build" in _build.why_no_runtime()
+    monkeypatch.setattr(build, "PACKAGE", tmp_path)
+    assert build.facts() == {} and build.why_left_out("torch") is None
+    assert "make build" in build.why_no_runtime()
     (tmp_path / "_runtime.cpython-39-x86_64-linux-gnu.so").touch()
-    assert "built for another Python: there is _runtime.cpython-39-" in _build.why_no_runtime()
+    assert "built for another Python: there is _runtime.cpython-39-" in build.why_no_runtime()
     why = "python could not import pybind11"
     (tmp_path / "_build.json").write_text(json.dumps({"cuda": None, "left_out": {"numpy": why}}), encoding="utf-8")
-    assert _build.why_left_out("numpy") == why and _build.why_left_out("torch") is None
-    assert f"built without the NumPy runtime: {why}" in _build.why_no_runtime()
+    assert build.why_left_out("numpy") == why and build.why_left_out("torch") is None
+    assert f"built without the NumPy runtime: {why}" in build.why_no_runtime()
 
 
 def make(folder: Path, *arguments: str) -> str:
@@ -157,8 +157,8 @@ def test_other_settings_make_the_environment_anew(tmp_path: Path) -> None:
     assert "made anew" not in make(folder, ".venv/settings") and kept.exists()
     assert "made anew" not in make(folder, ".venv/settings", "PYTHON=python3.12") and kept.exists()
     text = make(folder, ".venv/settings", "TORCH=torch==2.11.0")
-    assert text.startswith("== .venv is made anew: it was made with python3.12 and torch==")
-    assert text.endswith("now python3.12 and torch==2.11.0\n")
+    assert text.startswith("== .venv is made anew: it was made with PYTHON=python3.12 TORCH=torch==")
+    assert text.endswith("now PYTHON=python3.12 TORCH=torch==2.11.0\n")
     assert not kept.exists() and "TORCH=torch==2.11.0\n" in settings.read_text()
 
 

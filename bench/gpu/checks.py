@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from resflow_kernels import ops, reference
+from resflow_kernels.contract import FUSIONS
 from resflow_kernels.contract import PRECISIONS as ELEMENTS
 from resflow_kernels.core.checks import precisions_of
 from resflow_kernels.core.fusion import weight_count
@@ -54,7 +55,7 @@ class Checks:
                     x = x.to(getattr(torch, plan.precision))
                 alpha = torch.ones(plan.tasks).double()
                 logits = reference.dense_scores(x.double(), doubles, plan, alpha, 0, 0).logits
-                for fusion in range(3):
+                for fusion in FUSIONS:
                     weights = torch.rand(weight_count(fusion, plan.tasks), generator=self.generator)
                     got = self.device.dense_scores(x, packed, plan, weights, fusion)
                     assert_exact(got, reference.finish(logits, weights.double(), fusion), weights, plan.precision)

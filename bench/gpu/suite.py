@@ -149,13 +149,15 @@ class Inputs:
         rows, alpha = self.sets[0][:CHECKED_ROWS].cpu(), torch.ones(plan.tasks).double()
         offsets = torch.tensor([0, len(rows)])
         if self.case.form == "dense":
-            return reference.dense_scores(rows.double(), weights, plan, alpha, 0, 0).probs
+            return reference.dense_scores(rows.double(), weights, plan, alpha, "additive", "call").probs
         user = self.user.cpu().double()
         if self.case.form == "request":
-            return reference.request_scores(user, rows.double(), offsets, weights, plan, alpha, 0, 0).probs
+            return reference.request_scores(
+                user, rows.double(), offsets, weights, plan, alpha, "additive", "call"
+            ).probs
         held = self.table[0][self.sets[0][:CHECKED_ROWS]].cpu().double()
         held = held.reshape(len(rows), plan.tasks, -1)[..., : plan.hidden[0]]
-        return reference.catalog_scores(user, held, offsets, weights, plan, alpha, 0, 0).probs
+        return reference.catalog_scores(user, held, offsets, weights, plan, alpha, "additive", "call").probs
 
 
 def as_graphs(runs: Sequence[Run]) -> list[Run]:

@@ -70,17 +70,8 @@ struct Candidates {
 
 // Which row of the fusion weights is a candidate's.
 constexpr int64_t weights_row(WeightsPer per, int64_t request, int64_t candidate) {
-  switch (per) {
-    case WeightsPer::call:
-      return 0;
-    case WeightsPer::request:
-      return request;
-    case WeightsPer::candidate:
-      return candidate;
-    case WeightsPer::count:
-      break;
-  }
-  return 0;
+  static_assert(static_cast<int>(WeightsPer::count) == 3, "a name of contract/enums.def without its row");
+  return per == WeightsPer::call ? 0 : per == WeightsPer::request ? request : candidate;
 }
 
 struct FusionWeights {

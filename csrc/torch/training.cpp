@@ -45,7 +45,7 @@ class Arguments {
   int64_t channels() const {
     return plan_.affine && statistics_ != Statistics::given ? cpu::training_channels(plan_) : 0;
   }
-  int64_t sums() const { return cpu::training_sums(plan_, batch_.rows); }
+  int64_t pre_activations() const { return cpu::pre_activation_floats(plan_, batch_.rows); }
 
  private:
   cpu::TrainingRows checked_rows(const Tensor& x) const {
@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> train_forward(Tensor x, std::
   const int64_t rows = arguments.batch().rows, tasks = arguments.plan().tasks;
   Tensor logits = empty({rows, tasks});
   Tensor task_logits = empty({rows, tasks});
-  Tensor pre_activations = empty({keep ? arguments.sums() : 0});
+  Tensor pre_activations = empty({keep ? arguments.pre_activations() : 0});
   Tensor mean = empty({arguments.channels()});
   Tensor variance = empty({arguments.channels()});
   const cpu::TrainingState state{floats(task_logits), keep ? floats(pre_activations) : nullptr, floats(mean),
@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor> train_backward(Tensor logit_gradients, Tensor x, std:
   const bool kept = pre_activations.numel() > 0;
   const cpu::TrainingState forward{
       state(arguments, "task_logits", task_logits, {rows, tasks}),
-      kept ? state(arguments, "pre_activations", pre_activations, {arguments.sums()}) : nullptr,
+      kept ? state(arguments, "pre_activations", pre_activations, {arguments.pre_activations()}) : nullptr,
       state(arguments, "mean", mean, {channels}), state(arguments, "variance", variance, {channels})};
   int64_t size = 0;
   for_each_weight(arguments.plan(), [&](const WeightShape& shape) { size += shape.size(); });

@@ -157,7 +157,7 @@ class Scale:
 def expected_value(logits: Tensor, values: tuple[float, ...]) -> Tensor:
     """Predictions ``[n]`` of a ladder's logits ``[n, K]`` and bucket values."""
     form = ExpectedValue(values)
-    return reference.fuse(logits, logits.new_tensor(form.weights_for(logits.shape[1])), form.code)
+    return reference.fuse(logits, logits.new_tensor(form.weights_for(logits.shape[1])), form.kind)
 
 
 def middles(problem: Problem) -> tuple[float, ...]:

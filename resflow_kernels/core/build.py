@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def why_no_runtime() -> str:
     why = why_left_out("numpy")
     if why is not None:
         return f"built without the NumPy runtime: {why}. Build again with pybind11, without RESFLOW_WITHOUT=numpy"
-    of_others = sorted(file.name for file in PACKAGE.glob("_runtime.*.so"))
+    files = (file.name for file in PACKAGE.glob("_runtime.*.so"))
+    of_others = sorted(name for name in files if not name.endswith(EXTENSION_SUFFIXES[0]))
     if of_others:
         return f"it is built for another Python: there is {', '.join(of_others)}. Install the package with this Python"
     return "build it with `make build` in a checkout, or install the package with `pip install --no-build-isolation .`"

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .formulas import add_to_score, finish_score
-from .functions import at, multiply, operand, wide
+from .functions import at, multiply, only_if, operand, wide
 from .inputs import add_rows, candidates_of, first_sums, later_sums
 from .outputs import join_logit, store_outputs, weight_rows, with_column
 from .weights import PADDED, finish_layer, is_packed_for, matrix_tile, task_block, task_matrices
@@ -60,7 +60,7 @@ def chain_kernel(
     rows, live, scored, request, item, scale = candidates_of(
         first, count, offsets, requests, ids, items, scales, BLOCK_M
     )
-    scored = scored & is_packed_for(packed, HEADER[0], HEADER[1])
+    scored = only_if(is_packed_for(packed, HEADER[0], HEADER[1]), scored)
     weights = weight_rows(fusion_weights, rows, request, live, PER, WEIGHT_COUNT)
 
     kept = ()  # the former task's outputs of all layers

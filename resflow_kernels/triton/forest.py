@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .formulas import add_to_score, finish_score
-from .functions import at, wide
+from .functions import at, only_if, wide
 from .inputs import add_rows, candidates_of, first_sums, later_sums
 from .outputs import (
     column_of,
@@ -118,7 +118,7 @@ def forest_kernel(
         rows, live, scored, request, item, scale = candidates_of(
             first, count, offsets, requests, ids, items, scales, BLOCK_M
         )
-        scored = scored & is_packed_for(packed, HEADER[0], HEADER[1])
+        scored = only_if(is_packed_for(packed, HEADER[0], HEADER[1]), scored)
         weights = weight_rows(fusion_weights, rows, request, live, PER, WEIGHT_COUNT)
         tile = tl.zeros([BLOCK_M, TASK_COLUMNS], tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
@@ -155,9 +155,7 @@ def forest_kernel(
                     kept = kept_at(columns, at(LAYERS, place), BLOCK_M)
                     inside = is_kept(columns, at(LAYERS, place), BLOCK_M)
                     if FEATURE_RESIDUAL:
-                        # Not `parent >= 0`: the interpreter of Triton 3.9 takes no mask made of a scalar truth value.
-                        inherits = inside & (tl.full((1, BLOCK_N), parent, tl.int32) >= 0)
-                        hidden += tl.load(inherited + kept, mask=inherits, other=0.0)
+                        hidden += tl.load(inherited + kept, mask=only_if(parent >= 0, inside), other=0.0)
                     tl.store(own + kept, hidden, mask=inside)
                 tl.debug_barrier()
             own_logit = kept_logit(own, block, HEAD, at(LAYERS, -1), BLOCK_M, BLOCK_N)

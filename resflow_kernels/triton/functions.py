@@ -27,6 +27,15 @@ def round_up(number, unit):
 
 
 @triton.jit
+def only_if(condition, mask):
+    """``mask`` where the condition, one truth value for all of it, holds; else nothing.
+
+    Not ``mask & condition``: of that the interpreter of Triton 3.9 makes integers, and takes them for no mask.
+    """
+    return tl.where(condition, mask, False)
+
+
+@triton.jit
 def wide(value):
     """An int64 of a number, a loop's counter among them (which the interpreter has as Python's int)."""
     return tl.zeros([], tl.int64) + value

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .functions import multiply, operand, wide
+from .functions import multiply, only_if, operand, wide
 from .weights import BIAS, PADDED, layer_vector, matrix_tile
 
 
@@ -12,9 +12,6 @@ def request_of(offsets, requests, rows, live):
     """The request of each candidate, or -1: offsets on the device are not checked."""
     low = tl.zeros_like(rows)
     high = low + requests
-    exists = live & (
-        high > 0
-    )  # not `requests > 0`: the interpreter of Triton 3.9 takes no scalar truth value in a mask
     left = requests  # of the longest span between the two
     while left > 1:
         middle = (low + high) // 2
@@ -22,6 +19,7 @@ def request_of(offsets, requests, rows, live):
         low = tl.where(begun, middle, low)
         high = tl.where(begun, high, middle)
         left = (left + 1) // 2
+    exists = only_if(requests > 0, live)
     begin = tl.load(offsets + low, mask=exists, other=0)
     end = tl.load(offsets + low + 1, mask=exists, other=0)
     return tl.where(exists & (begin <= rows) & (rows < end), low, -1)

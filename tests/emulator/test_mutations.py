@@ -128,7 +128,7 @@ DRIVERS = {"mutation_driver": MUTATIONS, "mutation_driver_sm90": HOPPER_MUTATION
 def build_and_run(driver: str, folder: Path, include: Path) -> subprocess.CompletedProcess[str]:
     binary = folder / "driver"
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-DRESFLOW_EMULATED", "-pthread"]
-    includes = [f"-I{include}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'resflow_kernels'}"]
+    includes = [f"-I{include}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'resflow_kernels'}", f"-I{ROOT / 'tests'}"]
     source = Path(__file__).parent / f"{driver}.cpp"
     command = [str(COMPILER), *flags, *includes, str(source), *map(str, LIBRARIES), "-o", str(binary)]
     subprocess.run(command, check=True)
@@ -145,7 +145,7 @@ def test_the_kernels_as_they_are_pass(driver: str, tmp_path: Path) -> None:
 def test_a_planted_bug_is_caught(driver: str, name: str, tmp_path: Path) -> None:
     file, right, wrong = DRIVERS[driver][name]
     shutil.copytree(ROOT / "csrc" / "cuda", tmp_path / "cuda", ignore=shutil.ignore_patterns("*.cu", "*.cpp"))
-    path = tmp_path / "cuda" / file
+    path = next((tmp_path / "cuda").rglob(file))
     text = path.read_text()
     assert text.count(right) == 1, f"{file} no longer has what this plants a bug into"
     path.write_text(text.replace(right, wrong))

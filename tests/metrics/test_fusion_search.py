@@ -27,7 +27,7 @@ def requests(best: tuple[float, ...], form: str, seed: int = 0) -> tuple[Tensor,
     sizes = torch.randint(30, 90, (40,), generator=generator)
     offsets = torch.cat((torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)))
     logits = 1.5 * torch.randn(int(offsets[-1]), len(best), generator=generator) - torch.arange(len(best))
-    score = reference.fuse(logits, torch.tensor(best), FUSIONS[form]().code)
+    score = reference.fuse(logits, torch.tensor(best), FUSIONS[form]().kind)
     ranked = reference.topk(score, offsets, 8)
     feedback = torch.zeros(len(logits))
     feedback[(ranked.positions + offsets[:-1, None]).flatten()] = 1.0
@@ -88,10 +88,10 @@ def test_every_setting_tried_has_the_metrics_value(
             tune_fusion(predictions, feedback, offsets, k, form, from_logits=from_logits)
         return
     tuned = tune_fusion(predictions, feedback, offsets, k, form, from_logits=from_logits, grid=(0, 1, 4), most=30)
-    code, tasks = tuned.fusion.code, probs.shape[1]
+    kind, tasks = tuned.fusion.kind, probs.shape[1]
 
     def value(weights: Any) -> float:
-        score = reference.fuse(logits, torch.as_tensor(weights, dtype=torch.float64), code)
+        score = reference.fuse(logits, torch.as_tensor(weights, dtype=torch.float64), kind)
         return metrics.weighted_recall_at_k(score, feedback, offsets, k)
 
     assert tuned.wr_at_k == value(tuned.fusion.weights_for(tasks))

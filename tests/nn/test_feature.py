@@ -46,7 +46,7 @@ def test_it_scores_as_the_embeddings_and_the_towers_do() -> None:
         for got, expected in zip(model(looked_up), model.towers(by_hand(model, looked_up)), strict=True):
             torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-5)
         best = model.feature_topk(looked_up, 5)
-        assert same_bits(best, model.towers.feature_topk(model.rows(looked_up), 5))
+        assert same_bits(best, model.towers.dense_topk(model.rows(looked_up), 5))
 
 
 def test_requests() -> None:
@@ -59,9 +59,9 @@ def test_requests() -> None:
     split = (joined[:, :13], model.rows(ids())[:, 13:], offsets)
     with torch.inference_mode():
         got = model.feature_request_scores(user, item, offsets)
-        assert same_bits(got, model.towers.feature_request_scores(*split))
+        assert same_bits(got, model.towers.request_scores(*split))
         best = model.feature_request_topk(user, item, offsets, 7)
-        assert same_bits(best, model.towers.feature_request_topk(*split, 7))
+        assert same_bits(best, model.towers.request_topk(*split, 7))
         model.double()  # by the reference
         for a, b in zip(model.feature_request_scores(user, item, offsets), got, strict=True):
             torch.testing.assert_close(a, b.double(), atol=1e-5, rtol=1e-4)
@@ -126,6 +126,7 @@ def test_rounding_tables_keeps_zeros_and_poison() -> None:
 
 
 @pytest.mark.parametrize("form", ["module", "packed"])
+@pytest.mark.usefixtures("inductor")
 def test_it_compiles_without_a_graph_break(form: str) -> None:
     model = ranker() if form == "module" else ranker().packed("int8")
     torch._dynamo.reset()

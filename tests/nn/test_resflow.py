@@ -234,7 +234,7 @@ def test_reference_serves_what_the_ops_do_not(monkeypatch: pytest.MonkeyPatch) -
     x = torch.randn(5, 24)
     with torch.no_grad():
         expected = model(x)
-        monkeypatch.setattr(resflow.ops, "unsupported_reason", lambda *_: "no library")
+        monkeypatch.setattr(resflow.ops, "unsupported_reason", lambda *_, **__: "no library")
         resflow._warned.clear()
         model = deepcopy(model)  # it has not been asked before what serves it
         with pytest.warns(UserWarning, match="scores with the slow PyTorch reference: no library") as said:

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import resflow_kernels.nn as resflow_nn
 from resflow_kernels import ResFlow
-from resflow_kernels.nn import training
+from resflow_kernels.nn import resflow, training
 
 D, ROWS = 40, 130
 
@@ -26,7 +25,7 @@ D, ROWS = 40, 130
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
-    resflow_nn._warned.clear()
+    resflow._warned.clear()
     yield
 
 
@@ -133,7 +132,7 @@ def test_what_the_ops_do_not_serve_is_said_and_computed_all_the_same() -> None:
     with pytest.warns(UserWarning, match="trains with the slow PyTorch reference: its towers have dropout"):
         model(torch.randn(9, D)).logits.sum().backward()
     model.packed()  # what is saved while it trains
-    assert training.obstacle(model.eval()) is None  # dropout rests
+    assert training.untrainable_reason(model.eval()) is None  # dropout rests
 
 
 class _Doubled(nn.Linear):
@@ -190,7 +189,9 @@ def test_an_altered_model_is_scored_by_its_own_layers(reason: str) -> None:
 
 
 def test_synchronised_statistics_are_left_to_pytorch() -> None:
-    assert "not SyncBatchNorm" in training.obstacle(nn.SyncBatchNorm.convert_sync_batchnorm(make(norm="batch")))
+    assert "not SyncBatchNorm" in training.untrainable_reason(
+        nn.SyncBatchNorm.convert_sync_batchnorm(make(norm="batch"))
+    )
 
 
 def test_rows_of_other_dtypes() -> None:
@@ -287,7 +288,7 @@ def test_two_processes_share_gradients(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(_WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    root = Path(resflow_nn.__file__).parents[1]
+    root = Path(resflow.__file__).parents[2]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     done = subprocess.run([*command, str(tmp_path / "rank")], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -55,7 +55,7 @@ def test_the_runtime_needs_no_torch() -> None:
 
 def test_the_ops_are_loaded_and_say_so() -> None:
     assert ops.library_status() == (True, "loaded _ops.so")
-    assert ops.unsupported_reason("cpu") is None and ops.unsupported_reason("cuda") is None == ops.cuda_status()[0]
+    assert ops.unsupported_reason("cpu") is None and (ops.unsupported_reason("cuda") is None) == ops.cuda_status()[0]
     assert ops.unsupported_reason("xpu") == "there are no compiled ops for xpu tensors"
     assert ops.unsupported_reason("cpu", "float16") == (
         "on this device (cpu) the ops compute in float32, bfloat16, int8, not in float16"

@@ -70,6 +70,7 @@ def test_opcheck(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in op_arguments() if name not in PACKING])
+@pytest.mark.usefixtures("inductor")
 def test_ops_compile_without_a_graph_break(name: str) -> None:
     op = getattr(torch.ops.resflow, name)
 
@@ -160,6 +161,7 @@ def model() -> ResFlow:
 
 
 @pytest.mark.parametrize("form", ["module", "packed"])
+@pytest.mark.usefixtures("inductor")
 def test_modules_compile_without_a_graph_break(form: str) -> None:
     scorer = model() if form == "module" else model().packed()
     compiled = torch.compile(scorer, fullgraph=True, dynamic=True)
@@ -170,6 +172,7 @@ def test_modules_compile_without_a_graph_break(form: str) -> None:
                 torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("inductor")
 def test_a_compiled_module_sees_parameters_change() -> None:
     scorer = model()
     compiled = torch.compile(scorer, fullgraph=True)
@@ -180,6 +183,7 @@ def test_a_compiled_module_sees_parameters_change() -> None:
         torch.testing.assert_close(compiled(x).logits, before + 1)
 
 
+@pytest.mark.usefixtures("inductor")
 def test_export_and_aot_inductor(tmp_path: Path) -> None:
     """A packed model is exported with any batch, packaged, and runs in a process that never saw the model."""
     scorer = model().packed()

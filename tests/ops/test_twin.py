@@ -249,8 +249,10 @@ def test_numpy_has_the_same_bits(dtype: str) -> None:
     assert torch.equal(torch.from_numpy(scales), case.scales)
     user, weights = case.user.numpy(), case.weights(0).numpy()
     ids, offsets = case.ids.numpy(), case.offsets.numpy()
-    everything = (user, table, scales, weights, *case.settings)
-    lists = (user, ids, offsets, table, scales, weights, *case.settings)
+    *switches, fusion, per = case.settings
+    codes = (*switches, FUSIONS.index(fusion), WEIGHTS_PER.index(per))
+    everything = (user, table, scales, weights, *codes)
+    lists = (user, ids, offsets, table, scales, weights, *codes)
     inputs = (case.table, case.scales, case.weights(0), *case.settings)
     pairs = [
         (runtime.twin_scores(*everything, threads=1), case.all()),

@@ -133,7 +133,7 @@ def test_many_threads_share_one_scorer() -> None:
     batches = [rows(64, 37, seed) for seed in range(24)]
     expected = [scorer.dense_scores(x).score.tobytes() for x in batches]
     with ThreadPoolExecutor(8) as pool:
-        assert [got.score.tobytes() for got in pool.map(scorer.scores, batches)] == expected
+        assert [got.score.tobytes() for got in pool.map(scorer.dense_scores, batches)] == expected
 
 
 def test_bundle_with_features(tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ def test_batch_invariance(device: Device, plan: Plan, batch: int, fusion: str, s
 @pytest.mark.parametrize("head", ["residual", "conditional"])
 def test_isolation(device: Device, activation: str, fusion: str, head: str) -> None:
     """A poisoned candidate leaves its neighbours' bits alone, and a NaN reaches all its own outputs."""
-    precision = precisions_of("cuda")[(ACTIVATIONS.index(activation) + fusion) % 4]
+    precision = precisions_of("cuda")[(ACTIVATIONS.index(activation) + FUSIONS.index(fusion)) % 4]
     switches = {"logit_residual": head == "residual", "non_increasing": head == "residual"}
-    parents = (-1, 0, 1) if fusion else (-1, 0, 0)  # the chain kernel and the forest kernel
+    parents = (-1, 0, 1) if fusion != "additive" else (-1, 0, 0)  # the chain kernel and the forest kernel
     plan = Plan(7, (20, 5), parents, activation, affine=True, head=head, precision=precision, **switches)
     case = TowerCase(plan, 50, fusion, ops=device)
     clean = case.run()
@@ -148,7 +148,10 @@ def test_bad_arguments_are_named(device: Device) -> None:
         ((x, packed[:-1], plan, weights), rf"packed must be the {plan.packed_bytes} bytes of weights packed for"),
         ((x, packed.float(), plan, weights), "packed must be uint8, got float32"),
         ((x, packed, plan, torch.ones(3)), r"fusion_weights must be a vector of 2, got \[3\]"),
-        ((x, packed, plan, weights, 3), "fusion must be one of 0 to 2, got 3"),
+        (
+            (x, packed, plan, weights, "best"),
+            "fusion must be one of additive, multiplicative, expected_value, got 'best'",
+        ),
         ((x, packed, int8, weights), f"plan precision must be one of {known} on a GPU, got int8"),
     ):
         with pytest.raises(ValueError, match=f"dense_scores: {message}|computes in {known}, not in int8"):

@@ -20,10 +20,10 @@ from unittest.mock import patch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from triton.backends.compiler import GPUTarget
-from resflow_kernels import backends
-from resflow_kernels.fusion import Additive
-from resflow_kernels.packed import PackedResFlow
-from resflow_kernels.plan import Plan
+from resflow_kernels.ops import backends
+from resflow_kernels.core.fusion import Additive
+from resflow_kernels.nn.packed import PackedResFlow
+from resflow_kernels.core.plan import Plan
 
 class Driver:  # what is asked of a GPU's while tracing
     def get_current_target(self): return GPUTarget("cuda", 90, 32)
@@ -103,11 +103,11 @@ def test_compilers_see_kernels_and_what_they_write(plan: str) -> None:
 
 
 def test_the_interpreters_kernels_cannot_be_traced(device: Device) -> None:
-    from resflow_kernels.triton import custom_ops
+    from resflow_kernels.triton import dispatch
 
     if not device.emulated:
         pytest.skip("this process runs on a GPU")
     plan = Plan(6, (8,), (-1, 0))
     packed = ops.pack_towers(random_weights(plan), plan)
     with pytest.raises(RuntimeError, match="kernels of the interpreter cannot be traced"):
-        custom_ops.dense_scores(torch.zeros(2, 6), packed, torch.ones(2), list(plan.encoded), 0, 0)
+        dispatch.TRACED["dense_scores"](torch.zeros(2, 6), packed, torch.ones(2), list(plan.encoded), 0, 0)

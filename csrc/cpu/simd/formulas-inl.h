@@ -1,4 +1,4 @@
-// The contract's formulas on 16 lanes.
+// Defines the contract's formulas on 16 lanes.
 #pragma once
 
 namespace resflow::cpu::RESFLOW_TARGET {

@@ -12,7 +12,7 @@ struct Target {
   bool (*supported)();
 };
 
-// __builtin_cpu_supports asks CPUID, and XGETBV whether the system saves the registers.
+// __builtin_cpu_supports checks CPUID, and by XGETBV that the operating system saves the registers.
 #if defined(RESFLOW_HAVE_X86)
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");

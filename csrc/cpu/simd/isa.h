@@ -1,4 +1,4 @@
-// Which kernels this machine runs.
+// Chooses the kernels that this machine runs.
 #pragma once
 
 #include <string>
@@ -8,11 +8,11 @@
 
 namespace resflow::cpu {
 
-// The kernels in use: the best this machine can run, or the one RESFLOW_ISA names. Decided once.
-// Throws InvalidInput if RESFLOW_ISA names none this machine can run.
+// The kernels in use: the best that this machine supports, or those named by RESFLOW_ISA; chosen once.
+// Throws InvalidInput if RESFLOW_ISA names no kernels that this machine supports.
 const Kernels& kernels();
 
-// All compiled in, best first, and those of them this machine can run.
+// The names of all compiled kernels, best first, and of those that this machine supports.
 std::vector<std::string> compiled_isas();
 std::vector<std::string> supported_isas();
 

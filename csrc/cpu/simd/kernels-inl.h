@@ -1,7 +1,7 @@
 // All kernels of one instruction set. A translation unit defines RESFLOW_TARGET (the namespace) and
 // RESFLOW_KERNELS (the table's name), includes its simd_*.h and then this file.
 
-// One block each: they stand in the order they need.
+// Separated by blank lines to keep clang-format from sorting them: each needs those before it.
 #include "cpu/simd/kernels.h"
 
 #include "cpu/simd/math-inl.h"
@@ -48,8 +48,8 @@ void project_in(const Plan& plan, const float* weights, const Projection& projec
     float* const task_out = projection.out + k * layer.padded;
     const auto keep = [&](const float* sums, int64_t row, const Block& block) {
       for (int64_t r = 0; r < block.rows; ++r) {
-        for (int64_t at = 0; at < block.width; at += kLane) {
-          store(task_out + (row + r) * stride + block.column + at, load(sums + r * kPanelWidth + at));
+        for (int64_t c = 0; c < block.width; c += kLane) {
+          store(task_out + (row + r) * stride + block.column + c, load(sums + r * kPanelWidth + c));
         }
       }
     };

@@ -1,4 +1,4 @@
-// The peak that benchmarks are held against.
+// Measures the arithmetic peak that benchmarks are compared with.
 #include <chrono>
 #include <thread>
 #include <vector>

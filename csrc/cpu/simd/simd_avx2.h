@@ -7,10 +7,10 @@
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
-// 6 rows x 2 registers: 12 accumulators, 2 weights and a broadcast in 15 of 16 registers.
+// 6 rows x 2 registers: 12 accumulators, 2 weights and a broadcast value take 15 of 16 registers.
 constexpr int kBlockRows = 6;
 constexpr int kBlockLanes = 1;
-// 4 accumulators of 2 registers, the user's 2 to 4, and a row's 2.
+// 4 accumulators of 2 registers each, 2 to 4 registers of the user's and 2 of a row's.
 constexpr int kSumsAtOnce = 4;
 
 struct Lanes {
@@ -46,8 +46,8 @@ inline Mask less(Lanes a, Lanes b) {
 inline Lanes select(Mask where, Lanes then, Lanes otherwise) {
   RESFLOW_EACH_HALF(_mm256_blendv_ps(otherwise.v[h], then.v[h], where.v[h]));
 }
-inline Lanes larger(Lanes a, Lanes b) { RESFLOW_EACH_HALF(_mm256_max_ps(a.v[h], b.v[h])); }
-inline Lanes smaller(Lanes a, Lanes b) { RESFLOW_EACH_HALF(_mm256_min_ps(a.v[h], b.v[h])); }
+inline Lanes max(Lanes a, Lanes b) { RESFLOW_EACH_HALF(_mm256_max_ps(a.v[h], b.v[h])); }
+inline Lanes min(Lanes a, Lanes b) { RESFLOW_EACH_HALF(_mm256_min_ps(a.v[h], b.v[h])); }
 inline Lanes in_register(Lanes a) { return a; }
 inline Lanes absolute(Lanes a) { RESFLOW_EACH_HALF(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v[h])); }
 inline Lanes copy_sign(Lanes a, Lanes sign) {
@@ -83,21 +83,21 @@ template <int kBits>
 inline Ints shift_right(Ints a) {
   RESFLOW_EACH_INT_HALF(_mm256_srli_epi32(a.v[h], kBits));
 }
-inline Ints multiply_halves(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_madd_epi16(a.v[h], b.v[h])); }
-inline Ints maximum(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_max_epi32(a.v[h], b.v[h])); }
-inline int32_t total(Ints a) {
+inline Ints multiply_add_int16(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_madd_epi16(a.v[h], b.v[h])); }
+inline Ints max(Ints a, Ints b) { RESFLOW_EACH_INT_HALF(_mm256_max_epi32(a.v[h], b.v[h])); }
+inline int32_t horizontal_sum(Ints a) {
   int32_t parts[16], sum = 0;
   __builtin_memcpy(parts, &a, sizeof(parts));
   for (const int32_t part : parts) sum += part;
   return sum;
 }
-inline int32_t maximum(Ints a) {
+inline int32_t horizontal_max(Ints a) {
   int32_t parts[16], most = INT32_MIN;
   __builtin_memcpy(parts, &a, sizeof(parts));
   for (const int32_t part : parts) most = part > most ? part : most;
   return most;
 }
-inline float total(Lanes a) {
+inline float horizontal_sum(Lanes a) {
   float parts[16];
   store(parts, a);
   for (int half = 8; half > 0; half /= 2) {
@@ -106,10 +106,10 @@ inline float total(Lanes a) {
   return parts[0];
 }
 
-// Columns of 16 rows [16][columns].
-class Columns {
+// Loads columns of 16 rows [16][columns].
+class ColumnLoader {
  public:
-  explicit Columns(int64_t columns) : columns_(columns) {}
+  explicit ColumnLoader(int64_t columns) : columns_(columns) {}
   Lanes load(const float* rows, int64_t column) const {
     float values[16];
     for (int64_t i = 0; i < 16; ++i) values[i] = rows[i * columns_ + column];
@@ -120,8 +120,8 @@ class Columns {
   int64_t columns_;
 };
 
-// Lane i: the total of rows[i].
-inline Lanes totals(const Lanes (&rows)[16]) {
+// Lane i is the horizontal sum of rows[i].
+inline Lanes horizontal_sums(const Lanes (&rows)[16]) {
   const auto quad = [&](int first) {
     __m256 sum[4];
     for (int i = 0; i < 4; ++i) sum[i] = _mm256_add_ps(rows[first + i].v[0], rows[first + i].v[1]);
@@ -131,7 +131,7 @@ inline Lanes totals(const Lanes (&rows)[16]) {
   RESFLOW_EACH_HALF(_mm256_add_ps(_mm256_permute2f128_ps(quads[h][0], quads[h][1], 0x20),
                                   _mm256_permute2f128_ps(quads[h][0], quads[h][1], 0x31)));
 }
-inline Ints totals(const Ints (&rows)[16]) {
+inline Ints horizontal_sums(const Ints (&rows)[16]) {
   const auto quad = [&](int first) {
     __m256i sum[4];
     for (int i = 0; i < 4; ++i) sum[i] = _mm256_add_epi32(rows[first + i].v[0], rows[first + i].v[1]);

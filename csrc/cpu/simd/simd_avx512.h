@@ -1,5 +1,5 @@
-// 16 floats in one AVX-512 register. The three simd_*.h files define the same names; nothing else in the
-// kernels depends on the instruction set.
+// 16 floats in one AVX-512 register. The three simd_*.h files define the same names; nothing else in the kernels
+// depends on the instruction set.
 #pragma once
 
 #include <immintrin.h>
@@ -8,7 +8,7 @@
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
-// 6 rows x 4 registers: 24 accumulators, 4 weights and a broadcast in 29 of 32 registers.
+// 6 rows x 4 registers: 24 accumulators, 4 weights and a broadcast value take 29 of 32 registers.
 constexpr int kBlockRows = 6;
 constexpr int kBlockLanes = 4;
 // Dot products of 16 rows keep one accumulator each in registers.
@@ -33,21 +33,21 @@ inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
 // a * b + c
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-// False where either is NaN.
+// False in lanes where either is NaN.
 inline Mask less(Lanes a, Lanes b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 inline Lanes select(Mask where, Lanes then, Lanes otherwise) {
   return {_mm512_mask_blend_ps(where.v, otherwise.v, then.v)};
 }
-// The larger or smaller of two, b where either is NaN.
-inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
-inline Lanes smaller(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
-// The compiler may not load `a` once for each use.
+// Maximum and minimum; b in lanes where either is NaN.
+inline Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
+// Keeps `a` in a register: the compiler must not reload it for each use.
 inline Lanes in_register(Lanes a) {
   asm("" : "+v"(a.v));
   return a;
 }
 inline Lanes absolute(Lanes a) { return {_mm512_abs_ps(a.v)}; }
-// The sign of `sign` on the magnitude of `a`.
+// The magnitude of `a` with the sign of `sign`.
 inline Lanes copy_sign(Lanes a, Lanes sign) {
   const __m512i bit = _mm512_set1_epi32(INT32_MIN);
   return {
@@ -56,7 +56,7 @@ inline Lanes copy_sign(Lanes a, Lanes sign) {
 inline Lanes round_to_int(Lanes a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// 2^n for integers n of -126 to 127.
+// 2^n for integers n from -126 to 127.
 inline Lanes exp2_int(Lanes n) {
   const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
@@ -78,27 +78,27 @@ template <int kBits>
 inline Ints shift_right(Ints a) {
   return {_mm512_srli_epi32(a.v, kBits)};
 }
-// low half * low half + high half * high half, halves signed.
-inline Ints multiply_halves(Ints a, Ints b) { return {_mm512_madd_epi16(a.v, b.v)}; }
-inline Ints maximum(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
-inline int32_t total(Ints a) { return _mm512_reduce_add_epi32(a.v); }
-inline int32_t maximum(Ints a) { return _mm512_reduce_max_epi32(a.v); }
-inline float total(Lanes a) { return _mm512_reduce_add_ps(a.v); }
+// Per word: low half * low half + high half * high half, as signed 16-bit integers.
+inline Ints multiply_add_int16(Ints a, Ints b) { return {_mm512_madd_epi16(a.v, b.v)}; }
+inline Ints max(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline int32_t horizontal_sum(Ints a) { return _mm512_reduce_add_epi32(a.v); }
+inline int32_t horizontal_max(Ints a) { return _mm512_reduce_max_epi32(a.v); }
+inline float horizontal_sum(Lanes a) { return _mm512_reduce_add_ps(a.v); }
 
-// Columns of 16 rows [16][columns], by permutes of the rows' registers: a gather takes several times as long.
-class Columns {
+// Loads columns of 16 rows [16][columns], by permutes of the rows' registers: a gather takes several times as long.
+class ColumnLoader {
  public:
-  explicit Columns(int64_t columns) : columns_(static_cast<int32_t>(columns)) {
+  explicit ColumnLoader(int64_t columns) : columns_(static_cast<int32_t>(columns)) {
     const __m512i iota = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     first_ = _mm512_mullo_epi32(iota, _mm512_set1_epi32(columns_));
   }
   Lanes load(const float* rows, int64_t column) const {
-    const __m512i place = _mm512_add_epi32(first_, _mm512_set1_epi32(static_cast<int32_t>(column)));
-    const __m512i home = _mm512_srli_epi32(place, 4);
+    const __m512i index = _mm512_add_epi32(first_, _mm512_set1_epi32(static_cast<int32_t>(column)));
+    const __m512i source = _mm512_srli_epi32(index, 4);
     __m512 result = _mm512_setzero_ps();
     for (int32_t r = 0; r < columns_; ++r) {
-      const __mmask16 here = _mm512_cmpeq_epi32_mask(home, _mm512_set1_epi32(r));
-      result = _mm512_mask_permutexvar_ps(result, here, place, _mm512_loadu_ps(rows + 16 * r));
+      const __mmask16 here = _mm512_cmpeq_epi32_mask(source, _mm512_set1_epi32(r));
+      result = _mm512_mask_permutexvar_ps(result, here, index, _mm512_loadu_ps(rows + 16 * r));
     }
     return {result};
   }
@@ -108,9 +108,9 @@ class Columns {
   __m512i first_;
 };
 
-// Lane i: the total of rows[i]. 4 x 4 transposes within quarters of registers, then one of quarters: 30 shuffles and 15
-// additions, against 16 reductions of 4 each.
-inline Lanes totals(const Lanes (&rows)[16]) {
+// Lane i is the horizontal sum of rows[i]. 4 x 4 transposes within register quarters, then one of the quarters, take 30
+// shuffles and 15 additions; 16 separate reductions would take 4 of each.
+inline Lanes horizontal_sums(const Lanes (&rows)[16]) {
   __m512 pair[8], quad[4];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
@@ -128,7 +128,7 @@ inline Lanes totals(const Lanes (&rows)[16]) {
   const __m512 low = add_halves(quad[0], quad[1]), high = add_halves(quad[2], quad[3]);
   return {_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD))};
 }
-inline Ints totals(const Ints (&rows)[16]) {
+inline Ints horizontal_sums(const Ints (&rows)[16]) {
   __m512i pair[8], quad[4];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
@@ -154,7 +154,7 @@ inline Lanes load_bfloat16(const uint16_t* from) {
 inline Lanes load_int8(const int8_t* from) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};
 }
-// The upper halves of 16 words, the lower bytes of 16 words.
+// Store the upper halves of 16 words, and the lowest bytes of 16 words.
 inline void store_upper_halves(uint16_t* to, Ints a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(a.v, 16)));
 }
@@ -164,12 +164,12 @@ inline void store_low_bytes(int8_t* to, Ints a) {
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define RESFLOW_DOT_PRODUCTS
-// sum + 2 products of bfloat16 a word. Assembly, here and below: GCC 12 copies and spills the sums of the intrinsics.
+// Per word: sum + 2 products of bfloat16. Assembly, here and below: with the intrinsics GCC 12 copies and spills sums.
 inline Lanes dot_bfloat16(Lanes x, Lanes weights, Lanes sum) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum.v) : "v"(weights.v), "v"(x.v));
   return sum;
 }
-// sum + 4 products a word, weights unsigned and x signed.
+// Per word: sum + 4 products of bytes, weights unsigned and x signed.
 inline Ints dot_int8(Ints x, Ints weights, Ints sum) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(weights.v), "v"(x.v));
   return sum;

@@ -1,4 +1,4 @@
-// 16 floats in four GCC/Clang vectors of 4: SSE2 on any x86-64, NEON on Arm; see simd_avx512.h.
+// 16 floats in four GCC/Clang vectors of 4 floats: SSE2 on any x86-64, NEON on Arm; see simd_avx512.h.
 #pragma once
 
 #if defined(__aarch64__)
@@ -9,7 +9,7 @@
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
-// 2 rows x 4 registers of 4 floats fit SSE2's 16 registers with their weights; NEON has 32.
+// SSE2's 16 registers hold 2 rows x 4 registers of 4 floats and their weights; NEON has 32 registers.
 #if defined(__aarch64__)
 constexpr int kBlockRows = 6;
 #else
@@ -55,7 +55,7 @@ inline Lanes operator/(Lanes a, Lanes b) { RESFLOW_EACH_QUAD(a.v[q] / b.v[q]); }
 #if defined(__aarch64__)
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { RESFLOW_EACH_QUAD((Quad)vfmaq_f32(c.v[q], a.v[q], b.v[q])); }
 #else
-// Two roundings: SSE2 has no fused instruction, and the build forbids the compiler to choose case by case.
+// Rounded twice: SSE2 has no fused instruction, and the build forbids the compiler to contract case by case.
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { RESFLOW_EACH_QUAD(a.v[q] * b.v[q] + c.v[q]); }
 #endif
 inline Mask less(Lanes a, Lanes b) {
@@ -66,14 +66,14 @@ inline Mask less(Lanes a, Lanes b) {
 inline Lanes select(Mask where, Lanes then, Lanes otherwise) {
   RESFLOW_EACH_QUAD((Quad)((where.v[q] & (IntQuad)then.v[q]) | (~where.v[q] & (IntQuad)otherwise.v[q])));
 }
-inline Lanes larger(Lanes a, Lanes b) { return select(less(b, a), a, b); }
-inline Lanes smaller(Lanes a, Lanes b) { return select(less(a, b), a, b); }
+inline Lanes max(Lanes a, Lanes b) { return select(less(b, a), a, b); }
+inline Lanes min(Lanes a, Lanes b) { return select(less(a, b), a, b); }
 inline Lanes in_register(Lanes a) { return a; }
 inline Lanes absolute(Lanes a) { RESFLOW_EACH_QUAD((Quad)((IntQuad)a.v[q] & INT32_MAX)); }
 inline Lanes copy_sign(Lanes a, Lanes sign) {
   RESFLOW_EACH_QUAD((Quad)(((IntQuad)a.v[q] & INT32_MAX) | ((IntQuad)sign.v[q] & INT32_MIN)));
 }
-// Adding and taking away 1.5 * 2^23 rounds to the nearest integer for |a| < 2^22.
+// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer for |a| < 2^22.
 inline Lanes round_to_int(Lanes a) {
   const Lanes magic = broadcast(12582912.0f);
   return (a + magic) - magic;
@@ -89,7 +89,7 @@ inline Ints broadcast_int(int32_t value) { RESFLOW_EACH_INT_QUAD((IntQuad{value,
 inline Ints as_ints(Lanes a) { RESFLOW_EACH_INT_QUAD((IntQuad)a.v[q]); }
 inline Lanes as_lanes(Ints a) { RESFLOW_EACH_QUAD((Quad)a.v[q]); }
 inline Lanes to_float(Ints a) { RESFLOW_EACH_QUAD(__builtin_convertvector(a.v[q], Quad)); }
-// NaN and what int32 does not hold become 0 (the conversion would be undefined).
+// NaN and values beyond int32 become 0 (their conversion would be undefined).
 inline Ints to_int(Lanes a) {
   const Lanes held = select(less(absolute(a), broadcast(2e9f)), round_to_int(a), broadcast(0.0f));
   RESFLOW_EACH_INT_QUAD(__builtin_convertvector(held.v[q], IntQuad));
@@ -106,23 +106,23 @@ inline Ints shift_right(Ints a) {
   typedef uint32_t Unsigned __attribute__((vector_size(16)));
   RESFLOW_EACH_INT_QUAD((IntQuad)((Unsigned)a.v[q] >> kBits));
 }
-inline Ints multiply_halves(Ints a, Ints b) {
+inline Ints multiply_add_int16(Ints a, Ints b) {
   RESFLOW_EACH_INT_QUAD(((a.v[q] << 16) >> 16) * ((b.v[q] << 16) >> 16) + (a.v[q] >> 16) * (b.v[q] >> 16));
 }
-inline Ints maximum(Ints a, Ints b) { RESFLOW_EACH_INT_QUAD((a.v[q] > b.v[q] ? a.v[q] : b.v[q])); }
-inline int32_t total(Ints a) {
+inline Ints max(Ints a, Ints b) { RESFLOW_EACH_INT_QUAD((a.v[q] > b.v[q] ? a.v[q] : b.v[q])); }
+inline int32_t horizontal_sum(Ints a) {
   int32_t parts[16], sum = 0;
   __builtin_memcpy(parts, &a, sizeof(parts));
   for (const int32_t part : parts) sum += part;
   return sum;
 }
-inline int32_t maximum(Ints a) {
+inline int32_t horizontal_max(Ints a) {
   int32_t parts[16], most = INT32_MIN;
   __builtin_memcpy(parts, &a, sizeof(parts));
   for (const int32_t part : parts) most = part > most ? part : most;
   return most;
 }
-inline float total(Lanes a) {
+inline float horizontal_sum(Lanes a) {
   float parts[16];
   store(parts, a);
   for (int half = 8; half > 0; half /= 2) {
@@ -131,10 +131,10 @@ inline float total(Lanes a) {
   return parts[0];
 }
 
-// Columns of 16 rows [16][columns].
-class Columns {
+// Loads columns of 16 rows [16][columns].
+class ColumnLoader {
  public:
-  explicit Columns(int64_t columns) : columns_(columns) {}
+  explicit ColumnLoader(int64_t columns) : columns_(columns) {}
   Lanes load(const float* rows, int64_t column) const {
     float values[16];
     for (int64_t i = 0; i < 16; ++i) values[i] = rows[i * columns_ + column];
@@ -145,8 +145,8 @@ class Columns {
   int64_t columns_;
 };
 
-// Lane i: the total of rows[i].
-inline Lanes totals(const Lanes (&rows)[16]) {
+// Lane i is the horizontal sum of rows[i].
+inline Lanes horizontal_sums(const Lanes (&rows)[16]) {
   Lanes result;
   for (int i = 0; i < 16; ++i) {
     const Quad sum = (rows[i].v[0] + rows[i].v[2]) + (rows[i].v[1] + rows[i].v[3]);
@@ -154,7 +154,7 @@ inline Lanes totals(const Lanes (&rows)[16]) {
   }
   return result;
 }
-inline Ints totals(const Ints (&rows)[16]) {
+inline Ints horizontal_sums(const Ints (&rows)[16]) {
   Ints result;
   for (int i = 0; i < 16; ++i) {
     const IntQuad sum = (rows[i].v[0] + rows[i].v[2]) + (rows[i].v[1] + rows[i].v[3]);

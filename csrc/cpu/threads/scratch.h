@@ -1,4 +1,4 @@
-// Memory of kernels: for a call, and what threads keep from tile to tile.
+// Scratch memory of kernels: buffers of one call, and buffers that threads keep from tile to tile.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace resflow::cpu {
 
-// Floats that start on a cache line, not initialised.
+// Uninitialised floats, aligned to a cache line.
 class Buffer {
  public:
   Buffer() = default;
@@ -40,8 +40,8 @@ class Scratch {
   int64_t capacity_ = 0;
 };
 
-// The buffers of one call, kept by its thread for the next while they are small: fresh ones cost a page fault every
-// 4 KB, a tenth of a training step. One at a time in a thread.
+// The buffers of one call, which its thread keeps for the next call while they are small: new buffers cost a page fault
+// per 4 KB, a tenth of a training step. A thread must not have two at once.
 class CallMemory {
  public:
   CallMemory() = default;

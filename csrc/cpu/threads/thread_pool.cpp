@@ -19,12 +19,12 @@ namespace {
 
 constexpr int64_t kMaxWorkers = 255;
 
-// Polls before sleeping: about 20 us, a few times what waking a thread costs, so that back-to-back calls find
-// the workers awake and a pause costs nobody a core.
+// Polls before sleeping: about 20 us, so that back-to-back calls find the workers awake and workers do not occupy a
+// core during a pause.
 constexpr int kPolls = 400;
 constexpr int kSummonedPolls = 2000;
 
-// Small batches asked for within so many microseconds of each other are a stream, worth keeping a worker awake for.
+// Small batches that follow each other within this time are a stream, worth keeping a worker awake for.
 constexpr int64_t kCloseMicroseconds = 100;
 
 void relax() {
@@ -43,7 +43,7 @@ struct Job {
   std::atomic<int64_t> next{0};
   std::atomic<int64_t> done{0};
 
-  // Takes tiles until none is left to start. A helper that comes too late touches neither work nor context.
+  // Takes tiles until none is left to start. A helper that is too late accesses neither work nor context.
   void help() {
     int64_t finished = 0;
     for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count; ++finished) {
@@ -58,7 +58,7 @@ struct Job {
   }
 };
 
-// Above this many workers an idle core is always near, and moving them all would cost more than it brings.
+// With more workers than this there is always an idle core, and moving them all would cost more than it gains.
 constexpr int64_t kMaxSteeredWorkers = 8;
 
 // Keeps woken workers off the caller's core.
@@ -165,7 +165,7 @@ class ThreadPool {
       awake_.fetch_sub(1, std::memory_order_relaxed);
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [this] { return !jobs_.empty() || summoned_ > 0; });
-      // Called for work that comes after a small batch or so, not at once.
+      // A summoned worker waits longer: its work comes with a later call, not at once.
       polls = summoned_ > 0 ? kSummonedPolls : kPolls;
       if (summoned_ > 0) --summoned_;
     }
@@ -185,13 +185,13 @@ class ThreadPool {
   std::atomic<int64_t> posted_{0};
   std::atomic<int64_t> awake_{0};
   std::atomic<int64_t> last_asked_{0};  // microseconds
-  int64_t summoned_ = 0;                // workers to wake without a job; guarded by the mutex
+  int64_t summoned_ = 0;                // number of workers to wake without a job; guarded by the mutex
   int64_t workers_ = 0;
   Steering steering_;
 };
 
-// Never destroyed: workers may outlive main. A forked child has none of its parent's workers and perhaps a
-// locked mutex, so it begins with a pool of its own.
+// Never destroyed: workers may outlive main. A forked child has none of its parent's workers, and possibly a locked
+// mutex, so it starts with a new pool.
 std::atomic<ThreadPool*> shared_pool{nullptr};
 
 ThreadPool& pool() {

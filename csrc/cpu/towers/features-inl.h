@@ -1,10 +1,11 @@
-// Features: rows of embedding tables, summed where a candidate has a list of them, side by side in float32.
+// Pools features: concatenates rows of embedding tables in float32, summed where a candidate has a list of ids.
 //
 //   out[r] = [ T_0[id_0(r)] | sum over i of T_1[ids_1(r)_i] | ... ]
 //
-// Feature by feature, so that what a feature's table holds is chosen outside its loop; a tile's rows stay in L2 for
-// the product that follows. A list is summed from zero in its order, one addition a row, and an int8 row is multiplied
-// by its scale before it is added, as two roundings on every machine: so the sums have the bits of plain float32 code.
+// The loop over features is outermost, so that a table's type is chosen outside the inner loops; a tile's rows stay in
+// L2 for the product that follows. A list is summed in order, starting from zero, with one addition per row, and an
+// int8 row is multiplied by its scale before it is added, with two roundings on every machine: sums are bitwise those
+// of plain float32 code.
 #pragma once
 
 namespace resflow::cpu::RESFLOW_TARGET {
@@ -19,9 +20,9 @@ class Table {
         elements_(feature.elements),
         scales_(feature.scales) {}
 
-  // 16 columns of a row from `at` on. Past the row's end there may be anything, but nothing outside the table is read.
-  Lanes load_row(int64_t id, int64_t at) const {
-    const int64_t from = id * stride_ + at;
+  // 16 columns of a row from `column` on. Values past the row's end are arbitrary; nothing outside the table is read.
+  Lanes load_row(int64_t id, int64_t column) const {
+    const int64_t from = id * stride_ + column;
     const Lanes values = load_values(first_ + from, elements_ - from);
     return scales_ ? values * broadcast(scales_[id]) : values;
   }
@@ -38,7 +39,7 @@ inline void pool_ids(const Feature& feature, int64_t first, int64_t rows, float*
   const Table<Element> table(feature);
   const int64_t* id = feature.ids + first * feature.stride;
   for (int64_t r = 0; r < rows; ++r, id += feature.stride, out += out_stride) {
-    for (int64_t at = 0; at < feature.width; at += kLane) store(out + at, table.load_row(*id, at));
+    for (int64_t column = 0; column < feature.width; column += kLane) store(out + column, table.load_row(*id, column));
   }
 }
 
@@ -47,10 +48,10 @@ inline void pool_lists(const Feature& feature, int64_t first, int64_t rows, floa
   const Table<Element> table(feature);
   const int64_t* const offsets = feature.offsets + first;
   for (int64_t r = 0; r < rows; ++r, out += out_stride) {
-    for (int64_t at = 0; at < feature.width; at += kLane) {
+    for (int64_t column = 0; column < feature.width; column += kLane) {
       Lanes sum = broadcast(0.0f);
-      for (int64_t i = offsets[r]; i < offsets[r + 1]; ++i) sum = sum + table.load_row(feature.ids[i], at);
-      store(out + at, sum);
+      for (int64_t i = offsets[r]; i < offsets[r + 1]; ++i) sum = sum + table.load_row(feature.ids[i], column);
+      store(out + column, sum);
     }
   }
 }

@@ -1,22 +1,22 @@
-// From the tasks' own logits r_k to logits z_k, probabilities and score; 16 candidates at a time.
+// Computes logits z_k, probabilities and score from the task logits r_k, 16 candidates at a time.
 #pragma once
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
-// z_k in place of r_k.
+// Replaces r_k by z_k.
 inline void join_parents(const Tile& tile) {
   const Plan& plan = *tile.plan;
   for (int32_t k = 0; k < plan.tasks; ++k) {
     if (plan.parents[k] < 0) continue;
-    float* const own = tile.logits + k * tile.stride;
+    float* const logits = tile.logits + k * tile.stride;
     const float* const parent = tile.logits + plan.parents[k] * tile.stride;
-    for (int64_t at = 0; at < tile.stride; at += kLane) {
-      store(own + at, joined_logit(plan, load(own + at), load(parent + at)));
+    for (int64_t i = 0; i < tile.stride; i += kLane) {
+      store(logits + i, joined_logit(plan, load(logits + i), load(parent + i)));
     }
   }
 }
 
-// One weight of 16 candidates.
+// The fusion weight at `index` of 16 candidates.
 inline Lanes gather_weight(const Tile& tile, int64_t first, int64_t index) {
   float values[kLane];
   for (int64_t i = 0; i < kLane; ++i) {
@@ -26,8 +26,8 @@ inline Lanes gather_weight(const Tile& tile, int64_t first, int64_t index) {
   return load(values);
 }
 
-// Probabilities [task][stride] and the score of 16 candidates, from their logits [task][stride]; weight(index) has a
-// lane for each candidate.
+// Computes probabilities [task][stride] and the score of 16 candidates from their logits [task][stride]; weight(index)
+// has one lane per candidate.
 template <class Weight>
 inline void fuse_lanes(Fusion fusion, int32_t tasks, const float* logits, int64_t stride, Weight weight, float* probs,
                        float* score) {
@@ -42,9 +42,9 @@ inline void fuse_lanes(Fusion fusion, int32_t tasks, const float* logits, int64_
 }
 
 inline void fuse(const Tile& tile) {
-  for (int64_t at = 0; at < tile.stride; at += kLane) {
-    const auto weight = [&](int32_t index) { return gather_weight(tile, at, index); };
-    fuse_lanes(tile.fusion, tile.plan->tasks, tile.logits + at, tile.stride, weight, tile.probs + at, tile.score + at);
+  for (int64_t i = 0; i < tile.stride; i += kLane) {
+    const auto weight = [&](int32_t index) { return gather_weight(tile, i, index); };
+    fuse_lanes(tile.fusion, tile.plan->tasks, tile.logits + i, tile.stride, weight, tile.probs + i, tile.score + i);
   }
 }
 

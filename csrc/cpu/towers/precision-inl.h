@@ -1,8 +1,8 @@
-// Products in each precision: what a word of a candidate's row (the operand) times a word of weights adds to a sum.
+// Products in each precision: a word of a candidate's row (the operand) times a word of weights, added to a sum.
 //
-// Rows are rounded to the precision once a layer; sums are float32, in int8 int32. Where the machine has no dot
-// products of words, a word is taken in two parts, with the same roundings in int8, and with float32 products of
-// rounded operands in bfloat16.
+// Rows are rounded to the precision once per layer; sums are float32, or int32 for int8. Without dot-product
+// instructions on words, a word is multiplied in two parts: in int8 with the same result, in bfloat16 by float32
+// products of the rounded operands.
 #pragma once
 
 #include "core/precision.h"
@@ -10,7 +10,7 @@
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
-// Rows as words. In int8 a row's values are scale times signed bytes, and `sum` is that of the bytes.
+// Rows as words. In int8 a row's values are `scale` times signed bytes, and `sum` is the sum of the bytes.
 struct Operand {
   const float* words;
   int64_t stride;
@@ -24,7 +24,7 @@ struct Operand {
 inline void store_bfloat16(uint16_t* to, Lanes a) {
   const Ints bits = as_ints(a);
   const Ints rounded = bits + broadcast_int(0x7fff) + (shift_right<16>(bits) & broadcast_int(1));
-  // A NaN must not be rounded to infinity: it keeps its upper half, made quiet.
+  // A NaN must not be rounded to infinity: it keeps its upper half, as a quiet NaN.
   const Ints quiet = (bits & broadcast_int(static_cast<int32_t>(0xffbf0000))) + broadcast_int(0x00400000);
   const Mask number = less(absolute(a), broadcast(__builtin_huge_valf()));
   const Mask infinite = less(broadcast(3.4028235e38f), absolute(a));
@@ -43,7 +43,7 @@ inline float word_of(uint32_t bits) {
   return word;
 }
 
-// Sum: what a register block keeps. A word is multiplied in kParts steps.
+// Sum is the accumulator of a register block. A word is multiplied in kParts steps.
 template <Precision kPrecision>
 struct Product {
   using Sum = Lanes;
@@ -91,9 +91,9 @@ struct Product<Precision::int8> {
     const auto high = static_cast<uint16_t>(static_cast<int8_t>(bytes >> 16));
     return broadcast_int(static_cast<int32_t>(static_cast<uint32_t>(high) << 16 | low));
   }
-  static Sum add(Ints value, Ints weights, Sum sum) { return sum + multiply_halves(weights, value); }
+  static Sum add(Ints value, Ints weights, Sum sum) { return sum + multiply_add_int16(weights, value); }
 #endif
-  // Weights are packed as w + 128: the row's bytes times 128 are taken off again.
+  // Weights are packed as w + 128: the sum starts at -128 times the sum of the row's bytes to correct for that.
   static Sum begin(const Operand& row, Lanes) { return broadcast_int(-128 * row.sum[0]); }
   static Lanes end(Sum sum, const Operand& row, const float* column_scale, const float* start) {
     return multiply_add(to_float(sum), broadcast(row.scale[0]) * load(column_scale), load(start));
@@ -117,56 +117,56 @@ inline Lanes load_values(const Source* from, int64_t count) {
 template <class Source>
 inline float scale_of(const Source* row, int64_t columns) {
   Ints largest = broadcast_int(0);
-  int64_t at = 0;
-  for (; at + kLane <= columns; at += kLane) largest = maximum(largest, as_ints(absolute(load_values(row + at))));
-  if (at < columns) largest = maximum(largest, as_ints(absolute(load_values(row + at, columns - at))));
-  return int8_scale(word_of(static_cast<uint32_t>(maximum(largest))));
+  int64_t i = 0;
+  for (; i + kLane <= columns; i += kLane) largest = max(largest, as_ints(absolute(load_values(row + i))));
+  if (i < columns) largest = max(largest, as_ints(absolute(load_values(row + i, columns - i))));
+  return int8_scale(word_of(static_cast<uint32_t>(horizontal_max(largest))));
 }
 
-// What make_operand fills: words [rows][words] with room for a lane more, scale [rows] and sum [rows].
+// The buffers that make_operand fills: words [rows][words] plus room for kLane more, scale [rows] and sum [rows].
 struct OperandBuffer {
   float* words;
   float* scale;
   int32_t* sum;
 
-  OperandBuffer(float* scratch, int64_t rows, int64_t words_a_row)
+  OperandBuffer(float* scratch, int64_t rows, int64_t words_per_row)
       : words(scratch),
-        scale(scratch + pad_to_lane(rows * words_a_row + kLane)),
+        scale(scratch + pad_to_lane(rows * words_per_row + kLane)),
         sum(reinterpret_cast<int32_t*>(scale + pad_to_lane(rows))) {}
 };
 
-// A row in signed bytes times `scale`, by core/quantize.h's reciprocal; returns the sum of the bytes.
+// Rounds a row to signed bytes times `scale`, by core/quantize.h's reciprocal; returns the sum of the bytes.
 template <class Source>
 inline int32_t round_to_bytes(const Source* row, int64_t columns, float scale, int8_t* to) {
   const float reciprocal = int8_reciprocal(scale);
   if (reciprocal == 0.0f) {
-    for (int64_t at = 0; at < columns; ++at) to[at] = 0;
+    for (int64_t i = 0; i < columns; ++i) to[i] = 0;
     return 0;
   }
   const Lanes steps = broadcast(reciprocal);
   Ints sum = broadcast_int(0);
-  int64_t at = 0;
-  for (; at + kLane <= columns; at += kLane) {
-    const Ints value = to_int(load_values(row + at) * steps);
-    store_low_bytes(to + at, value);
+  int64_t i = 0;
+  for (; i + kLane <= columns; i += kLane) {
+    const Ints value = to_int(load_values(row + i) * steps);
+    store_low_bytes(to + i, value);
     sum = sum + value;
   }
-  if (at < columns) {
-    const Ints value = to_int(load_values(row + at, columns - at) * steps);
-    store_low_bytes(to + at, value);
+  if (i < columns) {
+    const Ints value = to_int(load_values(row + i, columns - i) * steps);
+    store_low_bytes(to + i, value);
     sum = sum + value;
   }
-  return total(sum);
+  return horizontal_sum(sum);
 }
 
-// A row in bfloat16, or widened to float32.
+// Converts a row to bfloat16, or widens it to float32.
 inline void store_values(uint16_t* to, Lanes values) { store_bfloat16(to, values); }
 inline void store_values(float* to, Lanes values) { store(to, values); }
 template <class Source, class Target>
 inline void convert(const Source* row, int64_t columns, Target* to) {
-  int64_t at = 0;
-  for (; at + kLane <= columns; at += kLane) store_values(to + at, load_values(row + at));
-  if (at < columns) store_values(to + at, load_values(row + at, columns - at));
+  int64_t i = 0;
+  for (; i + kLane <= columns; i += kLane) store_values(to + i, load_values(row + i));
+  if (i < columns) store_values(to + i, load_values(row + i, columns - i));
 }
 
 // Rounds rows [rows][columns] to words; a row's values begin `lead` elements into its first word.

@@ -12,8 +12,8 @@
 namespace resflow::cpu {
 namespace {
 
-// Multiplies rows [count, columns] with the first layers' weights from first_input on: done(products, rows) has each
-// tile's products, [rows][tasks * first_padded()], in to(first row).
+// Multiplies rows [count, columns] by the first layers' weights from first_input on. Each tile's products, [rows][tasks
+// * first_padded()], are written to to(rows) and passed to done(products, rows).
 template <class To, class Done>
 void project_rows(const Model& model, const Source& x, int64_t count, int64_t first_input, int64_t columns,
                   bool with_bias, int64_t threads, To to, Done done) {

@@ -1,4 +1,4 @@
-// Products of rows with one side of the first layers, before candidates are scored.
+// Multiplies rows by one side of the first layers, before candidates are scored.
 #pragma once
 
 #include "core/candidates.h"
@@ -6,8 +6,8 @@
 
 namespace resflow::cpu {
 
-// What first-layer sums begin with, [requests or 1][tasks * first_padded()]: the biases, or each request's user row
-// multiplied out once.
+// Initial values of first-layer sums, [requests or 1][tasks * first_padded()]: the biases, or each request's projected
+// user row.
 const float* project_users(const ScoringCall& call, int64_t threads, Scratch& scratch);
 
 }  // namespace resflow::cpu

@@ -3,8 +3,8 @@
 namespace resflow::cpu {
 namespace {
 
-// Tables up to here are taken to be in cache: asking for their rows cost 2 % of prerank3's time (18 tables, 8 of them
-// of 128 KB).
+// Tables up to this size are assumed to be in cache: prefetching their rows took 2 % of prerank3's time (18 tables, 8
+// of them of 128 KB).
 constexpr int64_t kCachedTableBytes = 256 * 1024;
 
 void add_table_row(const Feature& feature, int64_t id, SpanList& spans) {

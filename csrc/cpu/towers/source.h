@@ -1,4 +1,4 @@
-// A tile's input rows: where they are, and what of them to fetch ahead.
+// Locates a tile's input rows, and lists the memory to prefetch for them.
 #pragma once
 
 #include <vector>
@@ -7,19 +7,19 @@
 
 namespace resflow::cpu {
 
-// Scratch that rows_of pools into.
+// Floats of scratch that rows_of pools into.
 inline int64_t pooled_floats(const Source& source, int64_t rows) {
   return source.pooled() ? rows * pooled_stride(source.features.width) : 0;
 }
 
-// Rows from `first` on.
+// The source's rows from `first` on; features are pooled into `pooled`.
 inline Rows rows_of(const Kernels& kernels, const Source& source, int64_t first, int64_t rows, float* pooled) {
   if (!source.pooled()) return source.rows.data ? source.rows.from(first) : source.rows;
   kernels.pool(source.features, first, rows, pooled);
   return {pooled, Precision::float32, pooled_stride(source.features.width)};
 }
 
-// Spans of memory, kept by a thread from tile to tile.
+// A list of memory spans; a thread reuses it from tile to tile.
 class SpanList {
  public:
   void clear() {
@@ -37,7 +37,7 @@ class SpanList {
   int64_t lines_ = 0;
 };
 
-// Adds what rows_of will read for `columns` of rows first to first + rows.
+// Adds the memory that rows_of will read for `columns` columns of `rows` rows from `first` on.
 void add_spans(const Source& source, int64_t first, int64_t rows, int64_t columns, SpanList& spans);
 
 }  // namespace resflow::cpu

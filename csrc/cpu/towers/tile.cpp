@@ -10,7 +10,7 @@
 namespace resflow::cpu {
 namespace {
 
-// A tile's per-candidate pointers and what the kernels write, kept by each thread from tile to tile.
+// A tile's per-candidate pointers and the kernels' outputs; each thread reuses them from tile to tile.
 struct Workspace {
   Scratch floats;
   std::vector<const float*> accum_init, fusion_weights;
@@ -19,7 +19,7 @@ struct Workspace {
   SpanList next;
 };
 
-// Where first-layer sums start, and the fusion weights.
+// Sets each candidate's initial first-layer sums and fusion weights.
 void point_rows(const PreparedCall& prepared, Tiling::Rows tile, Workspace& workspace) {
   const auto& [model, candidates, weights] = prepared.call;
   const int64_t weight_count = fusion_weight_count(weights.fusion, model.plan.tasks);
@@ -28,21 +28,21 @@ void point_rows(const PreparedCall& prepared, Tiling::Rows tile, Workspace& work
   workspace.fusion_weights.resize(tile.count);
   int64_t request = candidates.offsets ? request_at(candidates, tile.first) : 0;
   for (int64_t r = 0; r < tile.count; ++r) {
-    const int64_t at = tile.first + r;
-    while (candidates.offsets && candidates.offsets[request + 1] <= at) ++request;
+    const int64_t candidate = tile.first + r;
+    while (candidates.offsets && candidates.offsets[request + 1] <= candidate) ++request;
     workspace.accum_init[r] = prepared.accum_init + request * init_floats;
-    const int64_t row = weights_row(weights.per, request, at);
+    const int64_t row = weights_row(weights.per, request, candidate);
     workspace.fusion_weights[r] = weights.values + row * weight_count;
   }
 }
 
-// The catalogue's part of a tile.
-void look_up(const Candidates& candidates, Tiling::Rows own, Workspace& workspace, Tile& tile) {
+// Sets the catalog rows and scales of a tile.
+void look_up(const Candidates& candidates, Tiling::Rows current, Workspace& workspace, Tile& tile) {
   const Table& table = candidates.table;
-  workspace.table_rows.resize(own.count);
-  workspace.table_scales.resize(own.count);
-  for (int64_t r = 0; r < own.count; ++r) {
-    const int64_t id = candidates.ids[own.first + r];
+  workspace.table_rows.resize(current.count);
+  workspace.table_scales.resize(current.count);
+  for (int64_t r = 0; r < current.count; ++r) {
+    const int64_t id = candidates.ids[current.first + r];
     workspace.table_rows[r] = table.rows.from(id).data;
     if (table.scales) workspace.table_scales[r] = table.scales[id];
   }
@@ -51,7 +51,7 @@ void look_up(const Candidates& candidates, Tiling::Rows own, Workspace& workspac
   tile.table_scales = table.scales ? workspace.table_scales.data() : nullptr;
 }
 
-// What the tile after this one will read.
+// The memory that the next tile will read.
 Spans next_spans(const Plan& plan, const Candidates& candidates, Tiling::Rows next, SpanList& spans) {
   spans.clear();
   if (candidates.ids) {
@@ -74,17 +74,17 @@ int64_t most_hidden_words(const Plan& plan) {
 
 }  // namespace
 
-int64_t request_at(const Candidates& candidates, int64_t at) {
+int64_t request_at(const Candidates& candidates, int64_t candidate) {
   const int64_t* const end = candidates.offsets + candidates.requests + 1;
-  return std::upper_bound(candidates.offsets, end, at) - candidates.offsets - 1;
+  return std::upper_bound(candidates.offsets, end, candidate) - candidates.offsets - 1;
 }
 
-TileScores score_tile(const PreparedCall& prepared, Tiling::Rows own, Tiling::Rows next) {
+TileScores score_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Rows next) {
   thread_local Workspace workspace;
   const auto& [model, candidates, weights] = prepared.call;
   const Plan& plan = model.plan;
-  const int64_t rows = own.count, stride = pad_to_lane(rows);
-  // Each part begins on a cache line.
+  const int64_t rows = current.count, stride = pad_to_lane(rows);
+  // Each part of the workspace begins on a cache line.
   const int64_t hidden_floats = pad_to_lane(plan.slots * rows * plan.hidden_floats);
   const bool rounds_x = plan.precision != Precision::float32 || candidates.x.rows.element != Precision::float32;
   const int64_t x_floats = rounds_x && !candidates.ids ? operand_floats(rows, plan.layer[0].words) : 0;
@@ -93,7 +93,7 @@ TileScores score_tile(const PreparedCall& prepared, Tiling::Rows own, Tiling::Ro
   float* const hidden =
       workspace.floats.floats(hidden_floats + x_floats + pooled + operand + (2 * plan.tasks + 1) * stride);
 
-  point_rows(prepared, own, workspace);
+  point_rows(prepared, current, workspace);
   Tile tile{};
   tile.plan = &plan;
   tile.weights = model.weights();
@@ -111,9 +111,9 @@ TileScores score_tile(const PreparedCall& prepared, Tiling::Rows own, Tiling::Ro
   tile.fusion = weights.fusion;
   tile.fusion_weights = workspace.fusion_weights.data();
   if (candidates.ids) {
-    look_up(candidates, own, workspace, tile);
+    look_up(candidates, current, workspace, tile);
   } else {
-    tile.x = rows_of(prepared.kernels, candidates.x, own.first, rows, tile.x_operand + x_floats);
+    tile.x = rows_of(prepared.kernels, candidates.x, current.first, rows, tile.x_operand + x_floats);
   }
   prepared.kernels.score_tile[static_cast<int>(plan.precision)](tile);
   return {tile.logits, tile.probs, tile.score, stride};

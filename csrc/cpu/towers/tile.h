@@ -1,4 +1,4 @@
-// One tile of a scoring call.
+// Scores one tile of a scoring call.
 #pragma once
 
 #include "cpu/simd/isa.h"
@@ -7,7 +7,7 @@
 
 namespace resflow::cpu {
 
-// Everything a call's threads share: the users' rows are multiplied out into `scratch`.
+// The data that a call's threads share. Users' rows are projected into `scratch`.
 struct PreparedCall {
   const ScoringCall& call;
   const Kernels& kernels;
@@ -25,10 +25,11 @@ struct TileScores {
   int64_t stride;
 };
 
-// The request that candidate `at` belongs to (requests without candidates are passed over).
-int64_t request_at(const Candidates& candidates, int64_t at);
+// The request that contains the candidate (requests without candidates are skipped).
+int64_t request_at(const Candidates& candidates, int64_t candidate);
 
-// `next` are the rows this thread is likely to score next. The scores stand until the thread's next call.
-TileScores score_tile(const PreparedCall& prepared, Tiling::Rows own, Tiling::Rows next);
+// Scores the rows `current`; `next` are the rows that this thread is likely to score next, which are prefetched. The
+// scores are valid until the thread's next call.
+TileScores score_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Rows next);
 
 }  // namespace resflow::cpu

@@ -1,4 +1,4 @@
-// How rows are cut into tiles and given to threads.
+// Divides rows into tiles for threads.
 #pragma once
 
 #include <algorithm>
@@ -8,20 +8,20 @@
 
 namespace resflow::cpu {
 
-// Tiles of 24 to 192 rows were measured within 4 % of each other; 48 rows of 600 inputs are 115 KB, which with
-// a panel of weights (147 KB) leave half of a 512 KB L2 free.
+// Tiles of 24 to 192 rows were measured to be within 4 % of each other; 48 rows of 600 inputs are 115 KB, which with a
+// panel of weights (147 KB) leave half of a 512 KB L2 free.
 constexpr int64_t kTileRows = 48;
 
-// The last tiles of a call on several threads: so many a thread, of so many register blocks each.
+// On several threads the last tiles of a call are small: tail tiles per thread, and register blocks per tail tile.
 constexpr int64_t kTailTiles = 4;
 constexpr int64_t kTailBlocks = 2;
 
-// Up to here waking a thread costs more than it brings: it takes 10 to 60 us, a pause before the call included, and 16
-// rows take 30 to 60.
+// Up to this many rows waking a thread costs more than it gains: it takes 10 to 60 us if there was a pause before the
+// call, and 16 rows take 30 to 60.
 constexpr int64_t kRowsWithoutHelp = 16;
 
-// How `count` rows are cut: tiles of about kTileRows, and for several threads a tail of small ones, so that none of
-// them waits long for another's last (prerank3, 1024 rows on 2 threads: 88 % of the peak without the tail, 90 % with).
+// Divides `count` rows into tiles of about kTileRows and, for several threads, a tail of small ones, so that no thread
+// waits long for another's last tile (prerank3, 1024 rows on 2 threads: 88 % of the peak without the tail, 90 % with).
 class Tiling {
  public:
   struct Rows {
@@ -45,7 +45,7 @@ class Tiling {
     tiles = full_tiles_ + tail_tiles_;
   }
 
-  // None beyond the last tile.
+  // The rows of a tile; empty past the last tile.
   Rows rows(int64_t tile) const {
     if (tile >= tiles) return {count_, 0};
     const int64_t first = first_row(tile);
@@ -56,7 +56,7 @@ class Tiling {
   int64_t threads;
 
  private:
-  // A tile a thread that is awake, of a block's rows at least: nobody is woken.
+  // One tile per awake thread, with at least a block's rows: no thread is woken.
   void cut_small(int64_t wanted_threads) {
     threads = std::max<int64_t>(std::min(wanted_threads, count_ / block_rows_), 1);
     if (threads > 1) threads = 1 + awake_workers(threads - 1);
@@ -65,7 +65,7 @@ class Tiling {
     tail_blocks_ = tail_tiles_ = 0;
   }
 
-  // The blocks of either part are spread over its tiles as evenly as they go.
+  // The blocks of either part are distributed over its tiles as evenly as possible.
   int64_t first_row(int64_t tile) const {
     const int64_t block = tile < full_tiles_ ? full_blocks_ * tile / full_tiles_
                           : tail_tiles_      ? full_blocks_ + tail_blocks_ * (tile - full_tiles_) / tail_tiles_

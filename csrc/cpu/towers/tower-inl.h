@@ -1,17 +1,16 @@
-// Towers: the layers of one tile, while it is in cache.
+// Computes the tower layers of one tile while it is in cache.
 //
 //   o_k^l = affine(act(o_k^{l-1} W_k^l + b_k^l)) + o_parent(k)^l
 //
-// Products: blocks of kBlockRows x (kBlockLanes * 16) sums stay in registers while k runs over the inputs; a
-// panel of weights is read once a block of rows, its rows being in L1. Every sum is one chain over k in
-// order, starting from the bias (or the user's projection, which is the same chain cut short), whatever the
-// block: that is what makes a candidate's score independent of its neighbours, and the request form equal to
-// the dense one, to the bit.
+// Products: blocks of kBlockRows x (kBlockLanes * 16) sums stay in registers while k runs over the inputs; a panel of
+// weights is read once per block of rows, whose inputs are in L1. Every sum is one chain over k in order, starting from
+// the bias (or the user's projection, which is the first part of the same chain), whatever the block. A candidate's
+// score therefore does not depend on its neighbours, and the request form is bitwise equal to the dense one.
 #pragma once
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
-// out[r][lanes] = start[r][lanes] + row r of x times a panel, one register block.
+// One register block: out[r][lanes] = start[r][lanes] + row r of x times a panel.
 template <Precision kPrecision, int kRows, int kLanes>
 inline void multiply_block(const Operand& x, int64_t words, const float* panel, int64_t panel_stride,
                            const float* column_scale, const float* const* start, float* out) {
@@ -41,8 +40,8 @@ inline void multiply_block(const Operand& x, int64_t words, const float* panel, 
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kLanes; ++v) {
-      const int64_t at = v * kLane;
-      store(out + r * kPanelWidth + at, P::end(sum[r][v], x.row(r), column_scale + at, start[r] + at));
+      const int64_t offset = v * kLane;
+      store(out + r * kPanelWidth + offset, P::end(sum[r][v], x.row(r), column_scale + offset, start[r] + offset));
     }
   }
 }
@@ -70,12 +69,12 @@ inline MultiplyBlock block_of(int64_t rows, int lanes) {
   return block_of_rows<kPrecision, kRows>(lanes);
 }
 
-// What is left to do to a layer's sums.
+// Parameters of the steps that follow a layer's sums.
 struct Epilogue {
   const float* slope;  // null unless PReLU
   const float* scale;  // null without an affine
   const float* shift;
-  const float* parent;  // null without a feature residual; laid out as the outputs
+  const float* parent;  // null without a feature residual; same layout as the outputs
 };
 
 // A block's sums, [rows][kPanelWidth].
@@ -88,7 +87,7 @@ struct BlockSums {
   }
 };
 
-// The catalogue form's first layer: a block's sums are looked up. `offset` is where the task's columns begin.
+// The catalog form's first layer: a block's sums are looked up. `offset` is the task's first column.
 template <class Table>
 struct TableSums {
   const void* const* rows;
@@ -104,29 +103,29 @@ struct TableSums {
   }
 };
 
-// Rows of a block and the columns of it that are done.
+// A block's number of rows and its finished columns.
 struct Block {
   int64_t rows;
   int64_t column;
   int64_t width;
 };
 
-// out [rows][stride], the block's columns, from its sums. The parent's outputs may be what `out` overwrites.
+// Computes the block's columns of out [rows][stride] from its sums. `out` may overwrite the parent's outputs.
 template <Activation kActivation, bool kAffine, bool kResidual, class Sums>
 inline void finish_rows(const Epilogue& epilogue, const Sums& sums, const Block& block, float* out, int64_t stride) {
-  // Copies: a store of lanes could be to what a reference refers to, and each row would read it again.
+  // Copied, because a store of lanes might alias what a reference refers to, and each row would reload it.
   const auto [slopes, scales, shifts, parent] = epilogue;
   const Sums sums_at = sums;
   const int64_t rows = block.rows, end = block.column + block.width;
-  for (int64_t at = block.column; at < end; at += kLane) {
-    const Lanes slope = kActivation == Activation::prelu ? load(slopes + at) : broadcast(0.0f);
-    const Lanes scale = kAffine ? load(scales + at) : broadcast(1.0f);
-    const Lanes shift = kAffine ? load(shifts + at) : broadcast(0.0f);
+  for (int64_t column = block.column; column < end; column += kLane) {
+    const Lanes slope = kActivation == Activation::prelu ? load(slopes + column) : broadcast(0.0f);
+    const Lanes scale = kAffine ? load(scales + column) : broadcast(1.0f);
+    const Lanes shift = kAffine ? load(shifts + column) : broadcast(0.0f);
     for (int64_t r = 0; r < rows; ++r) {
-      Lanes value = activate<kActivation>(sums_at(r, at), slope);
+      Lanes value = activate<kActivation>(sums_at(r, column), slope);
       if constexpr (kAffine) value = multiply_add(value, scale, shift);
-      if constexpr (kResidual) value = value + load(parent + r * stride + at);
-      store(out + r * stride + at, value);
+      if constexpr (kResidual) value = value + load(parent + r * stride + column);
+      store(out + r * stride + column, value);
     }
   }
 }
@@ -144,10 +143,11 @@ inline void finish_activation(const Epilogue& epilogue, const Sums& sums, const 
 template <class Sums>
 inline void finish(Activation activation, const Epilogue& epilogue, const Sums& sums, const Block& block, float* out,
                    int64_t stride) {
-  with_activation(activation, [&](auto own) { finish_activation<own.value>(epilogue, sums, block, out, stride); });
+  with_activation(activation,
+                  [&](auto formula) { finish_activation<formula.value>(epilogue, sums, block, out, stride); });
 }
 
-// Rows times some consecutive words of a layer's weights.
+// The product of rows and consecutive words of a layer's weights.
 struct MatrixProduct {
   const LayerLayout* layer;
   const float* task;  // the task's packed block
@@ -157,11 +157,11 @@ struct MatrixProduct {
   int64_t rows;
 };
 
-// What sums begin with: a row of floats each, one for all of them, or zeros.
+// Initial values of sums: one row of floats per row, one row shared by all, or zeros.
 struct AccumInit {
   const float* same;
   const float* const* each = nullptr;
-  int64_t offset = 0;  // of what is read in each
+  int64_t offset = 0;  // into each row
   int64_t column_step = 1;
 
   static AccumInit zeros(const float* panel_of_zeros) { return {panel_of_zeros, nullptr, 0, 0}; }
@@ -170,11 +170,11 @@ struct AccumInit {
   }
 };
 
-// Rows whose sums are handed on at once: 12 KB of L1. Handed on block by block, a fifth of the epilogue was calling it.
+// Rows per call of the epilogue: 12 KB of sums in L1. With one call per block, a fifth of the epilogue was calls.
 constexpr int64_t kSumsRows = 48;
 static_assert(kSumsRows % kBlockRows == 0);
 
-// Hands a panel's sums [rows][kPanelWidth] to done(sums, first row, block) while they are in L1; calls after_block()
+// Passes a panel's sums [rows][kPanelWidth] to done(sums, first row, block) while they are in L1; calls after_block()
 // after each register block.
 template <Precision kPrecision, class AfterBlock, class Done>
 inline void multiply(const MatrixProduct& p, const AccumInit& start, AfterBlock after_block, Done done) {
@@ -205,7 +205,7 @@ inline void multiply(const MatrixProduct& p, const AccumInit& start, AfterBlock 
   }
 }
 
-// Rows as the first layer multiplies them, some consecutive inputs on.
+// The first layer's operand: rows of consecutive inputs, and their words in the weights.
 struct FirstLayerRows {
   int64_t first_word;
   int64_t words;
@@ -228,20 +228,20 @@ inline FirstLayerRows first_layer_rows(const Rows& x, int64_t rows, int64_t firs
   return {first_word, words, make_operand<kPrecision>(values, x.stride, rows, columns, lead, words, buffer)};
 }
 
-// Asks for what the next tile reads, a few cache lines after each block of this one: read when it is needed, its
-// latency is 5 % of a tile's time (prerank3 with x in memory), and most of it in the catalogue form.
-class Fetcher {
+// Prefetches the memory that the next tile reads, a few cache lines after each block of this one: without it, the
+// latency is 5 % of a tile's time (prerank3 with x in memory), and most of the time in the catalog form.
+class Prefetcher {
  public:
-  explicit Fetcher(const Tile& tile) : spans_(tile.next) {
+  explicit Prefetcher(const Tile& tile) : spans_(tile.next) {
     const Plan& plan = *tile.plan;
     int64_t blocks = 0;
     for (int32_t l = 0; l < plan.layers; ++l) blocks += (plan.layer[l].padded + kPanelWidth - 1) / kPanelWidth;
     blocks *= plan.tasks * ((tile.rows + kBlockRows - 1) / kBlockRows);
-    lines_a_block_ = (spans_.lines + blocks - 1) / blocks;
+    lines_per_block_ = (spans_.lines + blocks - 1) / blocks;
   }
 
-  void fetch_some() {
-    for (int64_t left = lines_a_block_; left > 0 && span_ < spans_.count; ++span_) {
+  void prefetch_some() {
+    for (int64_t left = lines_per_block_; left > 0 && span_ < spans_.count; ++span_) {
       const Span span = spans_.all[span_];
       const int64_t lines = (span.bytes - at_ + kLineBytes - 1) / kLineBytes;
       const int64_t some = lines < left ? lines : left;
@@ -255,18 +255,18 @@ class Fetcher {
 
  private:
   const Spans spans_;
-  int64_t lines_a_block_;
+  int64_t lines_per_block_;
   int64_t span_ = 0;
-  int64_t at_ = 0;  // bytes of the span that are asked for
+  int64_t at_ = 0;  // prefetched bytes of the span
 };
 
-// A layer's outputs as the next layer multiplies them.
+// A layer's outputs as the next layer's operand.
 template <Precision kPrecision>
 inline Operand hidden_operand(const Tile& tile, int32_t layer, const float* hidden) {
-  const LayerLayout &own = tile.plan->layer[layer], &next = tile.plan->layer[layer + 1];
-  if constexpr (kPrecision == Precision::float32) return {hidden, own.padded, nullptr, nullptr};
+  const LayerLayout &current = tile.plan->layer[layer], &next = tile.plan->layer[layer + 1];
+  if constexpr (kPrecision == Precision::float32) return {hidden, current.padded, nullptr, nullptr};
   const OperandBuffer buffer(tile.hidden_operand, tile.rows, next.words);
-  return make_operand<kPrecision>(hidden, own.padded, tile.rows, own.width, 0, next.words, buffer);
+  return make_operand<kPrecision>(hidden, current.padded, tile.rows, current.width, 0, next.words, buffer);
 }
 
 inline Epilogue epilogue_of(const Plan& plan, const LayerLayout& layer, const float* weights, const float* parent) {
@@ -274,9 +274,10 @@ inline Epilogue epilogue_of(const Plan& plan, const LayerLayout& layer, const fl
           plan.affine ? weights + layer.scale : nullptr, plan.affine ? weights + layer.shift : nullptr, parent};
 }
 
-// The first layer of the catalogue form.
+// The first layer of the catalog form.
 template <class Table>
-inline void look_up_layer(const Tile& tile, int32_t task, const Epilogue& epilogue, float* hidden, Fetcher& fetcher) {
+inline void look_up_layer(const Tile& tile, int32_t task, const Epilogue& epilogue, float* hidden,
+                          Prefetcher& prefetcher) {
   const LayerLayout& layer = tile.plan->layer[0];
   for (int64_t r = 0; r < tile.rows; r += kBlockRows) {
     const Block block{tile.rows - r < kBlockRows ? tile.rows - r : kBlockRows, 0, layer.padded};
@@ -284,27 +285,27 @@ inline void look_up_layer(const Tile& tile, int32_t task, const Epilogue& epilog
     const float* const parent = epilogue.parent ? epilogue.parent + r * layer.padded : nullptr;
     finish(layer.activation, {epilogue.slope, epilogue.scale, epilogue.shift, parent}, sums, block,
            hidden + r * layer.padded, layer.padded);
-    for (int64_t panel = 0; panel < layer.padded; panel += kPanelWidth) fetcher.fetch_some();
+    for (int64_t panel = 0; panel < layer.padded; panel += kPanelWidth) prefetcher.prefetch_some();
   }
 }
 
-inline void look_up(const Tile& tile, int32_t task, const Epilogue& epilogue, float* hidden, Fetcher& fetcher) {
+inline void look_up(const Tile& tile, int32_t task, const Epilogue& epilogue, float* hidden, Prefetcher& prefetcher) {
   with_precision<precision_flag::in_tables>(tile.table_element, [&](auto element) {
-    look_up_layer<Stored<element.value>>(tile, task, epilogue, hidden, fetcher);
+    look_up_layer<Stored<element.value>>(tile, task, epilogue, hidden, prefetcher);
   });
 }
 
-// One task's layers. `hidden` is the task's slot; a parent in the same slot is overwritten as it is read.
+// Computes one task's layers. `hidden` is the task's slot; a parent in the same slot is overwritten as it is read.
 template <Precision kPrecision>
 inline void run_tower(const Tile& tile, const FirstLayerRows& x, int32_t task, const float* parent_hidden,
-                      float* hidden, Fetcher& fetcher) {
+                      float* hidden, Prefetcher& prefetcher) {
   const Plan& plan = *tile.plan;
   const float* const weights = tile.weights + task * plan.task_floats;
   Operand operand = x.operand;
   for (int32_t l = 0; l < plan.layers; ++l) {
     const LayerLayout& layer = plan.layer[l];
     const Epilogue epilogue = epilogue_of(plan, layer, weights, parent_hidden);
-    const auto fetch = [&] { fetcher.fetch_some(); };
+    const auto prefetch = [&] { prefetcher.prefetch_some(); };
     const auto finish_block = [&](const float* sums, int64_t row, const Block& block) {
       const float* const parent = parent_hidden ? parent_hidden + row * layer.padded : nullptr;
       finish(layer.activation, {epilogue.slope, epilogue.scale, epilogue.shift, parent}, BlockSums{sums, block.column},
@@ -312,12 +313,12 @@ inline void run_tower(const Tile& tile, const FirstLayerRows& x, int32_t task, c
     };
     if (l > 0) {
       multiply<kPrecision>({&layer, weights, 0, layer.words, operand, tile.rows}, AccumInit{weights + layer.bias},
-                           fetch, finish_block);
+                           prefetch, finish_block);
     } else if (tile.table_rows) {
-      look_up(tile, task, epilogue, hidden, fetcher);
+      look_up(tile, task, epilogue, hidden, prefetcher);
     } else {
       multiply<kPrecision>({&layer, weights, x.first_word, x.words, operand, tile.rows},
-                           AccumInit{nullptr, tile.accum_init, task * layer.padded}, fetch, finish_block);
+                           AccumInit{nullptr, tile.accum_init, task * layer.padded}, prefetch, finish_block);
     }
     if (l + 1 < plan.layers) operand = hidden_operand<kPrecision>(tile, l, hidden);
     hidden += tile.rows * layer.padded;
@@ -325,7 +326,7 @@ inline void run_tower(const Tile& tile, const FirstLayerRows& x, int32_t task, c
   }
 }
 
-// o^L . w + c of each row, in the same order for every row.
+// The task logits o^L . w + c of each row, summed in the same order for every row.
 inline void run_head(const Plan& plan, const float* weights, const float* hidden, int64_t rows, float* logits) {
   const LayerLayout& last = plan.layer[plan.layers - 1];
   const float* const head = weights + plan.head_weight;
@@ -333,29 +334,29 @@ inline void run_head(const Plan& plan, const float* weights, const float* hidden
   for (int64_t r = 0; r < rows; ++r) {
     const float* const row = hidden + r * last.padded;
     Lanes sum = broadcast(0.0f);
-    for (int64_t at = 0; at < whole; at += kLane) sum = multiply_add(load(row + at), load(head + at), sum);
-    // The row's padding is not read: an infinite input makes it NaN.
+    for (int64_t i = 0; i < whole; i += kLane) sum = multiply_add(load(row + i), load(head + i), sum);
+    // The row's padding is not read: it is NaN for an infinite input.
     if (whole < last.width) {
       sum = multiply_add(load_values(row + whole, last.width - whole), load(head + whole), sum);
     }
-    logits[r] = total(sum) + weights[plan.head_bias];
+    logits[r] = horizontal_sum(sum) + weights[plan.head_bias];
   }
 }
 
-// Own logits r_k of all tasks.
+// Computes the logits r_k, before residuals, of all tasks.
 template <Precision kPrecision>
 inline void run_towers(const Tile& tile) {
   const Plan& plan = *tile.plan;
   const int64_t columns = tile.table_rows ? 0 : plan.in_features - tile.first_input;
   const FirstLayerRows x = first_layer_rows<kPrecision>(tile.x, tile.rows, tile.first_input, columns, tile.x_operand);
-  Fetcher fetcher(tile);
+  Prefetcher prefetcher(tile);
   const int64_t slot_floats = tile.rows * plan.hidden_floats;
   const int64_t last_offset = slot_floats - tile.rows * plan.layer[plan.layers - 1].padded;
   for (int32_t k = 0; k < plan.tasks; ++k) {
     float* const hidden = tile.hidden + plan.slot[k] * slot_floats;
     const bool residual = plan.feature_residual && plan.parents[k] >= 0;
     const float* const parent = residual ? tile.hidden + plan.slot[plan.parents[k]] * slot_floats : nullptr;
-    run_tower<kPrecision>(tile, x, k, parent, hidden, fetcher);
+    run_tower<kPrecision>(tile, x, k, parent, hidden, prefetcher);
     run_head(plan, tile.weights + k * plan.task_floats, hidden + last_offset, tile.rows, tile.logits + k * tile.stride);
   }
 }

@@ -17,8 +17,8 @@ void copy_tasks(const float* from, int64_t stride, int64_t tasks, int64_t rows, 
   }
 }
 
-// The best of a chunk's first and last request, which its neighbours may share; requests that lie inside a
-// chunk go straight to the outputs.
+// The best candidates of a chunk's first and last request, which neighbouring chunks may share; requests inside a chunk
+// are written directly to the outputs.
 struct ChunkEnds {
   int64_t first_request = -1;
   int64_t last_request = -1;
@@ -26,7 +26,7 @@ struct ChunkEnds {
   explicit ChunkEnds(int64_t k) : first(k), last(k) {}
 };
 
-// Chunks that threads take from: enough for balance, few enough that their lists stay small.
+// Chunks per thread: enough for load balance, few enough to keep their lists small.
 constexpr int64_t kChunksPerThread = 8;
 
 }  // namespace
@@ -61,41 +61,41 @@ void towers_topk(const ScoringCall& call, const TopKOut& out, int64_t threads) {
 
   run_parallel(chunks, tiling.threads, [&](int64_t chunk) {
     const int64_t first_tile = tiling.tiles * chunk / chunks, end_tile = tiling.tiles * (chunk + 1) / chunks;
-    ChunkEnds& own = ends[chunk];
+    ChunkEnds& current = ends[chunk];
     int64_t request = request_at(candidates, tiling.rows(first_tile).first);
-    own.first_request = own.last_request = request;
+    current.first_request = current.last_request = request;
     for (int64_t tile = first_tile; tile < end_tile; ++tile) {
       const auto [first, rows] = tiling.rows(tile);
       const TileScores tile_scores = score_tile(prepared, {first, rows}, tiling.rows(tile + 1));
       for (int64_t r = 0; r < rows; ++r) {
         for (; candidates.offsets[request + 1] <= first + r; ++request) {
-          if (request != own.first_request && own.last_request == request) {
-            own.last.write(scores + request * k, positions + request * k);
+          if (request != current.first_request && current.last_request == request) {
+            current.last.write(scores + request * k, positions + request * k);
           }
         }
-        own.last_request = request;
-        TopK& best = request == own.first_request ? own.first : own.last;
+        current.last_request = request;
+        TopK& best = request == current.first_request ? current.first : current.last;
         best.offer({tile_scores.score[r], first + r - candidates.offsets[request]});
       }
     }
   });
 
-  // A request's lists are merged in the order of the chunks; ranks_before is a total order, so any would do.
+  // A request's lists are merged in the order of the chunks; ranks_before is a total order, so any order would do.
   TopK best(k);
   int64_t request = -1;
   const auto close = [&] {
     if (request >= 0) best.write(scores + request * k, positions + request * k);
   };
-  for (const ChunkEnds& own : ends) {
-    if (own.first_request != request) {
+  for (const ChunkEnds& current : ends) {
+    if (current.first_request != request) {
       close();
-      request = own.first_request;
+      request = current.first_request;
     }
-    best.merge(own.first);
-    if (own.last_request != request) {
+    best.merge(current.first);
+    if (current.last_request != request) {
       close();
-      request = own.last_request;
-      best.merge(own.last);
+      request = current.last_request;
+      best.merge(current.last);
     }
   }
   close();

@@ -16,7 +16,7 @@ void catalog_rows(const Model& model, const Rows& item, int64_t count, int64_t i
                   void* rows, float* scales, int64_t threads);
 
 // Measured rate of register-only products on `threads` threads at once, in 10^9 operations per second: the peak that
-// benchmarks are held against.
+// benchmarks are compared with.
 double measure_peak(Precision precision, int64_t threads, double seconds);
 
 }  // namespace resflow::cpu

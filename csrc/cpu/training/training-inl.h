@@ -1,24 +1,25 @@
-// What training does to a tile's sums, forward and back, a block of 16 columns at a time.
+// Training's elementwise kernels, forward and backward, on a tile's pre-activations s, 16 columns at a time. The affine
+// is after or before the activation:
 //
 //   after:   v = act(s), o = v scale + shift + o_parent       before:  y = s scale + shift, o = act(y) + o_parent
 //
 // With batch statistics scale is gamma / deviation, and a gradient dv of the normalised value n = (v - mean) /
-// deviation goes back as gamma / deviation (dv - mean(dv) - n mean(n dv)), means over the batch.
+// deviation becomes gamma / deviation (dv - mean(dv) - n mean(n dv)), with means over the batch.
 #pragma once
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
-// A block of a layer's columns: its vectors in registers.
+// The vectors of a block of a layer's columns, in registers.
 template <Activation kActivation>
 struct Channels {
   Lanes slope, scale, shift, mean, inverse_deviation;
 
-  Channels(const TrainingLayer& layer, int64_t at)
-      : slope(lanes_or(layer.slope, at, 0.0f)),
-        scale(lanes_or(layer.scale, at, 1.0f)),
-        shift(lanes_or(layer.shift, at, 0.0f)),
-        mean(lanes_or(layer.mean, at, 0.0f)),
-        inverse_deviation(lanes_or(layer.inverse_deviation, at, 1.0f)) {}
+  Channels(const TrainingLayer& layer, int64_t column)
+      : slope(lanes_or(layer.slope, column, 0.0f)),
+        scale(lanes_or(layer.scale, column, 1.0f)),
+        shift(lanes_or(layer.shift, column, 0.0f)),
+        mean(lanes_or(layer.mean, column, 0.0f)),
+        inverse_deviation(lanes_or(layer.inverse_deviation, column, 1.0f)) {}
 
   Lanes activated(Lanes v) const { return activate<kActivation>(v, slope); }
   Lanes derivative(Lanes v) const { return activation_derivative<kActivation>(v, slope); }
@@ -26,42 +27,43 @@ struct Channels {
   Lanes normalised(Lanes v) const { return (v - mean) * inverse_deviation; }
 
  private:
-  static Lanes lanes_or(const float* vector, int64_t at, float otherwise) {
-    return vector ? load(vector + at) : broadcast(otherwise);
+  static Lanes lanes_or(const float* vector, int64_t column, float otherwise) {
+    return vector ? load(vector + column) : broadcast(otherwise);
   }
 };
 
 // A block of 16 columns of a task, over all rows.
 struct ColumnBlock {
-  int64_t block;   // of all tasks' blocks
-  int64_t column;  // its first of [tasks * padded]
-  int64_t parent;  // the parent's block, or -1 without a residual
+  int64_t index;   // among the blocks of all tasks
+  int64_t column;  // its first column of [tasks * padded]
+  int64_t parent;  // index of the parent's block, or -1 without a residual
 };
 
 inline ColumnBlock column_block(const TrainingLayer& layer, int32_t task, int64_t block) {
-  const int64_t blocks = layer.padded / kLane, own = task * blocks + block;
+  const int64_t blocks = layer.padded / kLane, index = task * blocks + block;
   const int32_t parent = layer.residual ? layer.parents[task] : -1;
-  return {own, own * kLane, parent < 0 ? -1 : parent * blocks + block};
+  return {index, index * kLane, parent < 0 ? -1 : parent * blocks + block};
 }
 
-inline void training_outputs(const TrainingLayer& layer, const ConstGrid& sums, int64_t rows, const FloatGrid& out) {
+inline void training_outputs(const TrainingLayer& layer, const ConstGrid& pre_activations, int64_t rows,
+                             const FloatGrid& out) {
   with_activation(layer.activation, [&](auto activation) {
     for (int32_t k = 0; k < layer.tasks; ++k) {
       for (int64_t b = 0; b < layer.padded / kLane; ++b) {
-        const ColumnBlock at = column_block(layer, k, b);
-        const Channels<activation.value> channels(layer, at.column);
-        const float* const from = sums.data + at.block * sums.block;
-        float* const to = out.data + at.block * out.block;
-        const float* const parent = at.parent < 0 ? nullptr : out.data + at.parent * out.block;
+        const ColumnBlock block = column_block(layer, k, b);
+        const Channels<activation.value> channels(layer, block.column);
+        const float* const from = pre_activations.data + block.index * pre_activations.block;
+        float* const to = out.data + block.index * out.block;
+        const float* const parent = block.parent < 0 ? nullptr : out.data + block.parent * out.block;
         const auto each = [&](auto value_of) {
           for (int64_t r = 0; r < rows; ++r) {
-            const Lanes value = value_of(load(from + r * sums.row));
+            const Lanes value = value_of(load(from + r * pre_activations.row));
             store(to + r * out.row, parent ? value + load(parent + r * out.row) : value);
           }
         };
-        if (layer.place == Place::batch_before) {
+        if (layer.affine_mode == AffineMode::batch_before) {
           each([&](Lanes s) { return channels.activated(channels.affine(s)); });
-        } else if (layer.place == Place::none) {
+        } else if (layer.affine_mode == AffineMode::none) {
           each([&](Lanes s) { return channels.activated(s); });
         } else {
           each([&](Lanes s) { return channels.affine(channels.activated(s)); });
@@ -71,15 +73,15 @@ inline void training_outputs(const TrainingLayer& layer, const ConstGrid& sums, 
   });
 }
 
-inline void training_statistics(const TrainingLayer& layer, const ConstGrid& sums, int64_t rows, float* mean,
+inline void training_statistics(const TrainingLayer& layer, const ConstGrid& pre_activations, int64_t rows, float* mean,
                                 float* squares) {
   with_activation(layer.activation, [&](auto activation) {
     for (int64_t b = 0; b < layer.tasks * layer.padded / kLane; ++b) {
       const Channels<activation.value> channels(layer, b * kLane);
-      const float* const from = sums.data + b * sums.block;
+      const float* const from = pre_activations.data + b * pre_activations.block;
       const auto value_of = [&](int64_t r) {
-        const Lanes s = load(from + r * sums.row);
-        return layer.place == Place::batch_before ? s : channels.activated(s);
+        const Lanes s = load(from + r * pre_activations.row);
+        return layer.affine_mode == AffineMode::batch_before ? s : channels.activated(s);
       };
       Lanes total = broadcast(0.0f), square = broadcast(0.0f);
       for (int64_t r = 0; r < rows; ++r) total = total + value_of(r);
@@ -94,88 +96,89 @@ inline void training_statistics(const TrainingLayer& layer, const ConstGrid& sum
   });
 }
 
-// Runs step(channels, s, gradient, sums of the block) over the rows of every block, last task first, and stores what it
-// returns as the gradient; a child's gradients are added to its parent's before.
+// Replaces gradients by step(channels, s, gradient, column, totals) over the rows of every block, last task first, and
+// writes the blocks' totals; with `join`, a child's gradients are added to its parent's first.
 template <class Step>
-inline void walk_back(const TrainingLayer& layer, const ConstGrid& sums, int64_t rows, const FloatGrid& gradients,
-                      bool join, const ChannelSums& channel_sums, Step step) {
+inline void for_each_gradient(const TrainingLayer& layer, const ConstGrid& pre_activations, int64_t rows,
+                              const FloatGrid& gradients, bool join, const ChannelSums& channel_sums, Step step) {
   with_activation(layer.activation, [&](auto activation) {
     for (int32_t k = layer.tasks - 1; k >= 0; --k) {
       for (int64_t b = 0; b < layer.padded / kLane; ++b) {
-        const ColumnBlock at = column_block(layer, k, b);
-        const Channels<activation.value> channels(layer, at.column);
-        const float* const from = sums.data + at.block * sums.block;
-        float* const own = gradients.data + at.block * gradients.block;
-        float* const parent = at.parent < 0 || !join ? nullptr : gradients.data + at.parent * gradients.block;
+        const ColumnBlock block = column_block(layer, k, b);
+        const Channels<activation.value> channels(layer, block.column);
+        const float* const from = pre_activations.data + block.index * pre_activations.block;
+        float* const gradient_block = gradients.data + block.index * gradients.block;
+        float* const parent = block.parent < 0 || !join ? nullptr : gradients.data + block.parent * gradients.block;
         const Lanes zero = broadcast(0.0f);
         Lanes totals[4] = {zero, zero, zero, zero};  // slope, bias, scale, shift
         for (int64_t r = 0; r < rows; ++r) {
-          const Lanes gradient = load(own + r * gradients.row);
+          const Lanes gradient = load(gradient_block + r * gradients.row);
           if (parent) store(parent + r * gradients.row, load(parent + r * gradients.row) + gradient);
-          store(own + r * gradients.row, step(channels, load(from + r * sums.row), gradient, at.column, totals));
+          store(gradient_block + r * gradients.row,
+                step(channels, load(from + r * pre_activations.row), gradient, block.column, totals));
         }
         float* const to[4] = {channel_sums.slope, channel_sums.bias, channel_sums.scale, channel_sums.shift};
         for (int i = 0; i < 4; ++i) {
-          if (to[i]) store(to[i] + at.column, totals[i]);
+          if (to[i]) store(to[i] + block.column, totals[i]);
         }
       }
     }
   });
 }
 
-// Through the activation at v: the slope's gradient, and v's.
+// Backward through the activation at v: returns v's gradient and adds to the slope's.
 template <class C>
 inline Lanes through_activation(const C& channels, Lanes v, Lanes gradient, Lanes* totals) {
   totals[0] = multiply_add(gradient, at_most(v, broadcast(0.0f)), totals[0]);
   return gradient * channels.derivative(v);
 }
 
-inline void training_back(const TrainingLayer& layer, const ConstGrid& sums, int64_t rows, const FloatGrid& gradients,
-                          const ChannelSums& channel_sums) {
-  const bool affine = layer.place == Place::after;
-  walk_back(layer, sums, rows, gradients, true, channel_sums,
-            [affine](const auto& channels, Lanes s, Lanes gradient, int64_t, Lanes* totals) {
-              if (affine) {
-                totals[2] = multiply_add(gradient, channels.activated(s), totals[2]);
-                totals[3] = totals[3] + gradient;
-                gradient = gradient * channels.scale;
-              }
-              const Lanes own = through_activation(channels, s, gradient, totals);
-              totals[1] = totals[1] + own;
-              return own;
-            });
+inline void training_backward_layer(const TrainingLayer& layer, const ConstGrid& pre_activations, int64_t rows,
+                                    const FloatGrid& gradients, const ChannelSums& channel_sums) {
+  const bool affine = layer.affine_mode == AffineMode::after;
+  for_each_gradient(layer, pre_activations, rows, gradients, true, channel_sums,
+                    [affine](const auto& channels, Lanes s, Lanes gradient, int64_t, Lanes* totals) {
+                      if (affine) {
+                        totals[2] = multiply_add(gradient, channels.activated(s), totals[2]);
+                        totals[3] = totals[3] + gradient;
+                        gradient = gradient * channels.scale;
+                      }
+                      const Lanes s_gradient = through_activation(channels, s, gradient, totals);
+                      totals[1] = totals[1] + s_gradient;
+                      return s_gradient;
+                    });
 }
 
-inline void training_normalised(const TrainingLayer& layer, const ConstGrid& sums, int64_t rows,
+inline void training_normalised(const TrainingLayer& layer, const ConstGrid& pre_activations, int64_t rows,
                                 const FloatGrid& gradients, const ChannelSums& channel_sums) {
-  const bool before = layer.place == Place::batch_before;
-  walk_back(layer, sums, rows, gradients, true, channel_sums,
-            [before](const auto& channels, Lanes s, Lanes gradient, int64_t, Lanes* totals) {
-              if (before) gradient = through_activation(channels, channels.affine(s), gradient, totals);
-              const Lanes value = channels.normalised(before ? s : channels.activated(s));
-              totals[2] = multiply_add(gradient, value, totals[2]);
-              totals[3] = totals[3] + gradient;
-              return gradient;
-            });
+  const bool before = layer.affine_mode == AffineMode::batch_before;
+  for_each_gradient(layer, pre_activations, rows, gradients, true, channel_sums,
+                    [before](const auto& channels, Lanes s, Lanes gradient, int64_t, Lanes* totals) {
+                      if (before) gradient = through_activation(channels, channels.affine(s), gradient, totals);
+                      const Lanes value = channels.normalised(before ? s : channels.activated(s));
+                      totals[2] = multiply_add(gradient, value, totals[2]);
+                      totals[3] = totals[3] + gradient;
+                      return gradient;
+                    });
 }
 
-inline void training_through_statistics(const TrainingLayer& layer, const ConstGrid& sums, int64_t rows,
+inline void training_through_statistics(const TrainingLayer& layer, const ConstGrid& pre_activations, int64_t rows,
                                         const FloatGrid& gradients, const BatchMeans& means,
                                         const ChannelSums& channel_sums) {
-  const bool before = layer.place == Place::batch_before;
-  walk_back(layer, sums, rows, gradients, false, channel_sums,
-            [before, means](const auto& channels, Lanes s, Lanes gradient, int64_t column, Lanes* totals) {
-              const Lanes value = channels.normalised(before ? s : channels.activated(s));
-              const Lanes centred = gradient - load(means.shift + column) - value * load(means.scale + column);
-              Lanes own = centred * channels.scale;
-              if (!before) own = through_activation(channels, s, own, totals);
-              totals[1] = totals[1] + own;
-              return own;
-            });
+  const bool before = layer.affine_mode == AffineMode::batch_before;
+  for_each_gradient(layer, pre_activations, rows, gradients, false, channel_sums,
+                    [before, means](const auto& channels, Lanes s, Lanes gradient, int64_t column, Lanes* totals) {
+                      const Lanes value = channels.normalised(before ? s : channels.activated(s));
+                      const Lanes centred = gradient - load(means.shift + column) - value * load(means.scale + column);
+                      Lanes s_gradient = centred * channels.scale;
+                      if (!before) s_gradient = through_activation(channels, s, s_gradient, totals);
+                      totals[1] = totals[1] + s_gradient;
+                      return s_gradient;
+                    });
 }
 
 inline void training_heads(const TrainingLayer& layer, const ConstGrid& outputs, int64_t rows, const float* weights,
-                           const float* biases, float* own) {
+                           const float* biases, float* task_logits) {
   const int64_t blocks = layer.padded / kLane;
   for (int64_t r = 0; r < rows; ++r) {
     for (int32_t k = 0; k < layer.tasks; ++k) {
@@ -185,14 +188,14 @@ inline void training_heads(const TrainingLayer& layer, const ConstGrid& outputs,
         sum = multiply_add(load(outputs.data + block * outputs.block + r * outputs.row), load(weights + block * kLane),
                            sum);
       }
-      own[r * layer.tasks + k] = total(sum) + biases[k];
+      task_logits[r * layer.tasks + k] = horizontal_sum(sum) + biases[k];
     }
   }
 }
 
-inline void training_heads_back(const TrainingLayer& layer, const ConstGrid& outputs, int64_t rows,
-                                const float* weights, const float* own_gradients, const FloatGrid& gradients,
-                                float* weight_sums) {
+inline void training_heads_backward(const TrainingLayer& layer, const ConstGrid& outputs, int64_t rows,
+                                    const float* weights, const float* task_logit_gradients, const FloatGrid& gradients,
+                                    float* weight_sums) {
   for (int64_t block = 0; block < layer.tasks * layer.padded / kLane; ++block) {
     const int64_t task = block * kLane / layer.padded;
     const float* const from = outputs.data + block * outputs.block;
@@ -200,7 +203,7 @@ inline void training_heads_back(const TrainingLayer& layer, const ConstGrid& out
     const Lanes weight = load(weights + block * kLane);
     Lanes sum = broadcast(0.0f);
     for (int64_t r = 0; r < rows; ++r) {
-      const Lanes gradient = broadcast(own_gradients[r * layer.tasks + task]);
+      const Lanes gradient = broadcast(task_logit_gradients[r * layer.tasks + task]);
       sum = multiply_add(gradient, load(from + r * outputs.row), sum);
       store(to + r * gradients.row, gradient * weight);
     }
@@ -212,10 +215,10 @@ constexpr TrainingKernels kTraining = {training_product,
                                        pack_panel,
                                        training_outputs,
                                        training_statistics,
-                                       training_back,
+                                       training_backward_layer,
                                        training_normalised,
                                        training_through_statistics,
                                        training_heads,
-                                       training_heads_back};
+                                       training_heads_backward};
 
 }  // namespace resflow::cpu::RESFLOW_TARGET

@@ -1,5 +1,5 @@
-// Forward in training. Without batch statistics a tile runs through all layers while it is in cache; with them each
-// layer waits for the whole batch.
+// The forward pass of training. Without batch statistics a tile passes through all layers while it is in cache; with
+// them each layer waits for the whole batch.
 #include <algorithm>
 #include <vector>
 
@@ -10,7 +10,8 @@
 namespace resflow::cpu {
 namespace {
 
-// A BatchNorm's mean and variance from those of tiles (Chan et al.), tile after tile whatever thread made them.
+// A BatchNorm's mean and variance from those of tiles (Chan et al.), combined in the order of the tiles, whichever
+// threads computed them.
 class Moments {
  public:
   explicit Moments(int64_t channels) : mean_(channels), squares_(channels) {}
@@ -40,20 +41,20 @@ class Moments {
   int64_t rows_ = 0;
 };
 
-void layer_with_statistics(const TrainingModel& model, TrainingPass& pass, float* tiles, int32_t l, float* const* sums,
-                           float* mean, float* variance) {
+void layer_with_statistics(const TrainingModel& model, TrainingPass& pass, float* tiles, int32_t l,
+                           float* const* pre_activations, float* mean, float* variance) {
   LayerWeights& layer = pass.layer(l);
   const int64_t channels = layer.channels();
   model.run_parallel(pass.tiles(), [&](int64_t tile) {
-    pass.forward_tile(l, tile, sums);
-    float* const own = tiles + tile * 2 * channels;
-    kernels().training.statistics(layer.view(), pass.of_tile(pass.grid(sums[l]), tile), pass.tile_rows(tile), own,
-                                  own + channels);
+    pass.forward_tile(l, tile, pre_activations);
+    float* const tile_mean = tiles + tile * 2 * channels;
+    kernels().training.statistics(layer.view(), pass.of_tile(pass.grid(pre_activations[l]), tile), pass.tile_rows(tile),
+                                  tile_mean, tile_mean + channels);
   });
   Moments moments(channels);
   for (int64_t tile = 0; tile < pass.tiles(); ++tile) {
-    const float* const own = tiles + tile * 2 * channels;
-    moments.add(own, own + channels, pass.tile_rows(tile));
+    const float* const tile_mean = tiles + tile * 2 * channels;
+    moments.add(tile_mean, tile_mean + channels, pass.tile_rows(tile));
   }
   moments.store(layer.layout(), pass.plan().tasks, mean, variance);
   layer.set_statistics(mean, variance);
@@ -66,26 +67,27 @@ void training_forward(const TrainingModel& model, const TrainingRows& batch, con
   const Plan& plan = model.plan;
   CallMemory memory;
   TrainingPass pass(model, batch, memory, true, false, false);
-  const auto sums =
-      sums_of_layers(plan, batch.rows, state.sums ? state.sums : memory.take(training_sums(plan, batch.rows)));
+  const auto pre_activations = pre_activations_of_layers(
+      plan, batch.rows,
+      state.pre_activations ? state.pre_activations : memory.take(pre_activation_floats(plan, batch.rows)));
   const bool batch_statistics = pass.layer(0).uses_batch();
   int64_t widest = 0;
   for (int32_t l = 0; l < plan.layers; ++l) widest = std::max(widest, pass.layer(l).channels());
   float* const tiles = memory.take(batch_statistics ? pass.tiles() * 2 * widest : 0);
   float *mean = state.mean, *variance = state.variance;
   for (int32_t l = 0; batch_statistics && l < plan.layers; ++l) {
-    layer_with_statistics(model, pass, tiles, l, sums.data(), mean, variance);
+    layer_with_statistics(model, pass, tiles, l, pre_activations.data(), mean, variance);
     mean += plan.tasks * plan.layer[l].width;
     variance += plan.tasks * plan.layer[l].width;
   }
   model.run_parallel(pass.tiles(), [&](int64_t tile) {
-    for (int32_t l = 0; !batch_statistics && l < plan.layers; ++l) pass.forward_tile(l, tile, sums.data());
-    const ConstGrid outputs = pass.input_rows(plan.layers, tile, sums.data());
+    for (int32_t l = 0; !batch_statistics && l < plan.layers; ++l) pass.forward_tile(l, tile, pre_activations.data());
+    const ConstGrid outputs = pass.input_rows(plan.layers, tile, pre_activations.data());
     const int64_t first = tile * kTrainingTileRows * plan.tasks;
     kernels().training.heads(pass.layer(pass.last()).view(), outputs, pass.tile_rows(tile), pass.head_weights(),
-                             pass.head_biases(), state.own + first);
+                             pass.head_biases(), state.task_logits + first);
     for (int64_t r = 0; r < pass.tile_rows(tile); ++r) {
-      join_logits(plan, state.own + first + r * plan.tasks, logits + first + r * plan.tasks);
+      join_logits(plan, state.task_logits + first + r * plan.tasks, logits + first + r * plan.tasks);
     }
   });
 }

@@ -6,18 +6,18 @@
 namespace resflow::cpu {
 namespace {
 
-Place place_of(const TrainingModel& model) {
-  if (!model.plan.affine) return Place::none;
+AffineMode affine_mode_of(const TrainingModel& model) {
+  if (!model.plan.affine) return AffineMode::none;
   switch (model.statistics) {
     case Statistics::batch_after:
-      return Place::batch_after;
+      return AffineMode::batch_after;
     case Statistics::batch_before:
-      return Place::batch_before;
+      return AffineMode::batch_before;
     case Statistics::given:
     case Statistics::count:
       break;
   }
-  return Place::after;
+  return AffineMode::after;
 }
 
 }  // namespace
@@ -26,7 +26,7 @@ LayerWeights::LayerWeights(const TrainingModel& model, int32_t layer)
     : plan_(model.plan),
       layout_(model.plan.layer[layer]),
       weights_(model.weights),
-      place_(place_of(model)),
+      affine_mode_(affine_mode_of(model)),
       eps_(model.eps),
       layer_(layer),
       vectors_(kVectors * channels()) {
@@ -44,9 +44,9 @@ void LayerWeights::gather(Vector which, WeightKind kind) {
 }
 
 TrainingLayer LayerWeights::view() const {
-  const bool affine = place_ != Place::none, slope = layout_.activation == Activation::prelu;
+  const bool affine = affine_mode_ != AffineMode::none, slope = layout_.activation == Activation::prelu;
   return {layout_.activation,
-          place_,
+          affine_mode_,
           plan_.tasks,
           plan_.parents,
           plan_.feature_residual,
@@ -79,7 +79,7 @@ void LayerWeights::fill_forward(int32_t task) {
   float* out = forward_ + task * inputs * layout_.padded;
   for (int64_t first = 0; first < layout_.padded; first += kPanelWidth) {
     const int64_t lanes = std::min(kPanelWidth, layout_.padded - first);
-    // A line of inputs of every column at a time.
+    // Copies one cache line of inputs of every column at a time.
     for (int64_t start = 0; start < inputs; start += kLane) {
       const int64_t end = std::min(start + kLane, inputs);
       for (int64_t c = 0; c < lanes; ++c) {
@@ -92,12 +92,12 @@ void LayerWeights::fill_forward(int32_t task) {
   }
 }
 
-void LayerWeights::fill_back(int32_t task) {
+void LayerWeights::fill_backward(int32_t task) {
   const float* const weight = weights_.of(task, layer_, WeightKind::weight);
   const int64_t inputs = layout_.inputs, padded_inputs = pad_to_lane(inputs);
   const int64_t depth = layer_ == 0 ? channels() : layout_.padded;
   const int64_t first_row = layer_ == 0 ? task * layout_.padded : 0;
-  float* const panels = back_ + (layer_ == 0 ? 0 : task * layout_.padded * padded_inputs);
+  float* const panels = backward_ + (layer_ == 0 ? 0 : task * layout_.padded * padded_inputs);
   for (int64_t first = 0; first < padded_inputs; first += kPanelWidth) {
     const int64_t lanes = std::min(kPanelWidth, padded_inputs - first);
     const int64_t columns = std::min(lanes, inputs - first);

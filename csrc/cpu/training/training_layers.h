@@ -1,5 +1,5 @@
-// A layer's weights as the kernels of training take them: vectors of all tasks side by side, matrices in panels for the
-// direction at hand.
+// A layer's weights in the layout of the training kernels: concatenated vectors of all tasks, and matrices packed into
+// panels for the forward or backward direction.
 #pragma once
 
 #include <vector>
@@ -19,7 +19,9 @@ class LayerWeights {
   const LayerLayout& layout() const { return layout_; }
   TrainingLayer view() const;
   const float* bias(int32_t task) const { return vector(kBias) + task * layout_.padded; }
-  bool uses_batch() const { return place_ == Place::batch_after || place_ == Place::batch_before; }
+  bool uses_batch() const {
+    return affine_mode_ == AffineMode::batch_after || affine_mode_ == AffineMode::batch_before;
+  }
 
   // The batch's statistics [tasks * width].
   void set_statistics(const float* mean, const float* variance);
@@ -29,12 +31,12 @@ class LayerWeights {
   void fill_forward(int32_t task);
   const float* forward(int32_t task) const { return forward_ + task * layout_.inputs * layout_.padded; }
 
-  // Panels back: [padded, inputs] of a task; in the first layer, whose tasks all add to x's gradients, one matrix
+  // Backward panels: [padded, inputs] of a task; the first layer, where all tasks add to x's gradients, has one matrix
   // [tasks * padded, inputs].
-  void make_room_back(CallMemory& memory) { back_ = memory.take(channels() * pad_to_lane(layout_.inputs)); }
-  void fill_back(int32_t task);
-  const float* back(int32_t task) const {
-    return back_ + (layer_ == 0 ? 0 : task * layout_.padded * pad_to_lane(layout_.inputs));
+  void make_room_backward(CallMemory& memory) { backward_ = memory.take(channels() * pad_to_lane(layout_.inputs)); }
+  void fill_backward(int32_t task);
+  const float* backward(int32_t task) const {
+    return backward_ + (layer_ == 0 ? 0 : task * layout_.padded * pad_to_lane(layout_.inputs));
   }
 
  private:
@@ -46,12 +48,12 @@ class LayerWeights {
   const Plan& plan_;
   const LayerLayout& layout_;
   const WeightList<const float*>& weights_;
-  Place place_;
+  AffineMode affine_mode_;
   double eps_;
   int32_t layer_;
   std::vector<float> vectors_;
   float* forward_ = nullptr;
-  float* back_ = nullptr;
+  float* backward_ = nullptr;
 };
 
 }  // namespace resflow::cpu

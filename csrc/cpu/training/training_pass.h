@@ -1,4 +1,5 @@
-// What the passes of training share: the layers' weights, the tiles, and each layer's sums of the whole batch.
+// Shared by the passes of training: the layers' weights, the tiles, and each layer's pre-activations of the whole
+// batch.
 #pragma once
 
 #include <vector>
@@ -7,14 +8,14 @@
 
 namespace resflow::cpu {
 
-// Rows a tile has: 48 and 192 took 3 to 4 % longer (ecomm2, 4096 rows).
+// Rows per tile: 48 and 192 took 3 to 4 % longer (ecomm2, 4096 rows).
 constexpr int64_t kTrainingTileRows = 96;
 
 class TrainingPass {
  public:
-  // Layers with forward panels, panels back, or both; the first layer's lead back to x.
-  TrainingPass(const TrainingModel& model, const TrainingRows& batch, CallMemory& memory, bool forward, bool back,
-               bool x_back);
+  // Packs forward panels, backward panels or both; the first layer's backward panels are for the gradients of x.
+  TrainingPass(const TrainingModel& model, const TrainingRows& batch, CallMemory& memory, bool forward, bool backward,
+               bool x_backward);
 
   const Plan& plan() const { return model_.plan; }
   int64_t rows() const { return batch_.rows; }
@@ -28,17 +29,17 @@ class TrainingPass {
   const float* head_weights() const { return head_weights_.data(); }
   const float* head_biases() const { return head_biases_.data(); }
 
-  // A layer's floats [tasks * padded / kLane][rows][kLane] of all rows, a tile's part of them, and scratch for one
-  // tile's.
+  // Grids of a layer's floats [tasks * padded / kLane][rows][kLane]: of all rows, of one tile, and scratch for one
+  // tile.
   FloatGrid grid(float* data) const { return {data, kLane, batch_.rows * kLane}; }
   FloatGrid of_tile(const FloatGrid& whole, int64_t tile) const { return whole.at(tile * kTrainingTileRows, 0); }
   FloatGrid tile_scratch(int32_t l) const;
 
-  // The layer's input rows of a tile, from the sums of the layer before.
-  ConstGrid input_rows(int32_t l, int64_t tile, float* const* sums) const;
+  // The layer's input rows of a tile, computed from the pre-activations of the layer before.
+  ConstGrid input_rows(int32_t l, int64_t tile, float* const* pre_activations) const;
 
-  // Writes a layer's sums of a tile; those of the layers before are known.
-  void forward_tile(int32_t l, int64_t tile, float* const* sums) const;
+  // Computes a layer's pre-activations of a tile; those of the layers before are known.
+  void forward_tile(int32_t l, int64_t tile, float* const* pre_activations) const;
 
  private:
   const TrainingModel& model_;
@@ -48,7 +49,7 @@ class TrainingPass {
   std::vector<float> head_biases_;
 };
 
-// Where each layer's sums begin.
-std::vector<float*> sums_of_layers(const Plan& plan, int64_t rows, float* sums);
+// Pointers to each layer's pre-activations.
+std::vector<float*> pre_activations_of_layers(const Plan& plan, int64_t rows, float* pre_activations);
 
 }  // namespace resflow::cpu

@@ -1,16 +1,16 @@
-// Products of matrices for training, in register blocks of kBlockRows x (kBlockLanes * 16) sums as scoring has them
-// (tower-inl.h). Both operands come as they lie in memory, or once in panels: a step of the depth reads a value for
-// each row of the block, side by side in rows (forward, input gradients) or in a column (weight gradients).
+// Matrix products for training, in register blocks of kBlockRows x (kBlockLanes * 16) sums like those of scoring
+// (tower-inl.h). a is read in place, b is packed into panels: a step of the depth reads one value of a for each row of
+// the block, along the rows (forward, input gradients) or along a column (weight gradients).
 #pragma once
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
-// Where a block's values are: value (row, depth) for consecutive depths of a run, then the next run.
+// Addresses a block's values (row, depth): consecutive depths form a run, followed by the next run.
 struct Walk {
-  int64_t row;    // from a row of the block to the next
-  int64_t depth;  // from a depth to the next
-  int64_t run;    // depths before the next step
-  int64_t jump;   // from a run's first value to the next run's
+  int64_t row;    // step from a row of the block to the next
+  int64_t depth;  // step from a depth to the next
+  int64_t run;    // depths per run
+  int64_t jump;   // step from a run's first value to the next run's
 };
 
 template <int kRows, int kLanes>
@@ -33,9 +33,9 @@ inline void training_block(const float* a, const Walk& walk, int64_t depth, cons
       for (int v = 0; v < kLanes; ++v) weight[v] = load(panel + v * kLane);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const Lanes own = broadcast(value[r * row]);
+        const Lanes a_value = broadcast(value[r * row]);
 #pragma GCC unroll 8
-        for (int v = 0; v < kLanes; ++v) sum[r][v] = multiply_add(own, weight[v], sum[r][v]);
+        for (int v = 0; v < kLanes; ++v) sum[r][v] = multiply_add(a_value, weight[v], sum[r][v]);
       }
       value += step;
       panel += panel_stride;
@@ -69,25 +69,25 @@ inline TrainingBlock training_block_of(int64_t rows, int lanes) {
   return training_block_of_rows<kRows>(lanes);
 }
 
-// Sums [rows][kPanelWidth] to the product's output, columns from `column` on.
+// Stores sums [rows][kPanelWidth] to the product's output, from `column` on.
 inline void keep_sums(const TrainingProduct& p, const float* sums, int64_t row, int64_t rows, int64_t column,
                       int64_t columns) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < columns; c += kLane) {
       float* const out = p.out.data + (row + r) * p.out.row + (column + c) / kLane * p.out.block;
-      const float* const own = sums + r * kPanelWidth + c;
+      const float* const from = sums + r * kPanelWidth + c;
       if (columns - c >= kLane) {
-        const Lanes value = load(own);
+        const Lanes value = load(from);
         store(out, p.add ? load(out) + value : value);
       } else {
-        for (int64_t i = 0; i < columns - c; ++i) out[i] = p.add ? out[i] + own[i] : own[i];
+        for (int64_t i = 0; i < columns - c; ++i) out[i] = p.add ? out[i] + from[i] : from[i];
       }
     }
   }
 }
 
-// Rows of a block from `row` on. Transposed, they are columns in memory, and a block of columns is kLane wide: 6 + 5
-// + 5.
+// Number of rows of the block that begins at `row`. Transposed rows are columns in memory, in grid blocks of kLane
+// columns, which are divided evenly: 6 + 5 + 5.
 inline int64_t rows_of_block(const TrainingProduct& p, int64_t row) {
   const int64_t left = p.rows - row;
   if (!p.transposed) return left < kBlockRows ? left : kBlockRows;
@@ -121,7 +121,7 @@ inline void training_product(const TrainingProduct& p) {
 }
 
 inline void pack_panel(const ConstGrid& rows, int64_t depth, int64_t columns, int64_t width, float* panel) {
-  // Rows of x come from memory, each a few cache lines far from the last: too few for the machine to fetch ahead.
+  // Rows of x come from memory, a few cache lines of each: too few for hardware prefetching.
   constexpr int64_t kAhead = 16;
   for (int64_t k = 0; k < depth; ++k, panel += width) {
     const float* const row = rows.data + k * rows.row;

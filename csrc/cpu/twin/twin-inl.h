@@ -1,23 +1,24 @@
 // Twin towers: logits z_k = <u_k, v_k> (+ z_parent), probabilities and score of 16 items at a time.
 //
-// A table's row holds the item's vectors of all tasks side by side, so that a list of ids finds an item in
-// consecutive cache lines, and a stream over all items reads memory front to back. A row is multiplied in chunks of
-// one cache line, each row of the 16 with an accumulator of its own; the 16 sums are transposed into one register, on
-// which sigmoid and fusion run. Every item is summed in the same order wherever it stands.
+// A table's row is the concatenation of the item's vectors of all tasks, so that an item of a list of ids is in
+// consecutive cache lines, and a stream over all items reads memory front to back. A row is multiplied in chunks of one
+// cache line, with one accumulator for each of the 16 rows; the 16 sums are transposed into one register for sigmoid
+// and fusion. Every item is summed in the same order, wherever it is in the table or list.
 //
 //   float32    products and sums in float32
-//   bfloat16   the item's values widened, the user's float32: only the table is rounded
-//   int8       integer products; the user is rounded to bytes once a request, with a scale a task
+//   bfloat16   the item's values are widened, the user's are float32: only the table is rounded
+//   int8       integer products; the user is rounded to bytes once per request, with one scale per task
 //
-// An int8 item has a scale for each task, 12 bytes beside 192 for 3 tasks of width 64: tasks whose vectors are 4 times
-// larger than the others' make a single scale an item's error 3 times as large, 16 times larger ones 10 times.
+// An int8 item has one scale per task, 12 bytes next to 192 for 3 tasks of width 64. With a single scale per item, a
+// task whose vectors are 4 times larger than the others' makes the error 3 times as large, and 16 times larger vectors
+// make it 10 times as large.
 #pragma once
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
 constexpr int64_t kChunkBytes = 64;
 
-// How a chunk of an item's row is multiplied: in kParts steps, each with 16 words of the user's.
+// Multiplies a chunk of an item's row in kParts steps, each with 16 words of the user's.
 template <Precision kElement>
 struct TwinProduct {
   using Sum = Lanes;
@@ -28,7 +29,7 @@ struct TwinProduct {
   static Lanes add(Lanes user, Lanes item, Lanes sum) { return multiply_add(user, item, sum); }
 };
 
-// A word holds two values: the even ones are the first part, the odd ones the second.
+// A word holds two values: the even values are the first part, the odd ones the second.
 template <>
 struct TwinProduct<Precision::bfloat16> : TwinProduct<Precision::float32> {
   static constexpr int kParts = 2;
@@ -37,8 +38,8 @@ struct TwinProduct<Precision::bfloat16> : TwinProduct<Precision::float32> {
   }
 };
 
-// The item's bytes are flipped to v + 128, unsigned as the dot product wants one side to be; the user's bytes times
-// 128 are taken off the sum again, a constant of the request.
+// The item's bytes are flipped to v + 128, because the dot product takes one side unsigned; the excess, 128 times the
+// sum of the user's bytes, is constant per request and subtracted again.
 template <>
 struct TwinProduct<Precision::int8> {
   using Sum = Ints;
@@ -55,7 +56,7 @@ struct TwinProduct<Precision::int8> {
     const Ints bytes = flipped(chunk);
     return (part == 0 ? bytes : shift_right<8>(bytes)) & broadcast_int(0x00ff00ff);
   }
-  static Ints add(Ints user, Ints item, Ints sum) { return sum + multiply_halves(item, user); }
+  static Ints add(Ints user, Ints item, Ints sum) { return sum + multiply_add_int16(item, user); }
 #endif
 };
 
@@ -63,7 +64,7 @@ constexpr int64_t twin_chunks(const TwinModel& model, Precision element) {
   return (model.width * bytes_of(element) + kChunkBytes - 1) / kChunkBytes;
 }
 
-// A user's vectors in words [task][chunk][part][kLane]. In int8 a sum starts at `start` and is worth `scale`.
+// A user's vectors in words [task][chunk][part][kLane]. In int8 a sum starts at `start` and is multiplied by `scale`.
 template <Precision kElement>
 struct TwinUser {
   int64_t task_floats;
@@ -78,34 +79,35 @@ struct TwinUser {
         start(reinterpret_cast<int32_t*>(scale + pad_to_lane(model.tasks))) {}
 };
 
-// Values in the order of a chunk's parts: word j of part p is value j * kParts + p of the chunk.
+// Reorders values into a chunk's parts: word j of part p is value j * kParts + p of the chunk.
 template <Precision kElement, class Source>
 inline void spread_values(const Source* values, int64_t width, float* words, int64_t floats) {
   constexpr int kParts = TwinProduct<kElement>::kParts;
-  for (int64_t at = 0; at < floats; ++at) words[at] = 0.0f;
+  for (int64_t i = 0; i < floats; ++i) words[i] = 0.0f;
   for (int64_t i = 0; i < width; ++i) {
-    const int64_t chunk = i / (kLane * kParts), place = i % (kLane * kParts);
-    const int64_t at = (chunk * kParts + place % kParts) * kLane + place / kParts;
+    const int64_t chunk = i / (kLane * kParts), in_chunk = i % (kLane * kParts);
+    const int64_t to = (chunk * kParts + in_chunk % kParts) * kLane + in_chunk / kParts;
     if constexpr (sizeof(Source) == sizeof(float)) {
-      words[at] = values[i];
+      words[to] = values[i];
     } else {
-      words[at] = word_of(static_cast<uint32_t>(values[i]) << 16);
+      words[to] = word_of(static_cast<uint32_t>(values[i]) << 16);
     }
   }
 }
 
-// Bytes as the dot product takes them, or widened to the halves of two parts; returns their sum.
+// Rounds values to bytes for the dot product, or for products without it widens them to the 16-bit halves of two parts;
+// returns the sum of the bytes.
 template <class Source>
 inline int32_t spread_bytes(const Source* values, int64_t width, float scale, float* words, int64_t floats) {
   constexpr int kParts = TwinProduct<Precision::int8>::kParts;
-  for (int64_t at = 0; at < floats; ++at) words[at] = 0.0f;
+  for (int64_t i = 0; i < floats; ++i) words[i] = 0.0f;
   const int64_t chunk_floats = floats / kParts;
-  // The bytes lie at the end: widening them front to back overwrites none that is still to be read.
+  // The bytes are at the end, so that widening them front to back overwrites only bytes already read.
   auto* const bytes = reinterpret_cast<int8_t*>(words + floats - chunk_floats);
   const int32_t sum = round_to_bytes(values, width, scale, bytes);
   if constexpr (kParts == 2) {
-    for (int64_t at = 0; at < chunk_floats; at += kLane) {
-      const Ints chunk = as_ints(load(words + floats - chunk_floats + at));
+    for (int64_t first = 0; first < chunk_floats; first += kLane) {
+      const Ints chunk = as_ints(load(words + floats - chunk_floats + first));
       for (int part = 0; part < kParts; ++part) {
         float parts[kLane], widened[kLane];
         store(parts, as_lanes(chunk));
@@ -115,7 +117,7 @@ inline int32_t spread_bytes(const Source* values, int64_t width, float scale, fl
           const auto high = static_cast<uint16_t>(static_cast<int8_t>(pair >> 16));
           widened[i] = word_of(static_cast<uint32_t>(high) << 16 | low);
         }
-        __builtin_memcpy(words + 2 * at + part * kLane, widened, sizeof(widened));
+        __builtin_memcpy(words + 2 * first + part * kLane, widened, sizeof(widened));
       }
     }
   }
@@ -149,8 +151,8 @@ void twin_user(const TwinModel& model, Precision element, const Rows& user, floa
 
 inline Ints load_chunk(const char* from) { return as_ints(load(reinterpret_cast<const float*>(from))); }
 
-// A task's last chunk where it is not whole: what follows may be another task or item, whose NaN must not come in.
-// It is read whole and masked, except where the table ends.
+// Loads a task's incomplete last chunk. The bytes that follow may be another task's or item's, whose NaN must not enter
+// the sum: the chunk is read whole and masked, or copied if it would cross the end of the table.
 struct PartChunk {
   int64_t bytes;
   Ints mask;
@@ -170,10 +172,9 @@ inline PartChunk part_chunk(int64_t bytes, const char* table_end) {
   return {bytes, load_chunk(reinterpret_cast<const char*>(mask)), table_end};
 }
 
-// How far ahead of a stream's reads its lines are asked for: at least so much, in whole groups of 16 rows, so that the
-// lines asked for in a group are those of one other. Rows are read 16 at a time and task by task, an order in which the
-// machine's own prefetching reaches a third of the memory's rate; one prefetch beside each read reaches four fifths
-// (1M items of 3 x 64 bytes).
+// Prefetch distance of a stream in bytes, rounded up to whole groups of 16 rows, so that each group prefetches exactly
+// one later group. Rows are read 16 at a time and task by task; in that order hardware prefetching reaches a third of
+// the memory bandwidth, and one prefetch per read reaches four fifths (1M items of 3 x 64 bytes).
 constexpr int64_t kStreamAhead = 8192;
 
 constexpr int64_t stream_ahead(int64_t row_stride) {
@@ -181,22 +182,22 @@ constexpr int64_t stream_ahead(int64_t row_stride) {
   return group > 0 ? (kStreamAhead + group - 1) / group * group : 0;
 }
 
-// 16 items of a table, one after another or anywhere in it; a cursor's rows are asked for in order.
+// 16 items of a table: consecutive ones here, listed ones below. A cursor returns their rows in order.
 struct ConsecutiveItems {
   const char* first;
   int64_t stride;
   int64_t ahead;
   const float* scale_rows;
-  const Columns* columns;
+  const ColumnLoader* columns;
 
   struct Cursor {
-    const char* at;
+    const char* next_row;
     int64_t stride;
     int64_t ahead;
     const char* next(int) {
-      const char* const row = at;
+      const char* const row = next_row;
       __builtin_prefetch(row + ahead);
-      at += stride;
+      next_row += stride;
       return row;
     }
   };
@@ -221,7 +222,7 @@ struct ListedItems {
   }
 };
 
-// Adds one chunk of some items to their sums.
+// Adds the products of one chunk of kItems items to their sums.
 template <Precision kElement, int kItems, class Cursor, class Load>
 inline void add_chunk(const float* words, Cursor rows, Load load_from,
                       typename TwinProduct<kElement>::Sum (&sum)[kItems]) {
@@ -237,7 +238,7 @@ inline void add_chunk(const float* words, Cursor rows, Load load_from,
   }
 }
 
-// A task's dot products with some items.
+// A task's dot products with kItems items.
 template <Precision kElement, int kItems, bool kRest, class Items>
 inline void dot_items(const Items& items, int first, int64_t offset, const float* words, int64_t whole_chunks,
                       const PartChunk& rest, typename TwinProduct<kElement>::Sum (&sum)[kItems]) {
@@ -252,7 +253,7 @@ inline void dot_items(const Items& items, int first, int64_t offset, const float
   }
 }
 
-// Those of 16 items, kSumsAtOnce at a time, as lanes.
+// A task's dot products with 16 items, one per lane, computed kSumsAtOnce at a time.
 template <Precision kElement, bool kRest, class Items>
 inline auto dot_lanes(const Items& items, int64_t offset, const float* words, int64_t whole_chunks,
                       const PartChunk& rest) {
@@ -268,13 +269,13 @@ inline auto dot_lanes(const Items& items, int64_t offset, const float* words, in
       for (int i = 0; i < kSumsAtOnce; ++i) sums[first + i] = some[i];
     }
   }
-  return totals(sums);
+  return horizontal_sums(sums);
 }
 
-// Own logits r_k of 16 items.
+// Task logits r_k of 16 items, before residuals.
 template <Precision kElement, class Items>
-inline Lanes own_logit(const TwinUser<kElement>& user, int32_t task, const Items& items,
-                       typename TwinProduct<kElement>::Sum sum) {
+inline Lanes task_logit(const TwinUser<kElement>& user, int32_t task, const Items& items,
+                        typename TwinProduct<kElement>::Sum sum) {
   if constexpr (kElement == Precision::int8) {
     const Lanes product = to_float(sum + broadcast_int(user.start[task]));
     return product * (broadcast(user.scale[task]) * items.scales(task));
@@ -294,52 +295,53 @@ inline void twin_logits(const TwinTile& tile, const TwinUser<kElement>& user, co
     const float* const words = user.words + k * user.task_floats;
     const auto sum = rest.bytes > 0 ? dot_lanes<kElement, true>(items, offset, words, whole_chunks, rest)
                                     : dot_lanes<kElement, false>(items, offset, words, whole_chunks, rest);
-    Lanes logit = own_logit<kElement>(user, k, items, sum);
+    Lanes logit = task_logit<kElement>(user, k, items, sum);
     const int32_t parent = model.parents[k];
     if (parent >= 0) logit = residual_logit(logit, load(logits + parent * tile.stride), model.non_increasing);
     store(logits + k * tile.stride, logit);
   }
 }
 
-// An item's scales; null where the table has none.
+// An item's scales; null if the table has none.
 inline const float* scales_of(const TwinTile& tile, int64_t item) {
   return tile.table->scales ? tile.table->scales + item * tile.model->tasks : nullptr;
 }
 
-// Items of a tile from place `at` on; the last one again where the tile ends.
-inline ListedItems listed_items(const TwinTile& tile, int64_t at) {
+// The 16 items of a tile from row `first_row` on; past the tile's end, its last item is repeated.
+inline ListedItems listed_items(const TwinTile& tile, int64_t first_row) {
   ListedItems items;
   for (int64_t i = 0; i < kLane; ++i) {
-    const int64_t place = tile.first + (at + i < tile.rows ? at + i : tile.rows - 1);
-    const int64_t item = tile.ids ? tile.ids[place] : place;
+    const int64_t index = tile.first + (first_row + i < tile.rows ? first_row + i : tile.rows - 1);
+    const int64_t item = tile.ids ? tile.ids[index] : index;
     items.row[i] = static_cast<const char*>(tile.table->rows.from(item).data);
     items.scale_row[i] = scales_of(tile, item);
   }
   return items;
 }
 
-// Asks for the rows of a list's items.
-inline void fetch_listed(const TwinTile& tile, int64_t from, int64_t count, int64_t row_bytes) {
+// Prefetches the rows of a list's items.
+inline void prefetch_listed(const TwinTile& tile, int64_t from, int64_t count, int64_t row_bytes) {
   const TwinTable& table = *tile.table;
-  for (int64_t place = from; place < from + count; ++place) {
-    const int64_t item = tile.ids[place];
+  for (int64_t index = from; index < from + count; ++index) {
+    const int64_t item = tile.ids[index];
     const char* const row = static_cast<const char*>(table.rows.from(item).data);
-    for (int64_t at = 0; at < row_bytes; at += kChunkBytes) __builtin_prefetch(row + at);
+    for (int64_t byte = 0; byte < row_bytes; byte += kChunkBytes) __builtin_prefetch(row + byte);
     if (table.scales) __builtin_prefetch(table.scales + item * tile.model->tasks);
   }
 }
 
-inline void fuse_twin(const TwinTile& tile, int64_t at) {
+inline void fuse_twin(const TwinTile& tile, int64_t first_row) {
   const auto weight = [&](int32_t index) {
     const float* const from = tile.fusion_weights + index;
     if (tile.fusion_weights_step == 0) return broadcast(*from);
     float values[kLane];
     for (int64_t i = 0; i < kLane; ++i) {
-      values[i] = from[(at + i < tile.rows ? at + i : tile.rows - 1) * tile.fusion_weights_step];
+      values[i] = from[(first_row + i < tile.rows ? first_row + i : tile.rows - 1) * tile.fusion_weights_step];
     }
     return load(values);
   };
-  fuse_lanes(tile.fusion, tile.model->tasks, tile.logits + at, tile.stride, weight, tile.probs + at, tile.score + at);
+  fuse_lanes(tile.fusion, tile.model->tasks, tile.logits + first_row, tile.stride, weight, tile.probs + first_row,
+             tile.score + first_row);
 }
 
 template <Precision kElement>
@@ -352,24 +354,24 @@ inline void score_twin_tile_in(const TwinTile& tile) {
   const char* const table_end = static_cast<const char*>(table.rows.from(table.items - 1).data) + row_bytes;
   const PartChunk rest = part_chunk(task_bytes % kChunkBytes, table_end);
   const int64_t stride_bytes = table.rows.stride * bytes_of(kElement);
-  const Columns columns(model.tasks);
+  const ColumnLoader columns(model.tasks);
   const int64_t ahead = stream_ahead(stride_bytes);
-  int64_t fetched = 0;
-  for (int64_t at = 0; at < tile.stride; at += kLane) {
+  int64_t prefetched = 0;
+  for (int64_t row = 0; row < tile.stride; row += kLane) {
     if (tile.ids) {
-      const int64_t fetch_until = tile.fetch_rows * (at + kLane) / tile.stride;
-      fetch_listed(tile, tile.fetch_from + fetched, fetch_until - fetched, row_bytes);
-      fetched = fetch_until;
+      const int64_t prefetch_until = tile.prefetch_rows * (row + kLane) / tile.stride;
+      prefetch_listed(tile, tile.prefetch_from + prefetched, prefetch_until - prefetched, row_bytes);
+      prefetched = prefetch_until;
     }
-    if (!tile.ids && at + kLane <= tile.rows) {
-      const int64_t item = tile.first + at;
+    if (!tile.ids && row + kLane <= tile.rows) {
+      const int64_t item = tile.first + row;
       const ConsecutiveItems items{static_cast<const char*>(table.rows.from(item).data), stride_bytes, ahead,
                                    scales_of(tile, item), &columns};
-      twin_logits(tile, user, items, whole_chunks, rest, tile.logits + at);
+      twin_logits(tile, user, items, whole_chunks, rest, tile.logits + row);
     } else {
-      twin_logits(tile, user, listed_items(tile, at), whole_chunks, rest, tile.logits + at);
+      twin_logits(tile, user, listed_items(tile, row), whole_chunks, rest, tile.logits + row);
     }
-    fuse_twin(tile, at);
+    fuse_twin(tile, row);
   }
 }
 
@@ -383,11 +385,11 @@ float read_memory(const void* from, int64_t bytes) {
   constexpr int kSums = 4;
   Ints sum[kSums];
   for (Ints& one : sum) one = broadcast_int(0);
-  for (int64_t at = 0; at + kSums * kChunkBytes <= bytes; at += kSums * kChunkBytes) {
+  for (int64_t offset = 0; offset + kSums * kChunkBytes <= bytes; offset += kSums * kChunkBytes) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kSums; ++i) sum[i] = sum[i] ^ load_chunk(data + at + i * kChunkBytes);
+    for (int i = 0; i < kSums; ++i) sum[i] = sum[i] ^ load_chunk(data + offset + i * kChunkBytes);
   }
-  return static_cast<float>(total((sum[0] ^ sum[1]) ^ (sum[2] ^ sum[3])));
+  return static_cast<float>(horizontal_sum((sum[0] ^ sum[1]) ^ (sum[2] ^ sum[3])));
 }
 
 }  // namespace resflow::cpu::RESFLOW_TARGET

@@ -16,21 +16,22 @@
 namespace resflow::cpu {
 namespace {
 
-// A tile of rows stays in a core's L2 (512 KB and more) while every request of a pass reads it.
+// Bytes of a tile of rows: it stays in a core's L2 (512 KB or more) while every request of a pass reads it.
 constexpr int64_t kTileBytes = 64 * 1024;
 constexpr int64_t kMaxTileRows = 1024;
 
-// Requests that share a pass over the table. At 16, computing takes several times as long as reading.
-constexpr int64_t kRequestsAPass = 16;
+// Number of requests that share a pass over the table. At 16, computation takes several times as long as reading.
+constexpr int64_t kRequestsPerPass = 16;
 
-// Tiles a thread takes at once: what it fetches ahead is its own, but for the last.
-constexpr int64_t kTilesARun = 8;
+// Consecutive tiles that a thread takes at once: it reads itself what it prefetches, except at the end of the last
+// tile.
+constexpr int64_t kTilesPerRun = 8;
 
-// A candidate takes 3 to 10 ns, waking a thread 10 to 60 us.
-constexpr int64_t kCandidatesAThread = 4096;
+// Least number of candidates per thread: a candidate takes 3 to 10 ns, waking a thread 10 to 60 us.
+constexpr int64_t kCandidatesPerThread = 4096;
 
-// A list of ids is cut into so many pieces a thread, of at least so many candidates.
-constexpr int64_t kPiecesAThread = 4;
+// Pieces per thread that lists of ids are divided into, and the least number of candidates per piece.
+constexpr int64_t kPiecesPerThread = 4;
 constexpr int64_t kPieceRows = 256;
 
 int64_t tile_rows(const TwinCall& call) {
@@ -39,8 +40,8 @@ int64_t tile_rows(const TwinCall& call) {
 }
 
 int64_t useful_threads(const TwinCall& call, int64_t threads) {
-  const int64_t candidates = call.ids ? call.count : call.count * std::min(call.requests, kRequestsAPass);
-  return std::clamp<int64_t>(candidates / kCandidatesAThread, 1, std::max<int64_t>(threads, 1));
+  const int64_t candidates = call.ids ? call.count : call.count * std::min(call.requests, kRequestsPerPass);
+  return std::clamp<int64_t>(candidates / kCandidatesPerThread, 1, std::max<int64_t>(threads, 1));
 }
 
 const float* prepared_user(const TwinCall& call, int64_t request, float* out) {
@@ -48,20 +49,20 @@ const float* prepared_user(const TwinCall& call, int64_t request, float* out) {
   return out;
 }
 
-// Consecutive candidates of one request, by their places in ids or by item.
+// Consecutive candidates of one request, by index in ids or by item.
 struct RequestSpan {
   int64_t request;
   int64_t first;
   int64_t rows;
 };
 
-// Places in ids whose items a thread fetches while it scores.
+// Indices in ids of the items that a thread prefetches while it scores.
 struct Ahead {
   int64_t from;
   int64_t rows;
 };
 
-// A tile's results, [task][stride]; they last until the thread's next tile.
+// A tile's results, [task][stride]; they are valid until the thread's next tile.
 struct TwinScores {
   const float* logits;
   const float* probs;
@@ -81,8 +82,8 @@ TwinScores score_span(const TwinCall& call, const float* user, RequestSpan span,
   tile.ids = call.ids;
   tile.first = span.first;
   tile.rows = span.rows;
-  tile.fetch_from = ahead.from;
-  tile.fetch_rows = ahead.rows;
+  tile.prefetch_from = ahead.from;
+  tile.prefetch_rows = ahead.rows;
   tile.fusion = call.weights.fusion;
   tile.fusion_weights = call.weights.values + row * count;
   tile.fusion_weights_step = call.weights.per == WeightsPer::candidate ? count : 0;
@@ -94,8 +95,8 @@ TwinScores score_span(const TwinCall& call, const float* user, RequestSpan span,
   return {tile.logits, tile.probs, tile.score, stride};
 }
 
-// Every item for every request: calls done(worker, request, span, scores) for each tile. One worker's spans of a
-// request come in the order of their items.
+// Scores every item for every request: calls done(worker, request, span, scores) for each tile. A worker's spans of a
+// request are in the order of their items.
 template <class Done>
 void stream(const TwinCall& call, int64_t first_request, int64_t requests, int64_t workers, Done done) {
   const int64_t rows = tile_rows(call), items = call.count;
@@ -105,7 +106,7 @@ void stream(const TwinCall& call, int64_t first_request, int64_t requests, int64
   for (int64_t r = 0; r < requests; ++r) prepared_user(call, first_request + r, prepared + r * user_floats);
 
   const int64_t tiles = (items + rows - 1) / rows;
-  const int64_t run_tiles = std::clamp<int64_t>(tiles / (4 * workers), 1, kTilesARun);
+  const int64_t run_tiles = std::clamp<int64_t>(tiles / (4 * workers), 1, kTilesPerRun);
   std::atomic<int64_t> next_run{0};
   run_parallel(workers, workers, [&](int64_t worker) {
     for (;;) {
@@ -123,9 +124,10 @@ void stream(const TwinCall& call, int64_t first_request, int64_t requests, int64
   });
 }
 
-// A request's list, cut so that threads share long ones. A request without candidates has an empty piece.
+// Divides the requests' lists into pieces, so that threads share long lists. A request without candidates has one empty
+// piece.
 std::vector<RequestSpan> cut_lists(const TwinCall& call, int64_t threads) {
-  const int64_t rows = std::max(kPieceRows, call.count / (threads * kPiecesAThread));
+  const int64_t rows = std::max(kPieceRows, call.count / (threads * kPiecesPerThread));
   std::vector<RequestSpan> pieces;
   for (int64_t request = 0; request < call.requests; ++request) {
     int64_t first = call.offsets[request];
@@ -148,20 +150,20 @@ void score_piece(const TwinCall& call, const RequestSpan& piece, int64_t rows, D
   const int64_t end = piece.first + piece.rows;
   for (int64_t first = piece.first; first < end; first += rows) {
     const int64_t count = std::min(rows, end - first), after = first + count;
-    // Past the piece, the list goes on with what this thread may well score next.
+    // Past the piece, the list continues with candidates that this thread is likely to score next.
     const Ahead ahead{after, std::min(rows, call.count - after)};
     const RequestSpan span{piece.request, first, count};
     done(span, score_span(call, user, span, ahead));
   }
 }
 
-// Rows of a list's tile: enough between asking for a row and reading it, few enough to stay in L1 until then.
+// Rows per tile of a list: far enough between prefetching a row and reading it, few enough to stay in L1 until then.
 constexpr int64_t kListRows = 64;
 
 void stream_topk(const TwinCall& call, const TopKOut& out, int64_t workers) {
   const auto [k, scores, positions] = out;
-  for (int64_t first = 0; first < call.requests; first += kRequestsAPass) {
-    const int64_t requests = std::min(kRequestsAPass, call.requests - first);
+  for (int64_t first = 0; first < call.requests; first += kRequestsPerPass) {
+    const int64_t requests = std::min(kRequestsPerPass, call.requests - first);
     std::vector<TopK> best(workers * requests, TopK(k));
     stream(call, first, requests, workers,
            [&](int64_t worker, int64_t r, const RequestSpan& span, const TwinScores& tile) {
@@ -184,23 +186,23 @@ void list_topk(const TwinCall& call, const TopKOut& out, int64_t threads) {
   const auto write = [&](TopK& best, int64_t request) {
     best.write(out.scores + request * k, out.positions + request * k);
   };
-  std::vector<TopK> shared(count, TopK(k));  // of requests in several pieces
-  run_parallel(count, threads, [&](int64_t at) {
-    const RequestSpan& piece = pieces[at];
+  std::vector<TopK> shared(count, TopK(k));  // for requests in several pieces
+  run_parallel(count, threads, [&](int64_t i) {
+    const RequestSpan& piece = pieces[i];
     TopK best(k);
     score_piece(call, piece, kListRows, [&](const RequestSpan& span, const TwinScores& tile) {
       best.offer_run(tile.score, span.rows, span.first - call.offsets[piece.request]);
     });
-    if (same_request(at, at - 1) || same_request(at, at + 1)) {
-      shared[at] = std::move(best);
+    if (same_request(i, i - 1) || same_request(i, i + 1)) {
+      shared[i] = std::move(best);
     } else {
       write(best, piece.request);
     }
   });
-  for (int64_t at = 0; at < count; ++at) {
-    if (same_request(at, at - 1)) {
-      shared[at].merge(shared[at - 1]);
-      if (!same_request(at, at + 1)) write(shared[at], pieces[at].request);
+  for (int64_t i = 0; i < count; ++i) {
+    if (same_request(i, i - 1)) {
+      shared[i].merge(shared[i - 1]);
+      if (!same_request(i, i + 1)) write(shared[i], pieces[i].request);
     }
   }
 }
@@ -222,14 +224,14 @@ void twin_scores(const TwinCall& call, const ScoresOut& out, int64_t threads) {
   threads = useful_threads(call, threads);
   if (call.ids) {
     const std::vector<RequestSpan> pieces = cut_lists(call, threads);
-    run_parallel(static_cast<int64_t>(pieces.size()), threads, [&](int64_t at) {
-      score_piece(call, pieces[at], kListRows,
+    run_parallel(static_cast<int64_t>(pieces.size()), threads, [&](int64_t i) {
+      score_piece(call, pieces[i], kListRows,
                   [&](const RequestSpan& span, const TwinScores& tile) { keep(tile, span.rows, span.first); });
     });
     return;
   }
-  for (int64_t first = 0; first < call.requests; first += kRequestsAPass) {
-    const int64_t requests = std::min(kRequestsAPass, call.requests - first);
+  for (int64_t first = 0; first < call.requests; first += kRequestsPerPass) {
+    const int64_t requests = std::min(kRequestsPerPass, call.requests - first);
     stream(call, first, requests, threads, [&](int64_t, int64_t, const RequestSpan& span, const TwinScores& tile) {
       keep(tile, span.rows, span.request * call.count + span.first);
     });
@@ -268,14 +270,14 @@ double measure_read_bandwidth(const void* from, int64_t bytes, int64_t threads) 
   constexpr int64_t kPart = 1 << 20;
   const Kernels& reader = kernels();
   std::atomic<int64_t> next{0};
-  std::atomic<float> sum{0};  // so that no read can be left out
+  std::atomic<float> sum{0};  // keeps the compiler from dropping reads
   const auto begin = Clock::now();
   run_parallel(threads, threads, [&](int64_t) {
-    float own = 0;
-    for (int64_t at; (at = next.fetch_add(kPart, std::memory_order_relaxed)) < bytes;) {
-      own += reader.read_memory(static_cast<const char*>(from) + at, std::min(kPart, bytes - at));
+    float local = 0;
+    for (int64_t offset; (offset = next.fetch_add(kPart, std::memory_order_relaxed)) < bytes;) {
+      local += reader.read_memory(static_cast<const char*>(from) + offset, std::min(kPart, bytes - offset));
     }
-    sum.store(own, std::memory_order_relaxed);
+    sum.store(local, std::memory_order_relaxed);
   });
   return static_cast<double>(bytes) / std::chrono::duration<double>(Clock::now() - begin).count() * 1e-9;
 }

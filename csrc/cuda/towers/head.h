@@ -35,12 +35,17 @@ class RunningScore {
 // The score of logits z_k: logit(k) of a task, weight(i) of 0 to fusion_weight_count - 1.
 template <class Logit, class Weight>
 RESFLOW_DEVICE float fuse(Fusion fusion, int32_t tasks, Logit logit, Weight weight) {
-  RunningScore score;
-  for (int32_t k = 0; k < tasks; ++k) {
-    const float z = logit(k);
-    score.add(fusion, k, z, sigmoid(z), weight);
-  }
-  return score.end(fusion, tasks, weight);
+  float score = kNan;
+  // A loop per fusion: one loop that chooses in every turn spills in the twin kernel on sm_90a.
+  with_fusion(fusion, [&](auto formula) {
+    FusionState state{0.0f, 0.0f};
+    for (int32_t k = 0; k < tasks; ++k) {
+      const float z = logit(k);
+      formula.add(state, k, z, sigmoid(z), weight);
+    }
+    score = formula.end(state, tasks, weight);
+  });
+  return score;
 }
 
 }  // namespace resflow::cuda

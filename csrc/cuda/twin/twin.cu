@@ -15,7 +15,7 @@ namespace resflow::cuda {
 namespace {
 
 // Largest number of requests per pass over the items, whose scores are kept at once.
-constexpr int64_t kRequestsAPass = 64;
+constexpr int64_t kRequestsPerPass = 64;
 
 int64_t aligned(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
@@ -157,7 +157,7 @@ struct Passes {
   char* topk;
 
   Passes(const TwinCall& call, int64_t k, int64_t pass_bytes, Workspace& workspace) {
-    requests = std::min(call.requests, kRequestsAPass);
+    requests = std::min(call.requests, kRequestsPerPass);
     const int64_t room = pass_bytes / static_cast<int64_t>(sizeof(float)) / std::max<int64_t>(requests, 1);
     items = call.count <= room ? call.count : std::min(std::max(room - k, k), call.count);
     count = items > 0 ? (call.count + items - 1) / items : 1;

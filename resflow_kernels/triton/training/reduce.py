@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..functions import wide
+from ..functions import only_if, wide
 from .layers import PADDED, STATISTICS, TASK_FLOATS, WIDTH, blocks_of, choose
 
 
@@ -96,8 +96,7 @@ def channel_sums_kernel(
         total += tl.sum(tl.load(tile_sums + places, mask=inside, other=0.0).to(tl.float64), axis=0)
         first += BLOCK_T
     task, column = columns // LAYER[PADDED], columns % LAYER[PADDED]
-    # No scalar truth value in a mask: the interpreter of Triton 3.9 takes none.
-    real = exist & (column < tl.where(place >= 0, LAYER[WIDTH], 0))
+    real = only_if(place >= 0, exist & (column < LAYER[WIDTH]))
     tl.store(out + wide(LAYER[TASK_FLOATS]) * task + place + column, total.to(tl.float32), mask=real)
     if means is not None:
         mean = (total / wide(count).to(tl.float64)).to(tl.float32)
