@@ -50,7 +50,8 @@ TEST(stored_bytes_are_within_127_steps) {
     for (int64_t i = 0; i < kInputs; ++i) {
       CHECK(bytes[i] >= -127);
       CHECK(scale > 0 || bytes[i] == 0);
-      if (scale > std::numeric_limits<float>::min()) CHECK(std::abs(bytes[i] * scale - row[i]) <= 0.501f * scale);
+      if (scale > std::numeric_limits<float>::min())
+        CHECK(std::abs(static_cast<double>(bytes[i]) * scale - row[i]) <= 0.501 * scale);
     }
   }
   CHECK(int8_step(kNan) == 0 && int8_step(kInfinity) == 127 && int8_step(-kInfinity) == -127);
