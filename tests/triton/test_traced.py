@@ -83,8 +83,9 @@ TREE = "Plan(20, (130, 5), (-1, 0, 0, 1), 'tanh', non_increasing=True)"
 @pytest.mark.parametrize("plan", [CHAIN, TREE])
 def test_export_keeps_the_ops_for_batches_of_any_size(plan: str) -> None:
     ops_line, shapes, sizes = python(PREPARE + EXPORT, plan).splitlines()
-    op = "resflow_triton.{}_scores.default".format
-    assert ops_line.split() == [op("dense"), op("request"), op("dense"), op("catalog")]
+    op = "resflow_triton.{}.default".format
+    called = ("dense_scores", "request_scores", "dense_topk", "catalog_scores")
+    assert ops_line.split() == [op(name) for name in called]
     tasks = eval(plan).tasks
     scores = f"({tasks},) ({tasks},) ()"
     assert shapes == f"{scores} {scores} (5,) (5,) {scores}"
