@@ -287,7 +287,7 @@ def test_bad_input_is_named_in_the_cpus_words(device: Device) -> None:
         ("x", torch.zeros(3, 5)): "x must be a matrix with 6 columns, got [3, 5]",
         ("x", torch.zeros(3, 6).double()): "x must be float32, bfloat16 or float16, got float64",
         ("fusion_weights", torch.ones(3)): "fusion_weights must be a vector of 2, got [3]",
-        ("fusion", 3): "fusion must be one of 0 to 2, got 3",
+        ("fusion", "sum"): "fusion must be one of additive, multiplicative, expected_value, got 'sum'",
         ("plan", int8): "plan precision must be one of float32, bfloat16, float16, tensorfloat32 on a GPU, got int8",
     }.items():
         with pytest.raises(ValueError) as raised:

@@ -79,8 +79,8 @@ def test_multiplicative_fusion_of_impossible_tasks(device: Device) -> None:
     ]
     packed = ops.pack_towers(weights, plan)
     x = torch.tensor([[float("-inf")], [-1e30], [-200.0]])
-    none = device.dense_scores(x, packed, plan, torch.tensor([0.0, 0.0]), FUSIONS.index("multiplicative"))
-    some = device.dense_scores(x, packed, plan, torch.tensor([0.0, 0.5]), FUSIONS.index("multiplicative"))
+    none = device.dense_scores(x, packed, plan, torch.tensor([0.0, 0.0]), "multiplicative")
+    some = device.dense_scores(x, packed, plan, torch.tensor([0.0, 0.5]), "multiplicative")
     assert none.score.tolist() == [1, 1, 1] and some.score[:2].tolist() == [0, 0]
     assert 0 <= float(some.score[2]) < 6e-44
 

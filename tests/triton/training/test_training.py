@@ -233,7 +233,7 @@ def test_bad_input_is_named(change: dict[str, Any], text: str) -> None:
         train_forward(arguments["x"], arguments["weights"], FOREST.encoded, arguments["statistics"], EPS, True)
 
 
-def test_what_the_way_back_is_given_is_checked() -> None:
+def test_what_the_backward_pass_is_given_is_checked() -> None:
     from resflow_kernels.triton.training import train_backward, train_forward
 
     plan = Plan(4, (3,), (-1,), "tanh")
@@ -242,7 +242,7 @@ def test_what_the_way_back_is_given_is_checked() -> None:
     rest = (plan.encoded, 0, EPS, True)
     with pytest.raises(ValueError, match=r"train_backward: logit_gradients must be of shape \[3, 1\], got \[2, 1\]"):
         train_backward(logits[:2], x, weights, *state, *rest)
-    with pytest.raises(ValueError, match=r"train_backward: own must be on .*, got meta"):
+    with pytest.raises(ValueError, match=r"train_backward: task_logits must be on .*, got meta"):
         train_backward(logits, x, weights, state[0].to("meta"), *state[1:], *rest)
     with pytest.raises(ValueError, match=r"train_backward: weights\[1\] must be on .*, got meta"):
         train_backward(logits, x, [weights[0], weights[1].to("meta"), *weights[2:]], *state, *rest)
