@@ -35,15 +35,23 @@ def call(op: str, *arguments: Any) -> Any:
     """Call an op by its name.
 
     Raises:
-        ValueError: input that the op refuses. PyTorch makes a ``ValueError`` of the kernels' exception up to 2.14, from
-            2.15 on a ``RuntimeError`` with the same text, which becomes a ``ValueError`` here.
+        ValueError: input that the op refuses.
     """
     try:
         return getattr(namespace, op)(*arguments)
     except RuntimeError as error:
-        if type(error) is RuntimeError and str(error).startswith(f"{op}: "):
-            raise ValueError(str(error)) from None
-        raise
+        raise promised(op, error) from None
+
+
+def promised(op: str, error: RuntimeError) -> Exception:
+    """What a call raises for an op's error: ``ValueError`` for input that it refuses, else the error itself.
+
+    PyTorch makes a ``ValueError`` of the kernels' exception up to 2.14, from 2.15 on a ``RuntimeError`` with the same
+    text.
+    """
+    if type(error) is RuntimeError and str(error).startswith(f"{op}: "):
+        return ValueError(str(error))
+    return error
 
 
 @contextmanager
