@@ -107,6 +107,9 @@ PACKED = {name: int(value) for name, value in _values("plan.def", "PACKED").item
 PACKED_MAGIC = _values("plan.def", "PACKED_MAGIC")["magic"].encode()
 PACKED_FIELDS = _names("plan.def", "PACKED_FIELD")
 PACKED_LAYER_FIELDS = _names("plan.def", "PACKED_LAYER_FIELD")
+STEPS = _names("program.def", "STEP")
+STEP_FIELDS = _names("program.def", "STEP_FIELD")
+PROGRAM_LIMITS = {name: int(value) for name, value in _values("program.def", "PROGRAM_LIMIT").items()}
 _EXPECTED = _values("errors.def", "EXPECT")
 
 _Row = TypeVar("_Row")
