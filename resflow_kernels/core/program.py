@@ -83,6 +83,9 @@ class Step:
     factors: Row = ()
     addends: Row = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epsilon", struct.unpack("<f", struct.pack("<f", self.epsilon))[0])
+
     @property
     def columns(self) -> int:
         """Columns of the inputs."""
@@ -343,7 +346,9 @@ def _decode_step(numbers: Iterator[int]) -> Step:
     epsilon = struct.unpack("<f", struct.pack("<i", fields["epsilon"]))[0]
     rows = [_decode_row(numbers, fields[name]) for name in ("inputs", "factors", "addends")]
     affine = bool(fields["affine"])
-    return Step(STEPS[kind], fields["width"], rows[0], ACTIVATIONS[activation], affine, fields["groups"], epsilon, *rows[1:])
+    return Step(
+        STEPS[kind], fields["width"], rows[0], ACTIVATIONS[activation], affine, fields["groups"], epsilon, *rows[1:]
+    )
 
 
 def _decode_row(numbers: Iterator[int], segments: int) -> Row:
