@@ -108,7 +108,9 @@ PACKED_MAGIC = _values("plan.def", "PACKED_MAGIC")["magic"].encode()
 PACKED_FIELDS = _names("plan.def", "PACKED_FIELD")
 PACKED_LAYER_FIELDS = _names("plan.def", "PACKED_LAYER_FIELD")
 STEPS = _names("program.def", "STEP")
-STEP_FIELDS = _names("program.def", "STEP_FIELD")
+# Where each field of a step is: in which of its numbers, from which bit on, and in how many; a segment is one number.
+STEP_FIELDS = {name: tuple(map(int, place)) for name, *place in _rows_of("program.def", "STEP_FIELD")}
+SEGMENT_FIELDS = {name: (0, *map(int, place)) for name, *place in _rows_of("program.def", "SEGMENT_FIELD")}
 PROGRAM_LIMITS = {name: int(value) for name, value in _values("program.def", "PROGRAM_LIMIT").items()}
 _EXPECTED = _values("errors.def", "EXPECT")
 

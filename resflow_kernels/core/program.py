@@ -7,7 +7,7 @@ they take a :class:`~resflow_kernels.Plan`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from ..contract import (
     PLAN_LIMITS,
     PRECISION_ROWS,
     PROGRAM_LIMITS,
+    SEGMENT_FIELDS,
     STEP_FIELDS,
     STEPS,
     precision_of_code,
@@ -31,6 +32,9 @@ class Segment(NamedTuple):
     value: int
     column: int
     width: int
+
+    def encode(self) -> list[int]:
+        return _pack(SEGMENT_FIELDS, self._asdict(), 1)
 
 
 Row = tuple[Segment, ...]
@@ -105,18 +109,18 @@ class Step:
     def encode(self) -> Iterator[int]:
         fields = {
             "kind": STEPS.index(self.kind),
-            "width": self.width,
             "activation": ACTIVATIONS.index(self.activation),
             "affine": int(self.affine),
-            "groups": self.groups,
-            "epsilon": struct.unpack("<i", struct.pack("<f", self.epsilon))[0],
             "inputs": len(self.inputs),
             "factors": len(self.factors),
             "addends": len(self.addends),
+            "width": self.width,
+            "groups": self.groups,
+            "epsilon": struct.unpack("<I", struct.pack("<f", self.epsilon))[0],
         }
-        yield from (fields[name] for name in STEP_FIELDS)
+        yield from _pack(STEP_FIELDS, fields, PROGRAM_LIMITS["step_words"])
         for segment in (*self.inputs, *self.factors, *self.addends):
-            yield from segment
+            yield from segment.encode()
 
     def problem(self) -> str | None:
         """Why the step makes no sense by itself; ``None`` if it does."""
@@ -206,6 +210,8 @@ class Program:
             _require(not int8 or step.columns <= most, "precision", f"another for over {most} inputs", "int8")
             widths.append(step.width)
         _require(sum(widths) <= PROGRAM_LIMITS["max_columns"], "steps", "fewer columns", sum(widths))
+        most = PROGRAM_LIMITS["max_outputs"]
+        _require(len(self.outputs) <= most, "outputs", f"at most {most} segments", len(self.outputs))
         for segment in self.outputs:
             _check_segment("outputs", segment, widths)
         _require(bool(self.outputs), "outputs", "at least one segment", self.outputs)
@@ -239,7 +245,7 @@ class Program:
         for step in self.steps:
             yield from step.encode()
         for segment in self.outputs:
-            yield from segment
+            yield from segment.encode()
 
     @classmethod
     def decode(cls, encoded: Sequence[int]) -> Program:
@@ -338,21 +344,38 @@ def with_precision(program: Program, precision: str) -> Program:
     return replace(program, precision=precision)
 
 
+def _pack(places: Mapping[str, tuple[int, ...]], fields: Mapping[str, int], words: int) -> list[int]:
+    numbers = [0] * words
+    for name, (word, shift, bits) in places.items():
+        _require(0 <= fields[name] < 1 << bits, name, f"of {bits} bits", fields[name])
+        numbers[word] |= fields[name] << shift
+    return numbers
+
+
+def _unpack(places: Mapping[str, tuple[int, ...]], numbers: Sequence[int]) -> dict[str, int]:
+    return {name: numbers[word] >> shift & ((1 << bits) - 1) for name, (word, shift, bits) in places.items()}
+
+
 def _decode_step(numbers: Iterator[int]) -> Step:
-    fields = {name: next(numbers) for name in STEP_FIELDS}
+    fields = _unpack(STEP_FIELDS, [next(numbers) for _ in range(PROGRAM_LIMITS["step_words"])])
     kind, activation = fields["kind"], fields["activation"]
-    _require(0 <= kind < len(STEPS), "step kind", "a known code", kind)
-    _require(0 <= activation < len(ACTIVATIONS), "step activation", "a known code", activation)
-    epsilon = struct.unpack("<f", struct.pack("<i", fields["epsilon"]))[0]
-    rows = [_decode_row(numbers, fields[name]) for name in ("inputs", "factors", "addends")]
-    affine = bool(fields["affine"])
+    _require(kind < len(STEPS), "step kind", "a known code", kind)
+    _require(activation < len(ACTIVATIONS), "step activation", "a known code", activation)
     return Step(
-        STEPS[kind], fields["width"], rows[0], ACTIVATIONS[activation], affine, fields["groups"], epsilon, *rows[1:]
+        STEPS[kind],
+        fields["width"],
+        _decode_row(numbers, fields["inputs"]),
+        ACTIVATIONS[activation],
+        bool(fields["affine"]),
+        fields["groups"],
+        struct.unpack("<f", struct.pack("<I", fields["epsilon"]))[0],
+        _decode_row(numbers, fields["factors"]),
+        _decode_row(numbers, fields["addends"]),
     )
 
 
 def _decode_row(numbers: Iterator[int], segments: int) -> Row:
-    return tuple(Segment(next(numbers), next(numbers), next(numbers)) for _ in range(segments))
+    return tuple(Segment(**_unpack(SEGMENT_FIELDS, [next(numbers)])) for _ in range(segments))
 
 
 def _check_segment(name: str, segment: Segment, widths: Sequence[int]) -> None:
