@@ -1,0 +1,212 @@
+"""A user's model whose forward runs programs in eval mode, and is the user's own everywhere else."""
+
+from __future__ import annotations
+
+import copyreg
+import inspect
+import warnings
+from collections.abc import Mapping
+from functools import cache, wraps
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .constants import Evaluator
+from .plan import FusedPlan
+from .run import pack, runner
+from .source import Other, namespace
+
+STATE = "_resflow_fused"
+_version = attrgetter("_version")
+_pointer = Tensor.data_ptr
+_is_inference = Tensor.is_inference
+# Hooks by which PyTorch computes a weight before each call; the graph holds what they do.
+_KNOWN_HOOKS = ("WeightNorm", "SpectralNorm")
+
+
+def fused_copy(model: nn.Module, plan: FusedPlan) -> nn.Module:
+    """A shallow copy of a model, of a class derived from its own, that runs a plan. It shares the model's tensors."""
+    made = object.__new__(_fused_class(type(model)))
+    made.__dict__.update(model.__dict__)
+    for name in ("_parameters", "_buffers", "_modules"):
+        made.__dict__[name] = dict(model.__dict__[name])
+    made.__dict__[STATE] = FusedState(plan)
+    return made
+
+
+class FusedState:
+    """A plan bound to a model's tensors: packed weights, and what tells that they are out of date."""
+
+    def __init__(self, plan: FusedPlan) -> None:
+        self.plan = plan
+        self._forget()
+
+    def _forget(self) -> None:
+        self._call: Any = None
+        self._slots: list[tuple[Any, str]] = []
+        self._seen: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"plan": self.plan}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["plan"])  # type: ignore[misc]
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The fused result; ``Other`` where the user's own forward is to run."""
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch.is_autocast_enabled("cpu"):
+            return Other
+        if self._call is None:
+            self._bind(model)
+        tensors = [place[name] for place, name in self._slots]
+        if torch.is_grad_enabled() and _needs_gradient(tensors, args, kwargs):
+            return Other
+        if self._changed(tensors) and not self._pack(model, tensors):
+            return Other
+        if len(args) != self._positional or kwargs.keys() != self._keywords:
+            bound = self._bound(args, kwargs)
+            if bound is None:
+                return Other
+            args, kwargs = bound
+        return self._call(args, kwargs, tensors, self._packed)
+
+    # The state of the model
+
+    def _bind(self, model: nn.Module) -> None:
+        self._positional, names = self.plan.arguments
+        self._keywords = set(names)
+        self._signature = inspect.signature(type(model).__mro__[2].forward)
+        self._slots = [_slot(model, name) for name in self.plan.tensors]
+        modules = list(model.modules())
+        self._children = [one._modules for one in modules if one._modules]
+        hooks = [kind for one in modules[1:] for kind in (one._forward_hooks, one._forward_pre_hooks)]
+        self._hooks = [kind for kind in hooks if not _all_known(kind)]
+        self._child_list = self._flat_children()
+        scope = namespace(self.plan.table, [runner(program) for program in self.plan.programs])
+        exec(compile(self.plan.source, "<fused>", "exec"), scope)
+        self._call = scope["call"]
+        self._seen = None
+
+    def _flat_children(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self._children)))
+
+    def _changed(self, tensors: list[Tensor]) -> bool:
+        return self._state(tensors) != self._seen or any(self._hooks) or self._flat_children() != self._child_list
+
+    @staticmethod
+    def _state(tensors: list[Tensor]) -> Any:
+        try:
+            return [*map(_version, tensors), *map(_pointer, tensors)]
+        except RuntimeError:  # tensors of inference mode count no versions
+            return None
+
+    def _pack(self, model: nn.Module, tensors: list[Tensor]) -> bool:
+        """Pack the weights of the model as it is now; ``False``: it is none that the plan was made for."""
+        if any(self._hooks):
+            return _decline("a module inside has a forward hook")
+        if self._flat_children() != self._child_list:
+            self._forget()
+            self._bind(model)
+            tensors = [place[name] for place, name in self._slots]
+        if any(map(_is_inference, tensors)):
+            return _decline("its parameters were made in inference mode")
+        floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+        if floats - {self.plan.dtype}:
+            return _decline(f"it was fused in {_short(self.plan.dtype)} and is in {', '.join(map(_short, floats))}; fuse it again")
+        with torch.inference_mode(False), torch.no_grad():
+            value = Evaluator([tensor.detach() for tensor in tensors])
+            if any(not torch.equal(value(const), was) for const, was in self.plan.structure):
+                return _decline("a buffer that says which columns are read has changed; fuse it again")
+            pairs = zip(self.plan.weights, self.plan.programs, strict=True)
+            self._packed = [pack([value(const) for const in weights], program) for weights, program in pairs]
+        self._seen = self._state(tensors)
+        return True
+
+    def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """A call's arguments in the form of the one that was traced."""
+        try:
+            given = self._signature.bind(None, *args, **kwargs).arguments
+        except TypeError:
+            return None
+        given.pop(next(iter(self._signature.parameters)))
+        if any(isinstance(value, dict) and name not in self._keywords for name, value in given.items() if name == "kwargs"):
+            return None
+        names = list(given)
+        made = tuple(given[name] for name in names[: self._positional])
+        rest = {name: given[name] for name in names[self._positional :]}
+        return (made, rest) if rest.keys() == self._keywords and len(made) == self._positional else None
+
+
+class FusedForward:
+    """What a fused model's class has before the user's own class."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made = super().__reduce_ex__(protocol)
+        if isinstance(made, tuple) and made[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_rebuilt, (type(self).__mro__[2],), *made[2:])
+        return made
+
+
+@cache
+def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
+    own = base.forward
+
+    @wraps(own)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self.training:
+            made = self.__dict__[STATE](self, args, kwargs)
+            if made is not Other:
+                return made
+        return own(self, *args, **kwargs)
+
+    return type(base.__name__, (FusedForward, base), {"forward": forward, "__module__": base.__module__})
+
+
+def _rebuilt(base: type[nn.Module]) -> nn.Module:
+    """An empty fused model, for pickle and copy."""
+    return object.__new__(_fused_class(base))
+
+
+def is_fused(model: nn.Module) -> bool:
+    return isinstance(model, FusedForward)
+
+
+def unfused(model: nn.Module) -> nn.Module:
+    """The user's own model of a fused one; its tensors and modules are shared."""
+    if not is_fused(model):
+        return model
+    made = object.__new__(type(model).__mro__[2])
+    made.__dict__.update({name: value for name, value in model.__dict__.items() if name != STATE})
+    return made
+
+
+def _slot(model: nn.Module, name: str) -> tuple[Any, str]:
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    return (module._parameters if own in module._parameters else module._buffers), own
+
+
+def _all_known(hooks: Mapping[int, Any]) -> bool:
+    return bool(hooks) and all(type(hook).__name__ in _KNOWN_HOOKS for hook in hooks.values())
+
+
+def _needs_gradient(tensors: list[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    given = (one for one in chain(args, kwargs.values()) if isinstance(one, Tensor))
+    return any(tensor.requires_grad for tensor in chain(tensors, given))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_warned: set[str] = set()
+
+
+def _decline(reason: str) -> bool:
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"a fused model runs its own forward: {reason}", stacklevel=5)
+    return False

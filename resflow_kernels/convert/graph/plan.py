@@ -1,0 +1,112 @@
+"""From a model and a call of it to what its fused module runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...core.program import Program
+from ..patterns import CannotFuse
+from . import elementwise, norms, products, views  # register what they lower
+from .constants import Const
+from .emit import Emitted, emit
+from .lowering import FLOATS, Lowering
+from .regions import Cut, Cutter, Region
+from .report import Report, make_report
+from .rows import Draft, Root
+from .source import Table, Writer
+from .trace import Traced, trace
+
+_ROUNDS = 6
+
+
+@dataclass
+class FusedPlan:
+    """What a fused module needs beside the model: it can be pickled and holds none of the model's tensors."""
+
+    source: str
+    table: Table
+    programs: list[Program]
+    weights: list[list[Const]]
+    tensors: list[str]  # names of the parameters and buffers that the source and the weights read
+    structure: list[tuple[Const, Tensor]]  # constants that the programs' structure was made from
+    dtype: torch.dtype
+    arguments: tuple[int, tuple[str, ...]]  # positional ones, and the names of the others
+    report: Report
+
+
+def make_plan(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> FusedPlan:
+    """Trace a model and lower what can be.
+
+    Raises:
+        CannotFuse: it cannot be traced, or nothing of it is gained by a program.
+    """
+    traced = trace(model, args, kwargs)
+    low, cut, emitted = _lowered(traced)
+    report = make_report(model, traced, low, cut)
+    if not emitted:
+        raise CannotFuse(f"{type(model).__name__}: no part of it fuses.\n{report.reasons()}")
+    writer = Writer(traced, low, cut, emitted)
+    source = writer.write()
+    return FusedPlan(
+        source,
+        writer.table,
+        [one.program for one in emitted],
+        [one.weights for one in emitted],
+        traced.tensors,
+        [(const, const.now.clone()) for const in low.structure],
+        _dtype(emitted, low),
+        (len(args), tuple(kwargs)),
+        report,
+    )
+
+
+def _lowered(traced: Traced) -> tuple[Lowering, Cut, list[Emitted]]:
+    """Regions that are worth a call; what is not worth it becomes the user's own, and the rest is cut again."""
+    left: set[fx.Node] = set()
+    for _ in range(_ROUNDS):
+        low = Lowering(traced.graph, traced.constants, left, traced.static_batch)
+        cut = Cutter(low).cut()
+        poor = [region for region in cut.regions if not _pays(low, region)]
+        if not poor:
+            return low, cut, [emit(low, region) for region in cut.regions]
+        for region in poor:
+            left |= {_draft(low, place).node for place in region.drafts}
+    low = Lowering(traced.graph, traced.constants, set(traced.graph.nodes), traced.static_batch)
+    return low, Cutter(low).cut(), []
+
+
+def _pays(low: Lowering, region: Region) -> bool:
+    """Whether a call replaces more of the user's ops than it adds: joining the inputs, taking the result apart."""
+    drafts = [_draft(low, place) for place in region.drafts]
+    replaced = len({draft.node for draft in drafts})
+    outputs = len(region.outputs) + len(region.exports)
+    return any(draft.kind == "linear" for draft in drafts) and replaced >= max(2, outputs)
+
+
+def _draft(low: Lowering, place: int) -> Draft:
+    made = low.values[place]
+    assert isinstance(made, Draft)
+    return made
+
+
+def _dtype(emitted: list[Emitted], low: Lowering) -> torch.dtype:
+    source = emitted[0].sources[0]
+    value = low.values[source.value]
+    node = value.node if isinstance(value, (Root, Draft)) else None
+    dtype = node.meta["val"].dtype if node is not None else torch.float32
+    return dtype if dtype in FLOATS else torch.float32
+
+
+__all__ = ["FusedPlan", "elementwise", "make_plan", "norms", "products", "views"]
+
+
+def make_report_only(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Report:
+    """The report of a plan that is not made."""
+    traced = trace(model, args, kwargs)
+    low, cut, _ = _lowered(traced)
+    return make_report(model, traced, low, cut)

@@ -1,0 +1,357 @@
+"""What is left of a graph as Python source: checks of the inputs, the user's own ops, and a call for each region.
+
+Source, and a table of the names in it, can be pickled and are as fast as what torch.fx would write. ``t`` holds the
+model's tensors, ``p`` the packed weights of the regions; a call of another kind than the one that was traced gives
+``OTHER``.
+"""
+
+from __future__ import annotations
+
+import operator
+import types
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from .constants import resolve
+from .emit import Emitted, Output, Source
+from .lowering import Lowering, name_of
+from .regions import Cut
+from .rows import Draft, Root, shape_of
+from .trace import Traced
+
+Table = dict[str, tuple[str, Any]]  # a name in the source: what kind of thing it is, and which
+
+
+class Other:
+    """What a call gives that is of another kind than the traced one."""
+
+
+def namespace(table: Table, runners: Sequence[Any]) -> dict[str, Any]:
+    """What a source's names stand for."""
+    made: dict[str, Any] = {"OTHER": Other, "cat": torch.cat, "Tensor": Tensor}
+    made |= {f"run{at}": runner for at, runner in enumerate(runners)}
+    kinds = {
+        "aten": resolve,
+        "torch": lambda name: getattr(torch, name),
+        "operator": lambda name: getattr(operator, name),
+        "value": lambda value: value,
+        "unflatten": lambda spec: lambda leaves: pytree.tree_unflatten(leaves, spec),
+    }
+    return made | {name: kinds[kind](what) for name, (kind, what) in table.items()}
+
+
+class Writer:
+    """Writes the function ``call(args, kwargs, t, p)``."""
+
+    def __init__(self, traced: Traced, low: Lowering, cut: Cut, emitted: Sequence[Emitted]) -> None:
+        self.traced, self.low, self.cut, self.emitted = traced, low, cut, emitted
+        self.lines: list[str] = []
+        self.table: Table = {}
+        self._names: dict[fx.Node, str] = {}
+        self._drafts: dict[int, str] = {}
+        self._tensor_at = {node: at for at, node in enumerate(n for n in traced.constants if _is_live(traced, n))}
+        self._count = 0
+
+    def write(self) -> str:
+        self._inputs()
+        regions = {id(one.region): (at, one) for at, one in enumerate(self.emitted)}
+        for level in range(max([*self.cut.kept.values(), *(one.region.level for one in self.emitted)], default=0) + 1):
+            for node, depth in self.cut.kept.items():
+                if depth == level:
+                    self._node(node)
+            for region in self.cut.regions:
+                if region.level == level:
+                    self._region(*regions[id(region)])
+        self._output()
+        body = "\n".join(f"    {line}" for line in _freed(self.lines))
+        return f"def call(args, kwargs, t, p):\n{body}\n"
+
+    def _new(self, prefix: str = "v") -> str:
+        self._count += 1
+        return f"{prefix}{self._count}"
+
+    def _add(self, line: str) -> None:
+        self.lines.append(line)
+
+    # The call
+
+    def _inputs(self) -> None:
+        read = {node for node in self.cut.kept if node.op == "placeholder"}
+        self._leaf = 0
+        self._sizes: dict[str, str] = {}
+        args, kwargs = self.traced.in_spec.children()
+        self._container("args", args, read, checked=True)
+        self._container("kwargs", kwargs, read, checked=True)
+
+    def _container(self, name: str, spec: pytree.TreeSpec, read: set[fx.Node], checked: bool = False) -> None:
+        if spec.is_leaf():
+            self._one_leaf(name, read)
+            return
+        if spec.type not in (tuple, list, dict):
+            self._foreign(name, spec, read)
+            return
+        children = spec.children()
+        if checked or spec.type is not dict:
+            self._add(f"if len({name}) != {len(children)}: return OTHER")
+        keys = spec.context if spec.type is dict else range(len(children))
+        for key, child in zip(keys, children, strict=True):
+            own = self._new("i")
+            at = len(self.lines)
+            self._container(own, child, read)
+            if len(self.lines) > at:
+                if spec.type is dict:
+                    self.lines.insert(at, f"if {own} is OTHER: return OTHER")
+                    self.lines.insert(at, f"{own} = {name}.get({key!r}, OTHER)")
+                else:
+                    self.lines.insert(at, f"{own} = {name}[{key!r}]")
+
+    def _foreign(self, name: str, spec: pytree.TreeSpec, read: set[fx.Node]) -> None:
+        """A container of the user's own: pytree takes it apart."""
+        leaves = self._new("i")
+        self.table["flatten"] = ("value", pytree.tree_leaves)
+        self._add(f"{leaves} = flatten({name})")
+        self._add(f"if len({leaves}) != {spec.num_leaves}: return OTHER")
+        for at in range(spec.num_leaves):
+            own = self._new("i")
+            self._add(f"{own} = {leaves}[{at}]")
+            self._one_leaf(own, read)
+
+    def _one_leaf(self, name: str, read: set[fx.Node]) -> None:
+        node, example = self.traced.inputs[self._leaf], self.traced.example[self._leaf]
+        self._leaf += 1
+        if node is None:
+            literal = self._literal(example)
+            self._add(f"if {name} is not {literal}: return OTHER" if example is None else f"if {name} != {literal}: return OTHER")
+        elif node in read or any(user in self.cut.kept for user in node.users):
+            self._names[node] = name
+            self._check(name, node)
+
+    def _check(self, name: str, node: fx.Node) -> None:
+        shape = shape_of(node)
+        assert shape is not None
+        dtype = self._literal(node.meta["val"].dtype)
+        self._add(f"if not isinstance({name}, Tensor) or {name}.dtype is not {dtype}: return OTHER")
+        size = self._new("s")
+        self._add(f"{size} = {name}.shape")
+        checks = [f"len({size}) != {len(shape)}"]
+        for axis, one in enumerate(shape):
+            if isinstance(one, int):
+                checks.append(f"{size}[{axis}] != {one}")
+            elif one in self._sizes:
+                checks.append(f"{size}[{axis}] != {self._sizes[one]}")
+            elif one.isidentifier():
+                self._sizes[one] = f"{size}[{axis}]"
+        self._add(f"if {' or '.join(checks)}: return OTHER")
+
+    # The user's own ops
+
+    def _node(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            if node in self._tensor_at:
+                self._names[node] = f"t[{self._tensor_at[node]}]"
+            elif node in self.traced.constants:
+                self._names[node] = self._named("value", self.traced.constants[node].args[0], "c")
+            return
+        if node.op != "call_function":
+            return
+        name = self._names[node] = self._new()
+        self._add(f"{name} = {self._called(node)}")
+
+    def _called(self, node: fx.Node) -> str:
+        target = node.target
+        args = [self._literal(argument) for argument in node.args]
+        kwargs = [f"{key}={self._literal(value)}" for key, value in node.kwargs.items()]
+        if not isinstance(target, torch._ops.OpOverload):
+            function = self._named("operator", target.__name__.strip("_"), "f") if _is_operator(target) else None
+            function = function or self._named("value", target, "f")
+            return f"{function}({', '.join([*args, *kwargs])})"
+        short = _SHORT.get(name_of(node))
+        if short is not None and not kwargs:
+            made = short(*args)
+            if made is not None:
+                return made
+        name = {"view": "reshape"}.get(target._opname, target._opname)
+        own = getattr(torch, name, None)
+        if target.namespace == "aten" and isinstance(own, types.BuiltinFunctionType) and not _renamed(target):
+            return f"{self._named('torch', name, 'f')}({', '.join([*args, *kwargs])})"
+        if target.namespace != "aten":
+            return f"{self._named('value', target, 'f')}({', '.join([*args, *kwargs])})"
+        full = f"{name}.{target._overloadname if name == target._opname else 'default'}"
+        return f"{self._named('aten', full, 'f')}({', '.join([*args, *kwargs])})"
+
+    def _named(self, kind: str, what: Any, prefix: str) -> str:
+        if kind != "value":
+            for name, known in self.table.items():
+                if known == (kind, what):
+                    return name
+        name = self._new(prefix)
+        self.table[name] = (kind, what)
+        return name
+
+    def _literal(self, value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return self._names[value]
+        if value is None or isinstance(value, (bool, int, str)):
+            return repr(value)
+        if isinstance(value, (list, tuple)):
+            inside = ", ".join(self._literal(one) for one in value)
+            return f"[{inside}]"
+        if isinstance(value, float) and value == value and abs(value) != float("inf"):
+            return repr(value)
+        for name, (kind, what) in self.table.items():
+            if kind == "value" and type(what) is type(value) and not isinstance(what, Tensor) and what == value:
+                return name
+        return self._named("value", value, "c")
+
+    # Regions
+
+    def _region(self, at: int, emitted: Emitted) -> None:
+        x = self._rows(emitted.sources)
+        made = self._new("r")
+        self._add(f"{made} = run{at}({x}, p[{at}])")
+        self._take(made, emitted.outputs)
+
+    def _rows(self, sources: Sequence[Source]) -> str:
+        """The region's input rows ``[B, D]``."""
+        shaped: list[tuple[str, tuple[int, ...], int]] = []
+        for source in sources:
+            value = self.low.values[source.value]
+            if source.node is None:
+                shaped.append((self._drafts[source.value], (source.width,), 1))
+                continue
+            assert isinstance(value, Root)
+            shape = shape_of(source.node)
+            assert shape is not None
+            rank = len(value.batch)
+            shaped.append((self._names[source.node], tuple(int(size) for size in shape[rank:]), rank))
+        deep = [one for one in shaped if one[2] == 1 and len(one[1]) == 2 and one[1][0] == 1]
+        if len(deep) > 2 and all(one in deep or (one[2] == 1 and len(one[1]) == 1) for one in shaped):
+            parts = [name if len(shape) == 2 else f"{name}.unsqueeze(1)" for name, shape, _ in shaped]
+            return self._assigned(f"cat([{', '.join(parts)}], 2).flatten(1)")
+        parts = [_flat(name, shape, rank) for name, shape, rank in shaped]
+        return parts[0] if len(parts) == 1 else self._assigned(f"cat([{', '.join(parts)}], 1)")
+
+    def _assigned(self, expression: str) -> str:
+        name = self._new("x")
+        self._add(f"{name} = {expression}")
+        return name
+
+    def _take(self, made: str, outputs: Sequence[Output]) -> None:
+        if len(outputs) == 1:
+            self._place(made, outputs[0], outputs[0].width)
+            return
+        parts = [self._new() for _ in outputs]
+        self._add(f"{', '.join(parts)} = {made}.split_with_sizes([{', '.join(str(one.width) for one in outputs)}], 1)")
+        for part, output in zip(parts, outputs, strict=True):
+            self._place(part, output, 0)
+
+    def _place(self, name: str, output: Output, whole: int) -> None:
+        if output.node is None:
+            assert output.draft is not None
+            self._drafts[output.draft] = name
+            return
+        known = self.low.env[output.node]
+        shape, rank = known.row_shape, len(known.batch)
+        expression = name
+        if shape == ():
+            expression += ".squeeze(1)"
+        elif len(shape) > 1:
+            expression += f".unflatten(1, {list(shape)})"
+        if rank > 1:
+            first = [self._size(known.batch[0]), *(self._size(one) for one in known.batch[1:])]
+            expression += f".unflatten(0, [-1, {', '.join(first[1:])}])"
+        order = [axis for axis in range(known.ids.ndim) if axis not in known.axes]
+        places = [*known.axes, *order]
+        if places != sorted(places):
+            expression += f".permute({[places.index(axis) for axis in range(known.ids.ndim)]})"
+        if expression == name:
+            self._names[output.node] = name
+        else:
+            own = self._names[output.node] = self._new()
+            self._add(f"{own} = {expression}")
+
+    def _size(self, size: int | str) -> str:
+        return self._sizes.get(size, "-1") if isinstance(size, str) else str(size)
+
+    def _output(self) -> None:
+        (values,) = next(iter(self.traced.graph.find_nodes(op="output"))).args
+        leaves = [self._literal(value) for value in values]  # type: ignore[union-attr]
+        self._add(f"return {self._structured(self.traced.out_spec, leaves)}")
+
+    def _structured(self, spec: pytree.TreeSpec, leaves: list[str]) -> str:
+        if spec.is_leaf():
+            return leaves[0]
+        if spec.type not in (tuple, list, dict):
+            return f"{self._named('unflatten', spec, 'u')}([{', '.join(leaves)}])"
+        made, at = [], 0
+        for child in spec.children():
+            made.append(self._structured(child, leaves[at : at + child.num_leaves]))
+            at += child.num_leaves
+        if spec.type is dict:
+            return "{" + ", ".join(f"{key!r}: {one}" for key, one in zip(spec.context, made, strict=True)) + "}"
+        inside = ", ".join(made)
+        return f"[{inside}]" if spec.type is list else f"({inside},)" if made else "()"
+
+
+def _is_live(traced: Traced, node: fx.Node) -> bool:
+    return traced.constants[node].op == "tensor"
+
+
+def _is_operator(target: Any) -> bool:
+    return getattr(operator, target.__name__.strip("_"), None) is target
+
+
+def _renamed(target: torch._ops.OpOverload) -> bool:
+    """Whether Python's binding of an op takes other arguments than the op."""
+    return target._opname in ("to", "tensor", "arange", "full", "zeros", "ones", "empty", "sym_size", "embedding_bag")
+
+
+def _flat(name: str, shape: tuple[int, ...], rank: int) -> str:
+    if rank == 1:
+        return name if len(shape) == 1 else f"{name}.unsqueeze(1)" if not shape else f"{name}.flatten(1)"
+    width = 1
+    for size in shape:
+        width *= size
+    return f"{name}.reshape(-1, {width})"
+
+
+def _whole_slice(value: str, dim: str = "0", start: str = "None", end: str = "None", step: str = "1") -> str | None:
+    if step != "1" or not dim.isdecimal() or int(dim) > 2:
+        return None
+    if start in ("0", "None") and end in ("9223372036854775807", "None"):
+        return value
+    before = ":, " * int(dim)
+    return f"{value}[{before}{'' if start == 'None' else start}:{'' if end in ('None', '9223372036854775807') else end}]"
+
+
+_SHORT: dict[str, Any] = {
+    "slice.Tensor": _whole_slice,
+    "sym_size.int": lambda value, dim: f"{value}.shape[{dim}]",
+    "to.dtype": lambda value, dtype, *rest: f"{value}.to({dtype})" if not rest else None,
+    "select.int": lambda value, dim, index: f"{value}.select({dim}, {index})",
+    "unsqueeze.default": lambda value, dim: f"{value}.unsqueeze({dim})",
+    "view.default": lambda value, shape: f"{value}.reshape({shape})",
+    "expand.default": lambda value, shape: f"{value}.expand({shape})",
+}
+
+
+def _freed(lines: list[str]) -> Iterable[str]:
+    """The lines, each variable dropped after its last use."""
+    import re
+
+    last: dict[str, int] = {}
+    for at, line in enumerate(lines):
+        for name in re.findall(r"\b[vrx]\d+\b", line):
+            last[name] = at
+    for at, line in enumerate(lines):
+        yield line
+        dead = [name for name, when in last.items() if when == at]
+        if dead and at < len(lines) - 1:
+            yield " = ".join(dead) + " = None"
+
+
+__all__ = ["Draft", "Other", "Table", "Writer", "namespace"]
