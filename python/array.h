@@ -33,6 +33,7 @@ struct NumpyCall {
   using Unlocked = py::gil_scoped_release;
 
   static constexpr auto catalog_rows = cpu::catalog_rows;
+  static constexpr auto program_outputs = cpu::program_outputs;
   static constexpr auto twin_rows = cpu::twin_rows;
 
   NumpyCall(const char* op, int64_t threads) : name(op), threads(threads) {}

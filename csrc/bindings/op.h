@@ -184,6 +184,22 @@ struct pack_towers : Op<P, schemas::pack_towers> {
 };
 
 template <class P>
+struct program_outputs : Op<P, schemas::program_outputs> {
+  static auto run(P& call, const typename P::Tensor& x, const typename P::Tensor& packed, const Integers& encoded) {
+    const Plan& plan = decoded(call.op(), encoded);
+    const TensorView rows = call.view("x", x), weights = call.view("packed", packed);
+    check_program_outputs(call.op(), plan, rows, weights);
+    auto outputs = call.template empty<float>({rows.sizes[0], plan.program->output_columns});
+    if constexpr (requires { P::program_outputs; }) {  // GPUs have refused the plan
+      [[maybe_unused]] const typename P::Unlocked unlocked;
+      P::program_outputs({plan, weights.data}, rows_of(rows), rows.sizes[0], outputs.template data<float>(),
+                         call.resources());
+    }
+    return outputs;
+  }
+};
+
+template <class P>
 struct catalog_rows : Op<P, schemas::catalog_rows> {
   static auto run(P& call, const typename P::Tensor& item, const typename P::Tensor& packed, const Integers& encoded,
                   int64_t dtype) {

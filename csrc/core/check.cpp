@@ -266,7 +266,20 @@ void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int6
   check_contiguous(op, "fusion_weights", weights);
 }
 
+void check_towers(const char* op, const Plan& plan) {
+  if (plan.program) fail(op, "plan", expected::towers, "a tile program");
+}
+
+void check_program(const char* op, const Plan& plan) {
+  if (!plan.program) fail(op, "plan", expected::program, "a forest of towers");
+}
+
+void check_scored(const char* op, const Plan& plan) {
+  if (plan.tasks == 0) fail(op, "plan", expected::scored, "a tile program of none");
+}
+
 void check_precision(const char* op, const Plan& plan, bool on_device) {
+  if (on_device && plan.program) fail(op, "plan", expected::towers, "a tile program, which runs on the CPU");
   const uint32_t flag = on_device ? precision_flag::on_gpu : precision_flag::on_cpu;
   if (has(plan.precision, flag)) return;
   fail(op, "plan precision", expected::precision, name_of(plan.precision), names_with(flag),

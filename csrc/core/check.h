@@ -66,6 +66,11 @@ void check_columns_sum(const char* op, const Plan& plan, const TensorView& user,
 void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int64_t fusion, int64_t weights_per,
                   int64_t candidates, int64_t requests);
 
+// A plan that is a forest of towers, one that is a tile program, one that has tasks.
+void check_towers(const char* op, const Plan& plan);
+void check_program(const char* op, const Plan& plan);
+void check_scored(const char* op, const Plan& plan);
+
 // A precision that the CPU, or a GPU, computes in.
 void check_precision(const char* op, const Plan& plan, bool on_device);
 

@@ -40,6 +40,7 @@ struct request {
 struct catalog {
   ScoringCall parse(const ScoringArgs& args, const TensorView& user, const TensorView& ids, const TensorView& offsets,
                     const TensorView& table, const TensorView& scales) {
+    check_towers(args.op, args.plan);
     check_side(args.op, "user", args.plan, user);
     check_table(args.op, args.plan, table, scales);
     check_ids(args.op, ids, table.sizes[0]);

@@ -93,6 +93,13 @@ int64_t weight_count(const Plan& plan) {
   return count;
 }
 
+// As messages have it: "task 0, layer 1, ".
+static std::string place_of(const Plan& plan, const WeightShape& shape) {
+  if (plan.program) return "step " + std::to_string(shape.layer) + ", ";
+  const std::string place = shape.layer < 0 ? "head, " : "layer " + std::to_string(shape.layer) + ", ";
+  return "task " + std::to_string(shape.task) + ", " + place;
+}
+
 void check_weights(const char* op, const Plan& plan, const TensorView* weights, int64_t count, bool transposed) {
   if (count != weight_count(plan)) {
     fail(op, "weights", expected::weight_count, std::to_string(count), std::to_string(weight_count(plan)));
@@ -103,9 +110,8 @@ void check_weights(const char* op, const Plan& plan, const TensorView* weights, 
     const int64_t dim = shape.inputs ? 2 : 1;
     int64_t sizes[2] = {shape.inputs ? shape.inputs : shape.columns, shape.columns};
     if (shape.inputs && transposed) std::swap(sizes[0], sizes[1]);
-    const std::string place = shape.layer < 0 ? "head" : "layer " + std::to_string(shape.layer);
-    const std::string argument = "weights[" + std::to_string(at) + "] (task " + std::to_string(shape.task) + ", " +
-                                 place + ", " + kWeightNames[static_cast<int>(shape.kind)] + ")";
+    const std::string argument = "weights[" + std::to_string(at) + "] (" + place_of(plan, shape) +
+                                 kWeightNames[static_cast<int>(shape.kind)] + ")";
     if (tensor.dim != dim || !std::equal(sizes, sizes + dim, tensor.sizes)) {
       fail(op, argument, expected::shape, list_text(tensor.sizes, tensor.dim), list_text(sizes, dim));
     }
@@ -129,9 +135,9 @@ void pack_towers(const Plan& plan, const TensorView* weights, void* packed) {
     const float* const from = weights[at++].as<float>();
     float* const block = floats + shape.task * plan.task_floats;
     if (shape.inputs) {
-      const LayerLayout& layer = plan.layer[shape.layer];
+      const LayerLayout& layer = layer_of(plan, shape);
       pack_layer(plan, layer, from, block);
-      if (!has_tensor_panels(plan.precision)) return;
+      if (!has_tensor_panels(plan.precision) || plan.program) return;
       pack_tensor_panels(plan, layer, from, tensor_panels + shape.task * plan.tensor_bytes + layer.tensor_panels);
     } else {
       std::memcpy(block + shape.offset, from, shape.columns * sizeof(float));

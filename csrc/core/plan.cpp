@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/decode_program.h"
 #include "core/tensor_panels.h"
 
 namespace resflow {
@@ -89,7 +90,7 @@ int32_t assign_slots(const Plan& plan, bool read_by_children, int32_t* slots) {
 
 }  // namespace
 
-Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
+Plan decode_plan(const char* op, const int64_t* encoded, int64_t count, ProgramStorage* storage) {
   constexpr auto kFields = static_cast<int64_t>(PlanField::count);
   require(count >= kFields, op, "at least " + std::to_string(kFields) + " numbers", count);
   const auto field = [&](PlanField f) { return encoded[static_cast<int64_t>(f)]; };
@@ -104,11 +105,14 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
   plan.in_features = field(PlanField::in_features);
   require(plan.in_features >= 1 && plan.in_features <= limit::max_width, op, "in_features in range", plan.in_features);
   const int64_t tasks = field(PlanField::tasks), layers = field(PlanField::layers), head = field(PlanField::head);
-  require(tasks >= 1 && tasks <= limit::max_tasks, op, "1 to " + std::to_string(limit::max_tasks) + " tasks", tasks);
-  require(layers >= 1 && layers <= limit::max_layers, op, "1 to " + std::to_string(limit::max_layers) + " layers",
+  const bool is_program = layers == 0;
+  require(!is_program || storage, op, "a forest of towers, which a tile program is not", layers);
+  require(tasks >= (is_program ? 0 : 1) && tasks <= limit::max_tasks, op,
+          "1 to " + std::to_string(limit::max_tasks) + " tasks", tasks);
+  require(layers >= 0 && layers <= limit::max_layers, op, "1 to " + std::to_string(limit::max_layers) + " layers",
           layers);
   require(head >= 0 && head < static_cast<int64_t>(Head::count), op, "a known head", head);
-  require(count == kFields + 2 * layers + tasks, op,
+  require(is_program ? count >= kFields + tasks : count == kFields + 2 * layers + tasks, op,
           std::to_string(kFields + 2 * layers + tasks) + " numbers for its tasks and layers", count);
   plan.tasks = static_cast<int32_t>(tasks);
   plan.layers = static_cast<int32_t>(layers);
@@ -144,7 +148,13 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
     require(parents[k] >= -1 && parents[k] < k, op, "each parent -1 or an earlier task", parents[k]);
     plan.parents[k] = static_cast<int32_t>(parents[k]);
   }
-  lay_out(op, plan);
+  const int64_t parents_end = kFields + 2 * layers + tasks;
+  if (is_program) {
+    require(!plan.feature_residual && !plan.affine, op, "no tower's switches in a tile program", 1);
+    decode_program(op, encoded + parents_end, count - parents_end, plan, *storage);
+  } else {
+    lay_out(op, plan);
+  }
   plan.slots = assign_slots(plan, plan.feature_residual, plan.slot);
   plan.logit_slots = assign_slots(plan, plan.logit_residual || plan.head == Head::conditional, plan.logit_slot);
   plan.fingerprint = fingerprint_of(encoded, count);

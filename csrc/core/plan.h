@@ -47,7 +47,14 @@ struct LayerLayout {
   Activation activation;
 };
 
+struct Program;
+struct ProgramStorage;
+
 struct Plan {
+  // What computes the tasks' own logits: a forest of towers, where this is null, or a tile program (core/program.h),
+  // which has no layers here.
+  const Program* program;
+
   int64_t in_features;
   int32_t tasks;
   int32_t layers;
@@ -79,7 +86,8 @@ struct Plan {
   constexpr int64_t first_padded() const { return layer[0].padded; }
 };
 
-// Decodes and validates; throws InvalidInput in the name of `op`.
-Plan decode_plan(const char* op, const int64_t* encoded, int64_t count);
+// Decodes and validates; throws InvalidInput in the name of `op`. A program is refused where there is no storage for
+// it.
+Plan decode_plan(const char* op, const int64_t* encoded, int64_t count, ProgramStorage* storage = nullptr);
 
 }  // namespace resflow

@@ -1,10 +1,14 @@
 // The arguments of the model `towers` (contract/ops.def), and how checked inputs of a form become a call of it.
 #pragma once
 
+#include <algorithm>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/candidates.h"
 #include "core/check.h"
+#include "core/decode_program.h"
 
 namespace resflow {
 
@@ -12,16 +16,37 @@ using Integers = std::vector<int64_t>;
 
 inline Rows rows_of(const TensorView& matrix) { return {matrix.data, element_of(matrix), matrix.row_stride()}; }
 
-// The thread's last plan, decoded, until its next call: a server's calls are of one model.
-inline const Plan& decoded(const char* op, const Integers& encoded) {
-  thread_local Integers last;
-  thread_local Plan plan;
-  if (encoded != last || last.empty()) {
-    last.clear();
-    plan = decode_plan(op, encoded.data(), static_cast<int64_t>(encoded.size()));
-    last = encoded;
+// The plans that the thread has decoded last, the latest first: a server's calls are of one model, or of few.
+class DecodedPlans {
+ public:
+  const Plan& of(const char* op, const Integers& encoded) {
+    for (size_t i = 0; i < entries_.size(); ++i) {
+      if (entries_[i]->encoded != encoded) continue;
+      if (i > 0) std::rotate(entries_.begin(), entries_.begin() + i, entries_.begin() + i + 1);
+      return entries_[0]->plan;
+    }
+    auto entry = std::make_unique<Entry>();
+    entry->plan = decode_plan(op, encoded.data(), static_cast<int64_t>(encoded.size()), &entry->storage);
+    entry->encoded = encoded;
+    if (entries_.size() == kMost) entries_.pop_back();
+    entries_.insert(entries_.begin(), std::move(entry));
+    return entries_[0]->plan;
   }
-  return plan;
+
+ private:
+  struct Entry {
+    Integers encoded;
+    Plan plan;
+    ProgramStorage storage;
+  };
+  static constexpr size_t kMost = 16;
+  std::vector<std::unique_ptr<Entry>> entries_;
+};
+
+// A plan, decoded, valid until the thread decodes 16 others.
+inline const Plan& decoded(const char* op, const Integers& encoded) {
+  thread_local DecodedPlans plans;
+  return plans.of(op, encoded);
 }
 
 struct ScoringArgs {
@@ -93,15 +118,25 @@ struct ScoringArgs {
   }
 
   void check_rest(int64_t candidates, int64_t requests) const {
+    check_scored(op, plan);
     check_fusion(op, plan.tasks, fusion_weights, fusion, weights_per, candidates, requests);
     check_precision(op, plan, packed.on_device);
     check_packed(op, plan, packed);
   }
 };
 
+// What program_outputs is asked for: x [B, in_features].
+inline void check_program_outputs(const char* op, const Plan& plan, const TensorView& x, const TensorView& packed) {
+  check_program(op, plan);
+  check_matrix(op, "x", x, plan.in_features);
+  check_precision(op, plan, packed.on_device);
+  check_packed(op, plan, packed);
+}
+
 // What catalog_rows is asked for: item [M, at most in_features].
 inline void check_catalog_rows(const char* op, const Plan& plan, const TensorView& item, const TensorView& packed,
                                int64_t dtype) {
+  check_towers(op, plan);
   check_side(op, "item", plan, item);
   check_table_dtype(op, dtype);
   check_precision(op, plan, packed.on_device);

@@ -16,6 +16,7 @@ struct CpuCall {
   struct Unlocked {};
 
   static constexpr auto catalog_rows = cpu::catalog_rows;
+  static constexpr auto program_outputs = cpu::program_outputs;
   static constexpr auto twin_rows = cpu::twin_rows;
 
   template <class... Arguments>
