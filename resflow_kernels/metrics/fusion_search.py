@@ -175,7 +175,7 @@ def _neighbours(setting: Weights, factor: float) -> Iterator[Weights]:
 
 
 def _scaled(setting: Weights, form: str) -> Weights:
-    """The setting that stands for its ranking: additive with a first weight of 1, multiplicative with a largest of 1."""
+    """The setting that stands for its ranking: additive with the first weight 1, multiplicative with the largest 1."""
     unit = max(setting) if form == "multiplicative" else next(weight for weight in setting if weight > 0)
     return tuple(float(f"{weight / unit:.3g}") for weight in setting)
 

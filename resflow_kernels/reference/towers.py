@@ -1,8 +1,8 @@
-"""The same mathematics in plain PyTorch, in any dtype: the ground truth of every test.
+"""Towers, heads and fusion in plain PyTorch, in any dtype: the ground truth of every test.
 
-Written for reading, not for speed. In float64 it is what all kernels are measured against; it also serves
-training. In a plan's lower precisions it rounds where the kernels round, and is exact everywhere else. Shapes as in
-the README: ``x [B, D]``, logits and probabilities ``[B, K]``, score ``[B]``.
+Written for reading, not for speed. All kernels are compared with it in float64; it also serves training. For a plan's
+lower precisions it rounds where the kernels round, and is exact everywhere else. Shapes are those of the README: ``x
+[B, D]``, logits and probabilities ``[B, K]``, score ``[B]``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Layer = Callable[[Tensor], Tensor]
 
 
 def activate(name: str, value: Tensor, slope: Tensor | None = None) -> Tensor:
-    """One activation of the contract's list; ``slope [H]`` is PReLU's."""
+    """Compute an activation of the contract's list; ``slope [H]`` is PReLU's."""
     if name not in activations.ROWS:
         raise ValueError(f"unknown activation {name!r}")
     return activations.ROWS[name].formula(value, slope)
@@ -37,7 +37,7 @@ def tower_logits(x: Tensor, towers: Sequence[Sequence[Layer]], heads: Sequence[L
     """Logits ``[B, K]`` of towers given as callables (paper, equations of section 3.1).
 
     Args:
-        x: ``[B, D]``, or whatever the first layers take.
+        x: ``[B, D]``, or any other input of the first layers.
         towers: for each task its ``L`` layers ``f_k^l``, residuals not included.
         heads: for each task the map from ``[B, H_L]`` to its own logit ``r_k [B]``.
         plan: topology and switches.
