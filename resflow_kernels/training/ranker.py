@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Rows = Mapping[str, Tensor]
 
-EMBEDDING_STD = 0.05  # of the initial vectors: small beside the towers' first outputs, so that rare ids change little
+EMBEDDING_STD = 0.05  # of the initial vectors: small compared with the towers' first outputs
 
 
 class FeatureModel(nn.Module):
