@@ -35,15 +35,23 @@ def call(op: str, *arguments: Any) -> Any:
     """Call an op by its name.
 
     Raises:
-        ValueError: the op refuses the input. PyTorch up to 2.14 turns the kernels' exception into a ``ValueError``, and
-            from 2.15 on into a ``RuntimeError`` with the same text, which becomes a ``ValueError`` here.
+        ValueError: the op refuses the input.
     """
     try:
         return getattr(namespace, op)(*arguments)
     except RuntimeError as error:
-        if type(error) is RuntimeError and str(error).startswith(f"{op}: "):
-            raise ValueError(str(error)) from None
-        raise
+        raise promised(op, error) from None
+
+
+def promised(op: str, error: RuntimeError) -> Exception:
+    """The exception to raise for an op's error: a ``ValueError`` for input that it refuses, else the error itself.
+
+    PyTorch up to 2.14 turns the kernels' exception into a ``ValueError``, and from 2.15 on into a ``RuntimeError`` with
+    the same text.
+    """
+    if type(error) is RuntimeError and str(error).startswith(f"{op}: "):
+        return ValueError(str(error))
+    return error
 
 
 @contextmanager

@@ -10,11 +10,11 @@
 
 #include "cpu/towers/precision-inl.h"
 
+#include "cpu/towers/fusion-inl.h"
+
 #include "cpu/towers/tower-inl.h"
 
 #include "cpu/towers/features-inl.h"
-
-#include "cpu/towers/fusion-inl.h"
 
 #include "cpu/twin/twin-inl.h"
 
@@ -24,16 +24,6 @@
 
 namespace resflow::cpu {
 namespace RESFLOW_TARGET {
-
-template <Precision kPrecision>
-void score_tile(const Tile& tile) {
-  run_towers<kPrecision>(tile);
-  for (int32_t k = 0; k < tile.plan->tasks; ++k) {
-    for (int64_t r = tile.rows; r < tile.stride; ++r) tile.logits[k * tile.stride + r] = 0.0f;
-  }
-  join_parents(tile);
-  fuse(tile);
-}
 
 template <Precision kPrecision>
 void project_in(const Plan& plan, const float* weights, const Projection& projection) {

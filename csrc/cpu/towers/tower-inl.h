@@ -343,9 +343,9 @@ inline void run_head(const Plan& plan, const float* weights, const float* hidden
   }
 }
 
-// Computes the logits r_k, before residuals, of all tasks.
+// Computes the logits, probabilities and scores of a tile's candidates.
 template <Precision kPrecision>
-inline void run_towers(const Tile& tile) {
+void score_tile(const Tile& tile) {
   const Plan& plan = *tile.plan;
   const int64_t columns = tile.table_rows ? 0 : plan.in_features - tile.first_input;
   const FirstLayerRows x = first_layer_rows<kPrecision>(tile.x, tile.rows, tile.first_input, columns, tile.x_operand);
@@ -358,7 +358,10 @@ inline void run_towers(const Tile& tile) {
     const float* const parent = residual ? tile.hidden + plan.slot[plan.parents[k]] * slot_floats : nullptr;
     run_tower<kPrecision>(tile, x, k, parent, hidden, prefetcher);
     run_head(plan, tile.weights + k * plan.task_floats, hidden + last_offset, tile.rows, tile.logits + k * tile.stride);
+    for (int64_t r = tile.rows; r < tile.stride; ++r) tile.logits[k * tile.stride + r] = 0.0f;
   }
+  join_parents(tile);
+  fuse(tile);
 }
 
 }  // namespace resflow::cpu::RESFLOW_TARGET
