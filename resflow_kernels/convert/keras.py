@@ -116,7 +116,7 @@ def _assign_norms(
     if len(made) in (0, hidden):
         return None, made
     raise ValueError(
-        f"weights must have 0, {hidden} (one a layer) or {hidden + 1} (and the input's) BatchNorms, got {len(made)}"
+        f"weights must have 0, {hidden} (one per layer) or {hidden + 1} (and the input's) BatchNorms, got {len(made)}"
     )
 
 

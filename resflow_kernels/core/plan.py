@@ -93,7 +93,9 @@ class Plan:
         _require(1 <= self.tasks <= tasks, "parents", f"1 to {tasks} tasks", self.parents)
         for task, parent in enumerate(self.parents):
             _require(-1 <= parent < task, f"parents[{task}]", "-1 or an earlier task", parent)
-        _require(len(self.activations) == len(self.hidden), "activations", "one name a hidden layer", self.activations)
+        _require(
+            len(self.activations) == len(self.hidden), "activations", "one name per hidden layer", self.activations
+        )
         for name in self.activations:
             _require(name in ACTIVATIONS, "activations", f"one of {', '.join(ACTIVATIONS)}", repr(name))
         _require(self.head in HEADS, "head", f"one of {', '.join(HEADS)}", repr(self.head))
@@ -226,7 +228,7 @@ def topology(spec: Sequence[int] | Mapping[str, str] | str | None, tasks: Sequen
     _require(not isinstance(spec, str), "parents", "chain, star, independent, or given one by one", repr(spec))
     if not isinstance(spec, Mapping):
         parents = tuple(int(parent) for parent in spec)
-        _require(len(parents) == len(tasks), "parents", f"one a task ({len(tasks)})", len(parents))
+        _require(len(parents) == len(tasks), "parents", f"one per task ({len(tasks)})", len(parents))
         return parents
     place = {name: at for at, name in enumerate(tasks)}
     for child, parent in spec.items():

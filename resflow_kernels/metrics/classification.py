@@ -141,7 +141,7 @@ def task_metrics(
     device = values.device
     shape = list(values.shape)
     if values.dim() != 2 or shape[1] != len(tasks):
-        raise ValueError(f"task_metrics: probs must be a matrix of {len(tasks)} columns, one a task, got {shape}")
+        raise ValueError(f"task_metrics: probs must be a matrix of {len(tasks)} columns, one per task, got {shape}")
     truth = torch.as_tensor(labels, device=device).detach()
     seen = torch.ones(shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
     for name, tensor in (("labels", truth), ("mask", seen)):

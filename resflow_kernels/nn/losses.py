@@ -180,7 +180,7 @@ def _vector(op: str, argument: str, values: Vector, logits: Tensor) -> Tensor:
     """``[K]`` finite numbers in the logits' dtype and on their device."""
     vector = torch.as_tensor(values, dtype=logits.dtype, device=logits.device)
     fits = vector.shape == logits.shape[1:] and bool(vector.isfinite().all())
-    _require(fits, op, argument, f"{logits.shape[1]} finite numbers, one a task", vector.tolist())
+    _require(fits, op, argument, f"{logits.shape[1]} finite numbers, one per task", vector.tolist())
     return vector
 
 

@@ -95,7 +95,7 @@ class ResFlow(LayeredRanker):
         check_layer_settings(activation, norm)
         parents = chain(len(tasks)) if parents is None else tuple(parents)
         if len(parents) != len(tasks):
-            raise ValueError(f"parents must be one a task ({len(tasks)}), got {len(parents)}")
+            raise ValueError(f"parents must be one per task ({len(tasks)}), got {len(parents)}")
         plan = Plan(
             in_features,
             tuple(hidden),

@@ -74,7 +74,7 @@ class TwinTower(nn.Module):
         check_layer_settings(activation, norm)
         self.parents = chain(len(tasks)) if parents is None else tuple(parents)
         if len(self.parents) != len(tasks):
-            raise ValueError(f"parents must be one a task ({len(tasks)}), got {len(self.parents)}")
+            raise ValueError(f"parents must be one per task ({len(tasks)}), got {len(self.parents)}")
         if non_increasing and not logit_residual:
             raise ValueError("non_increasing must be False without a logit residual, got True")
         self.tasks = tuple(tasks)

@@ -83,7 +83,7 @@ class Records:
         """
         if len(self._pieces) < ranks:
             raise ValueError(
-                f"data must have at least {ranks} row groups (or CSV files), one a rank, got {len(self._pieces)}: "
+                f"data must have at least {ranks} row groups (or CSV files), one per rank, got {len(self._pieces)}: "
                 "write it in smaller row groups"
             )
         given: list[list[int]] = [[] for _ in range(ranks)]

@@ -29,7 +29,7 @@ _POINTERS = {
     torch.int8: "*i8",
     torch.int64: "*i64",
 }
-FORMS = ("dense", "request", "catalogue")
+FORMS = ("dense", "request", "catalog")
 
 
 class Resources(NamedTuple):
