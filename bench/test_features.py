@@ -1,8 +1,8 @@
 """The feature form against its PyTorch equivalent: ``nn.Embedding``, ``nn.EmbeddingBag``, a concatenation, the towers.
 
-Eight features of one id and two lists of five ids on average in tables of a million rows, and small tables up to the
-576 columns of ``prerank3``. Ids are random and every call has new ones, so that table rows come from memory as they do
-in service. Each case asserts first that the numbers are right; the calls are interleaved. Run with ``make bench``.
+Eight features of one id and two lists of five ids on average, in tables of a million rows, and small tables up to the
+576 columns of ``prerank3``. Ids are random and new in every call, so that table rows come from memory as in service.
+Each case first asserts that the numbers are right; the calls are interleaved. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CALLS = 24  # distinct batches: at 1024 candidates 58 MB of float32 rows, more t
 
 class Batch(NamedTuple):
     ours: FeatureIds
-    columns: list[Tensor]  # ids of a feature, contiguous, as a data loader hands them to nn.Embedding
+    columns: list[Tensor]  # ids of a feature, contiguous, as a data loader passes them to nn.Embedding
     lists: list[tuple[Tensor, Tensor]]  # values and offsets
 
 

@@ -32,7 +32,7 @@ float column_scale(const float* column, int64_t inputs, int64_t width) {
   return int8_scale(largest);
 }
 
-// weight [inputs, width] into panels of words: element(input, column) makes each of a word's elements.
+// Packs weight [inputs, width] into panels of words; element(input, column) makes each element of a word.
 template <class Element, class Make>
 void pack_matrix(const LayerLayout& layer, float* panels, Make element) {
   constexpr int64_t kPerWord = sizeof(float) / sizeof(Element);
@@ -73,7 +73,7 @@ void pack_layer(const Plan& plan, const LayerLayout& layer, const float* weight,
   }
 }
 
-// The layer's tensor panels; what is not written is zero.
+// Writes the layer's tensor panels, whose padding is zero already.
 void pack_tensor_panels(const Plan& plan, const LayerLayout& layer, const float* weight, char* out) {
   const auto round = plan.precision == Precision::bfloat16 ? to_bfloat16 : to_float16;
   const TensorPanels panels{layer.inputs, layer.padded};

@@ -13,7 +13,7 @@ void require(bool holds, const char* op, const std::string& rule, int64_t got) {
   if (!holds) fail(op, "plan", expected::plan, std::to_string(got), rule);
 }
 
-// FNV-1a over the numbers: two plans share packed weights only if they are the same plan.
+// FNV-1a hash of the encoded plan: packed weights are accepted only for the plan that they were packed for.
 uint64_t fingerprint_of(const int64_t* encoded, int64_t count) {
   uint64_t hash = 14695981039346656037ull;
   for (int64_t i = 0; i < count; ++i) hash = (hash ^ static_cast<uint64_t>(encoded[i])) * 1099511628211ull;
@@ -21,7 +21,7 @@ uint64_t fingerprint_of(const int64_t* encoded, int64_t count) {
 }
 
 void lay_out(const char* op, Plan& plan) {
-  // Summed in 128 bits: two widths of 2^30 and 64 tasks pass 2^63 bytes.
+  // Summed in 128 bits: two widths of 2^30 and 64 tasks exceed 2^63 bytes.
   unsigned __int128 floats = 0, tensor_bytes = 0;
   int64_t inputs = plan.in_features;
   plan.hidden_floats = 0;
@@ -60,7 +60,7 @@ void lay_out(const char* op, Plan& plan) {
   plan.packed_bytes = static_cast<int64_t>(bytes);
 }
 
-// Where each task keeps what its children read, if they do; returns the number of slots.
+// Assigns each task a slot for the outputs that its children read, if they do; returns the number of slots.
 int32_t assign_slots(const Plan& plan, bool read_by_children, int32_t* slots) {
   int32_t last_reader[limit::max_tasks];
   for (int32_t k = 0; k < plan.tasks; ++k) {
@@ -74,7 +74,7 @@ int32_t assign_slots(const Plan& plan, bool read_by_children, int32_t* slots) {
       slots[k] = slots[parent];
       continue;
     }
-    // The lowest slot that no earlier task with readers still to come occupies.
+    // Finds the lowest slot that is not occupied by an earlier task with readers still to come.
     int32_t slot = 0;
     for (int32_t other = 0; other < k; ++other) {
       if (last_reader[other] > k && slots[other] == slot) {
@@ -123,7 +123,7 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count, ProgramS
   plan.affine = flag(PlanField::affine, "affine");
   const int64_t precision = field(PlanField::precision);
   plan.precision = static_cast<Precision>(precision);
-  // The enum has 32 bits: a number that does not fit is no code either.
+  // The enum has 32 bits: a number that does not fit is not a code either.
   require(flags_of(plan.precision) != 0 && static_cast<int64_t>(plan.precision) == precision, op, "a known precision",
           precision);
   require(plan.head != Head::conditional || !plan.logit_residual, op, "no logit_residual with a conditional head", 1);

@@ -1,5 +1,5 @@
-// A precision as a type: what is stored, and code that is compiled for each of those with a flag of contract/enums.def.
-// A precision without the flag needs no line in such code. Of the host.
+// A precision as a type: how its values are stored, and with_precision(), which compiles code for each precision that
+// has a flag of contract/enums.def; a precision without the flag needs no line in such code. Host code only.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct StoredAs<Precision::int8> {
   using type = int8_t;
 };
 
-// What a value is in memory.
+// The type that stores a value.
 template <Precision kPrecision>
 using Stored = typename StoredAs<kPrecision>::type;
 
@@ -38,7 +38,8 @@ struct Constant {
   static constexpr Precision value = kPrecision;
 };
 
-// Calls run with the precision as a constant. One without any of the flags, which the checks refuse, counts as float32.
+// Calls run with the precision as a compile-time constant. A precision without any of the flags, which the checks
+// refuse, is treated as float32.
 template <uint32_t kFlags, class Run>
 inline __attribute__((always_inline)) auto with_precision(Precision precision, Run run) {
   switch (precision) {

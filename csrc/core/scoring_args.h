@@ -1,4 +1,4 @@
-// The arguments of the model `towers` (contract/ops.def), and how checked inputs of a form become a call of it.
+// The arguments of the model `towers` (contract/ops.def), and how a form's checked inputs become a call of it.
 #pragma once
 
 #include <algorithm>
@@ -50,7 +50,7 @@ inline const Plan& decoded(const char* op, const Integers& encoded) {
 }
 
 struct ScoringArgs {
-  // In the order of the model's row.
+  // The arguments are in the order of the model's row.
   ScoringArgs(const char* op, const TensorView& packed, const TensorView& fusion_weights, const Integers& plan,
               int64_t fusion, int64_t weights_per)
       : op(op),
@@ -67,7 +67,7 @@ struct ScoringArgs {
   int64_t fusion;
   int64_t weights_per;
 
-  // Candidates whose rows are checked already, without requests.
+  // A call for candidates whose rows are already checked, without requests.
   ScoringCall of_rows(const Source& x, int64_t count) const {
     check_rest(count, kNoRequests);
     Candidates candidates{};
@@ -76,7 +76,7 @@ struct ScoringArgs {
     return call_of(candidates);
   }
 
-  // The same, cut into requests.
+  // The same, divided into requests.
   ScoringCall of_requests(const Source& x, int64_t count, const TensorView& offsets) const {
     check_offsets(op, offsets, kNoRequests);
     ScoringCall call = of_users(offsets.sizes[0] - 1, offsets, count);
@@ -84,7 +84,7 @@ struct ScoringArgs {
     return call;
   }
 
-  // Candidates of `requests` users, with the user and the items left to fill in.
+  // A call for candidates of `requests` users; the caller fills in the user and the items.
   ScoringCall of_users(int64_t requests, const TensorView& offsets, int64_t count) const {
     check_offsets(op, offsets, requests);
     check_offset_values(op, offsets, count);
@@ -96,7 +96,7 @@ struct ScoringArgs {
     return call_of(candidates);
   }
 
-  // Candidates of users whose rows, checked as matrices, are in memory.
+  // A call for candidates of users whose rows, checked as matrices, are in memory.
   ScoringCall of_user_rows(const TensorView& user, const TensorView& offsets, int64_t count) const {
     ScoringCall call = of_users(user.sizes[0], offsets, count);
     set_user(call.candidates, {rows_of(user), {}}, user.sizes[1]);
@@ -104,7 +104,7 @@ struct ScoringArgs {
   }
 
   static void set_user(Candidates& candidates, const Source& user, int64_t columns) {
-    // What exists of a user without columns: an empty tensor has no address.
+    // A user without columns exists all the same, but an empty tensor has no address: this one stands for it.
     static const float nothing = 0.0f;
     candidates.user = user.exists() ? user : Source{{&nothing, Precision::float32, 0}, {}};
     candidates.user_columns = columns;

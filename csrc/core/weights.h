@@ -1,4 +1,4 @@
-// The canonical weights of a plan, in order (Plan.weight_shapes in resflow_kernels/plan.py).
+// The canonical weights of a plan, in order (Plan.weight_shapes in resflow_kernels/core/plan.py).
 #pragma once
 
 #include <cstdint>
@@ -63,11 +63,11 @@ void for_each_weight(const Plan& plan, Visit visit) {
   }
 }
 
-// A pointer a weight, by task, layer and kind; null where the plan has none.
+// One pointer per weight, by task, layer and kind; null where the plan has none.
 template <class Pointer>
 class WeightList {
  public:
-  // next(shape) gives them in canonical order.
+  // next(shape) returns the pointers in canonical order.
   template <class Next>
   WeightList(const Plan& plan, Next next) : layers_(plan.layers), all_(plan.tasks * (plan.layers + 1) * kKinds) {
     for_each_weight(plan, [&](const WeightShape& shape) {

@@ -9,7 +9,7 @@
 namespace resflow::torch_ops {
 namespace {
 
-// See bindings/op.h.
+// The CPU's policy for bindings/op.h.
 struct CpuCall {
   using Tensor = OwnedTensor;
   using Output = torch_ops::Output;

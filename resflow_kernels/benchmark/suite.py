@@ -112,7 +112,7 @@ def measure(
     busy: bool = False,
     before_round: Callable[[], None] | None = None,
 ) -> None:
-    """Time the entries that have no problem; ``busy``: beside a process that keeps a core busy."""
+    """Time the entries that have no problem; ``busy``: while another process keeps a core busy."""
     calls = {entry.name: entry.call for entry in entries if entry.call is not None and entry.problem is None}
     with busy_neighbour() if busy else contextlib.nullcontext():
         timings = interleave(calls, schedule, before_round)

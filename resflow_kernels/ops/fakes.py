@@ -1,6 +1,6 @@
-"""What PyTorch needs to trace the ops: results without numbers, and how autocast hands rows over.
+"""Registrations that PyTorch needs to trace the ops: empty results, and the rows' dtype under autocast.
 
-All of it follows from the rows of ``contract/ops.def``.
+They all follow from the rows of ``contract/ops.def``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import library
 
 
 def scoring_fake(op: str) -> Callable[..., Any]:
-    """The fake kernel of a scoring op: its checks, and empty outputs."""
+    """The fake kernel of a scoring op: the op's checks, and empty outputs."""
     _, ranks = form_of(op)
 
     def fake(*arguments: Any) -> Any:
@@ -64,13 +64,13 @@ FAKES: dict[str, Callable[..., Any]] = {
 
 
 def register() -> None:
-    """Register fake kernels and autocast, once."""
+    """Register fake kernels and autocast rules, once."""
     compiled, _ = library.load()
-    for op in (name for name in OP_SCHEMAS if name not in PLAN_OPS):  # those are asked, not traced
+    for op in (name for name in OP_SCHEMAS if name not in PLAN_OPS):  # PLAN_OPS are called, not traced
         torch.library.register_fake(f"resflow::{op}", FAKES.get(op) or scoring_fake(op))
     for form in FORMS.values():
         if compiled and "autocast" in form.flags:
-            # Autocast would hand bfloat16 rows to kernels that compute in float32.
+            # Autocast would pass bfloat16 rows to kernels that compute in float32.
             for ending in ("scores", "topk"):
                 torch.library.register_autocast(f"resflow::{form.name}_{ending}", "cpu", torch.float32)
 

@@ -250,7 +250,7 @@ def test_twin_rows_names_bad_input(tasks: int, columns: int, dtype: int, text: s
 def test_int8_vectors_have_a_widest() -> None:
     """Beyond it an int32 sum could overflow."""
     table, scales, user = torch.zeros(1, 65537, dtype=torch.int8), torch.zeros(1, 1), torch.zeros(1, 65537)
-    with pytest.raises(ValueError, match="table must be of at most 65536 columns a task where it is int8"):
+    with pytest.raises(ValueError, match="table must be of at most 65536 columns per task where it is int8"):
         ops.twin_scores(user, table, scales, torch.ones(1), [-1])
     assert ops.twin_scores(user[:, 1:], table[:, 1:], scales, torch.ones(1), [-1]).logits.tolist() == [[0.0]]
 
@@ -342,7 +342,7 @@ def test_a_damaged_plan_is_refused_by_the_op(at: int, value: int) -> None:
         ({"parents": ()}, "parents must be 1 to 64 tasks"),
         ({"parents": (-1, 1)}, r"parents\[1\] must be -1 or an earlier task, got 1"),
         ({"activations": "swish"}, "activations must be one of identity"),
-        ({"activations": ("relu", "relu", "relu")}, "activations must be one name a hidden layer"),
+        ({"activations": ("relu", "relu", "relu")}, "activations must be one name per hidden layer"),
         (
             {"precision": "float8"},
             "precision must be one of float32, bfloat16, int8, float16, tensorfloat32, got 'float8'",

@@ -203,7 +203,7 @@ def test_any_layout_of_x(layout: str) -> None:
     [
         ({"activation": "swish"}, "activation must be one of identity, relu"),
         ({"norm": "layer"}, "norm must be None or 'batch', got 'layer'"),
-        ({"parents": (-1, 0)}, r"parents must be one a task \(3\), got 2"),
+        ({"parents": (-1, 0)}, r"parents must be one per task \(3\), got 2"),
         ({"fusion": Additive((1, 2))}, "Additive: weights must be 3 numbers for 3 tasks, got 2"),
         ({"conditional": True}, "logit_residual must be False with a conditional head"),
     ],

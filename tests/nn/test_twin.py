@@ -82,7 +82,7 @@ def test_weights_of_requests_and_items() -> None:
     [
         ({"activation": "swish"}, "activation must be one of identity"),
         ({"norm": "layer"}, "norm must be None or 'batch', got 'layer'"),
-        ({"parents": (-1,)}, r"parents must be one a task \(3\), got 1"),
+        ({"parents": (-1,)}, r"parents must be one per task \(3\), got 1"),
         ({"logit_residual": False, "non_increasing": True}, "non_increasing must be False without a logit residual"),
         ({"fusion": Additive((1, 2))}, "Additive: weights must be 3 numbers"),
     ],

@@ -1,4 +1,4 @@
-// Values of rows, whatever they are stored as.
+// Reads values of rows of any dtype.
 #pragma once
 
 #include "core/candidates.h"
@@ -24,7 +24,7 @@ RESFLOW_DEVICE float value_of(const void* row, Precision element, int64_t at) {
   return load_constant(static_cast<const float*>(row) + at);
 }
 
-// A row's address; Rows::from is the host's.
+// A row's address; Rows::from is host code.
 RESFLOW_DEVICE const char* row_at(const Rows& rows, int64_t row) {
   return static_cast<const char*>(rows.data) + row * rows.stride * bytes_of(rows.element);
 }

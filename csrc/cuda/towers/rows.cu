@@ -15,7 +15,7 @@ RESFLOW_DEVICE uint16_t bfloat16_of(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// A warp a part of a row.
+// Rounds one part of a row per warp.
 struct RoundRows {
   struct Params {
     Rows from;

@@ -45,7 +45,7 @@ TowerSchedule schedule_of(const Plan& plan, const Candidates& candidates, const 
 
 int64_t most_blocks(const Device& device) { return device.multiprocessors / kTowerCluster * kTowerCluster; }
 
-// Small tiles as long as all of them run at once: the call then takes the time of one tile.
+// Small tiles, as long as all of them run at once: the call then takes the time of one tile.
 TowerSchedule chosen_schedule(const TowerCall& call, const Device& device) {
   const TowerSchedule small = schedule_of(call.plan, call.candidates, device, 1);
   return small.tiles <= most_blocks(device) ? small : schedule_of(call.plan, call.candidates, device, kMostGroups);
