@@ -114,6 +114,26 @@ struct ActivationFormula<Activation::sigmoid> {
   }
 };
 
+// v, or e^v - 1 below 0
+template <>
+struct ActivationFormula<Activation::elu> {
+  static constexpr bool kManyRegisters = false;
+  static RESFLOW_FORMULA Value value(Value v, Value) {
+    return at_least(v, constant(0.0f)) + (exp(at_most(v, constant(0.0f))) - constant(1.0f));
+  }
+  static RESFLOW_FORMULA Value derivative(Value v, Value) {
+    return select(less(constant(0.0f), v), constant(1.0f), exp(at_most(v, constant(0.0f))));
+  }
+};
+
+// log(1 + e^v)
+template <>
+struct ActivationFormula<Activation::softplus> {
+  static constexpr bool kManyRegisters = true;
+  static RESFLOW_FORMULA Value value(Value v, Value) { return negative(log_sigmoid(negative(v))); }
+  static RESFLOW_FORMULA Value derivative(Value v, Value) { return sigmoid(v); }
+};
+
 template <Activation kActivation>
 RESFLOW_FORMULA Value activate(Value v, Value slope) {
   return ActivationFormula<kActivation>::value(v, slope);

@@ -140,9 +140,26 @@ def precision(op: str, plan: Plan, packed: Tensor, device: str | None = None) ->
     device = packed.device.type if device is None else device
     if device == "meta":  # the device is unknown
         return
+    got = "a tile program, which runs on the CPU"
+    _require(device == "cpu" or isinstance(plan, Plan), op, "plan", "towers", got)
     known = precisions_of(device)
     place = "the CPU" if device == "cpu" else "a GPU"
     _require(plan.precision in known, op, "plan precision", "precision", plan.precision, ", ".join(known), place)
+
+
+def towers(op: str, plan: object) -> None:
+    """Require a forest of towers."""
+    _require(isinstance(plan, Plan), op, "plan", "towers", "a tile program")
+
+
+def program(op: str, plan: object) -> None:
+    """Require a tile program."""
+    _require(not isinstance(plan, Plan), op, "plan", "program", "a forest of towers")
+
+
+def scored(op: str, plan: Plan) -> None:
+    """Require tasks, which a tile program may be without."""
+    _require(plan.tasks > 0, op, "plan", "scored", "a tile program of none")
 
 
 def packed(op: str, tensor: Tensor, plan: Plan) -> None:

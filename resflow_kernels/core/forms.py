@@ -17,6 +17,7 @@ from torch import Tensor
 from ..contract import FORMS, FUSIONS, WEIGHTS_PER, Form
 from . import checks
 from .plan import Plan
+from .program import decode_plan
 
 Dtypes = tuple[torch.dtype, ...]  # dtypes that rows may have; empty: those the ops accept on the tensor's device
 
@@ -63,9 +64,9 @@ class Call:
 
 
 @lru_cache(maxsize=256)
-def decoded(encoded: tuple[int, ...]) -> Plan:
+def decoded(encoded: tuple[int, ...]) -> Any:
     """The plan encoded by an op's list of integers; the same list returns the same object."""
-    return Plan.decode(encoded)
+    return decode_plan(encoded)
 
 
 def form_of(op: str) -> tuple[Form, bool]:
@@ -100,6 +101,8 @@ def check(op: str, arguments: tuple[Any, ...], rows: Dtypes = (), device: str | 
         fusion_weights, parents, _, fusion, weights_per = model[:5]
         packed, plan, parents, tasks = None, None, tuple(parents), len(parents)
         counts = _CHECKS[form.name](op, parents, rows, **inputs)
+    if plan is not None:
+        checks.scored(op, plan)
     checks.fusion(op, fusion_weights, fusion, weights_per, tasks, counts.weight_rows, counts.requests, torch.float32)
     if plan is not None:
         checks.precision(op, plan, packed, device)
@@ -127,6 +130,7 @@ def check_catalog(
     op: str, plan: Plan, rows: Dtypes, user: Tensor, ids: Tensor, offsets: Tensor, table: Tensor, scales: Tensor
 ) -> Counts:
     """Check ``user [R, Du]``, ``ids [N]``, ``offsets [R + 1]`` and ``table [M, plan.table_width]``."""
+    checks.towers(op, plan)
     checks.side(op, "user", user, plan, *rows)
     checks.table(op, table, scales, plan)
     checks.ids(op, ids)

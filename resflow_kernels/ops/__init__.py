@@ -42,6 +42,7 @@ from .feature import (
 from .library import cuda_status
 from .library import status as library_status
 from .pack import pack_towers
+from .program import program_outputs
 from .request import request_scores, request_topk
 from .training import training_logits
 from .twin import twin_ids_scores, twin_ids_topk, twin_rows, twin_scores, twin_topk
@@ -62,6 +63,7 @@ __all__ = [
     "library_status",
     "one_id_each",
     "pack_towers",
+    "program_outputs",
     "request_scores",
     "request_topk",
     "training_logits",

@@ -71,6 +71,8 @@ def choose(device: str, plan: Plan, form: str, asked: str, installed: Installed)
 
 def _unsupported(backend: str, device: str, plan: Plan | None, form: str, installed: Installed) -> str | None:
     """Why a backend does not serve; ``None`` if it does. Without a plan, the precision is not considered."""
+    if plan is not None and not isinstance(plan, Plan) and backend != "cpu":
+        return "tile programs run on the CPU's kernels"
     if backend == "reference":
         return None if form in REFERENCE_FORMS else f"no op of the {form} form runs on it"
     kernels = "cuda" if backend == "triton" else backend

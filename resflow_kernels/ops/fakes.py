@@ -38,8 +38,17 @@ def _pack_towers(weights: list[Tensor], plan: list[int]) -> Tensor:
     return weights[0].new_empty((own.packed_bytes,), dtype=torch.uint8)
 
 
+def _program_outputs(x: Tensor, packed: Tensor, plan: list[int]) -> Tensor:
+    own = decoded(tuple(plan))
+    checks.program("program_outputs", own)
+    checks.matrix("program_outputs", "x", x, own.in_features)
+    checks.precision("program_outputs", own, packed)
+    return x.new_empty((x.shape[0], own.output_columns), dtype=torch.float32)
+
+
 def _catalog_rows(item: Tensor, packed: Tensor, plan: list[int], dtype: int) -> tuple[Tensor, Tensor]:
     own = decoded(tuple(plan))
+    checks.towers("catalog_rows", own)
     checks.side("catalog_rows", "item", item, own)
     checks.table_dtype("catalog_rows", dtype)
     checks.precision("catalog_rows", own, packed)
@@ -56,6 +65,7 @@ def _twin_rows(vectors: Tensor, tasks: int, dtype: int) -> tuple[Tensor, Tensor]
 
 FAKES: dict[str, Callable[..., Any]] = {
     "pack_towers": _pack_towers,
+    "program_outputs": _program_outputs,
     "catalog_rows": _catalog_rows,
     "twin_rows": _twin_rows,
     "train_forward": outputs.forward_outputs,

@@ -19,7 +19,7 @@ from ..contract import ACTIVATIONS, complete
 if TYPE_CHECKING:
     import triton.language as tl
 
-    from ..triton.functions import at_least, at_most, sigmoid, tanh
+    from ..triton.functions import at_least, at_most, log_sigmoid, sigmoid, tanh
 
 
 class Activation(NamedTuple):
@@ -121,6 +121,20 @@ ROWS: dict[str, Activation] = complete(
             functions=_called(nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid"),
             onnx=_operator("Sigmoid"),
         ),
+        "elu": Activation(
+            formula=lambda value, slope: F.elu(value),
+            modules={"elu": nn.ELU},
+            matches=lambda module: type(module) is nn.ELU and module.alpha == 1,
+            functions=_called(nn.ELU, F.elu),
+            onnx=_operator("Elu"),
+        ),
+        "softplus": Activation(
+            formula=lambda value, slope: F.softplus(value),
+            modules={"softplus": nn.Softplus},
+            matches=lambda module: type(module) is nn.Softplus and (module.beta, module.threshold) == (1, 20),
+            functions=_called(nn.Softplus, F.softplus),
+            onnx=_operator("Softplus"),
+        ),
     },
 )
 
@@ -149,7 +163,7 @@ def triton_functions() -> tuple[Any, Any]:
 
     from ..triton import functions
 
-    used = ("at_least", "at_most", "sigmoid", "tanh")
+    used = ("at_least", "at_most", "log_sigmoid", "sigmoid", "tanh")
     globals().update(tl=triton.language, **{name: getattr(functions, name) for name in used})
     return triton.jit(activate), triton.jit(derivative)
 
@@ -170,6 +184,10 @@ def activate(value, slope, ACTIVATION: tl.constexpr):
         return tanh(value)
     elif ACTIVATION == "sigmoid":
         return sigmoid(value)
+    elif ACTIVATION == "elu":
+        return at_least(value, 0.0) + (tl.exp(at_most(value, 0.0)) - 1.0)
+    elif ACTIVATION == "softplus":
+        return -log_sigmoid(-value)
     else:
         tl.static_assert(ACTIVATION == "identity", "an activation of contract/enums.def without its formula")
         return value
@@ -198,6 +216,10 @@ def derivative(value, slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "sigmoid":
         share = sigmoid(value)
         return share * (1.0 - share)
+    elif ACTIVATION == "elu":
+        return tl.where(value > 0, 1.0, tl.exp(at_most(value, 0.0)))
+    elif ACTIVATION == "softplus":
+        return sigmoid(value)
     else:
         tl.static_assert(ACTIVATION == "identity", "an activation of contract/enums.def without its derivative")
         return tl.full(value.shape, 1.0, tl.float32)
