@@ -1,9 +1,10 @@
 // A precision as a type: how its values are stored, and with_precision(), which compiles code for each precision that
-// has a flag of contract/enums.def; a precision without the flag needs no line in such code. Host code only.
+// has a flag of contract/enums.def; a precision without the flag needs no line in such code.
 #pragma once
 
 #include <cstdint>
 
+#include "core/both.h"
 #include "core/contract.h"
 
 namespace resflow {
@@ -40,8 +41,11 @@ struct Constant {
 
 // Calls run with the precision as a compile-time constant. A precision without any of the flags, which the checks
 // refuse, is treated as float32.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable  // run belongs to the caller, and to the caller's side
+#endif
 template <uint32_t kFlags, class Run>
-inline __attribute__((always_inline)) auto with_precision(Precision precision, Run run) {
+RESFLOW_BOTH auto with_precision(Precision precision, Run run) {
   switch (precision) {
 #define RESFLOW_PRECISION(name, code, bytes, flags)                                      \
   case Precision::name:                                                                  \
