@@ -346,10 +346,7 @@ def test_a_damaged_plan_is_refused_by_the_op(at: int, value: int) -> None:
         ({"parents": (-1, 1)}, r"parents\[1\] must be -1 or an earlier task, got 1"),
         ({"activations": "swish"}, "activations must be one of identity"),
         ({"activations": ("relu", "relu", "relu")}, "activations must be one name per hidden layer"),
-        (
-            {"precision": "float8"},
-            "precision must be one of float32, bfloat16, int8, float16, tensorfloat32, got 'float8'",
-        ),
+        ({"precision": "int4"}, f"precision must be one of {', '.join(contract.PRECISION_ROWS)}, got 'int4'"),
         ({"precision": "int8", "in_features": 65537}, "precision must be another for over 65536 inputs, got int8"),
         ({"head": "softmax"}, "head must be one of residual, conditional"),
         ({"head": "conditional"}, "logit_residual must be False with a conditional head"),
