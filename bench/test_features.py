@@ -21,7 +21,7 @@ from bench.cases import CORES
 from resflow_kernels import FeatureRanker, ResFlow, ops
 from resflow_kernels.benchmark.baselines import threads_of
 from resflow_kernels.benchmark.interleave import Schedule, interleave
-from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.contract import PRECISIONS, TABLE_PRECISIONS
 from resflow_kernels.nn.feature import round_table
 from resflow_kernels.ops import FeatureIds, FeatureTables
 from resflow_kernels.testing import WORKLOADS, random_weights
@@ -116,7 +116,7 @@ def test_against_embedding_bags(
 
     x = embedded(batches[0])
     calls: dict[str, Callable[[Batch], object]] = {
-        **{f"{element} tables": ours(element) for element in PRECISIONS},
+        **{f"{element} tables": ours(element) for element in TABLE_PRECISIONS},
         "bags, concat, dense op": dense,
         "eager": lambda batch: module().towers._reference_logits(embedded(batch)),
         "dense op alone": lambda _: ops.dense_scores(x, packed, plan, fusion_weights),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resflow_kernels import ops, reference
 from resflow_kernels.contract import FUSIONS
-from resflow_kernels.contract import PRECISIONS as ELEMENTS
+from resflow_kernels.contract import TABLE_PRECISIONS as ELEMENTS
 from resflow_kernels.core.checks import precisions_of
 from resflow_kernels.core.fusion import weight_count
 from resflow_kernels.core.plan import Plan, chain

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "core/error.h"
-#include "core/number_formats.h"
+#include "core/precision.h"
 #include "core/quantize.h"
 #include "core/tensor_panels.h"
 #include "core/weights.h"
@@ -52,37 +52,32 @@ void pack_layer(const Plan& plan, const LayerLayout& layer, const float* weight,
     return input < layer.inputs && column < layer.width ? weight[input * layer.width + column] : 0.0f;
   };
   float* const panels = task + layer.panels;
-  switch (plan.precision) {
-    case Precision::bfloat16:
-      return pack_matrix<uint16_t>(layer, panels, [&](int64_t k, int64_t c) { return to_bfloat16(value(k, c)); });
-    case Precision::float16:
-      return pack_matrix<uint16_t>(layer, panels, [&](int64_t k, int64_t c) { return to_float16(value(k, c)); });
-    case Precision::tensorfloat32:
-      return pack_matrix<float>(layer, panels, [&](int64_t k, int64_t c) { return to_tensorfloat32(value(k, c)); });
-    case Precision::int8: {
+  using namespace precision_flag;
+  with_precision<on_cpu | on_gpu>(plan.precision, [&](auto p) {
+    if constexpr (has(p.value, column_scales)) {
       float* const scales = task + layer.column_scale;
       for (int64_t c = 0; c < layer.width; ++c) scales[c] = column_scale(weight + c, layer.inputs, layer.width);
-      return pack_matrix<uint8_t>(layer, panels, [&](int64_t k, int64_t c) {
+      pack_matrix<uint8_t>(layer, panels, [&](int64_t k, int64_t c) {
         return static_cast<uint8_t>(128 + int8_divide(value(k, c), scales[c]));
       });
+    } else {
+      pack_matrix<Stored<p.value>>(layer, panels,
+                                   [&](int64_t k, int64_t c) { return StoredAs<p.value>::rounded(value(k, c)); });
     }
-    case Precision::float32:
-      return pack_matrix<float>(layer, panels, value);
-    case Precision::count:
-      return;
-  }
+  });
 }
 
 // Writes the layer's tensor panels, whose padding is zero already.
 void pack_tensor_panels(const Plan& plan, const LayerLayout& layer, const float* weight, char* out) {
-  const auto round = plan.precision == Precision::bfloat16 ? to_bfloat16 : to_float16;
   const TensorPanels panels{layer.inputs, layer.padded};
-  for (int64_t k = 0; k < layer.inputs; ++k) {
-    for (int64_t c = 0; c < layer.width; ++c) {
-      const uint16_t element = round(weight[k * layer.width + c]);
-      std::memcpy(out + panels.byte_of(k, c), &element, sizeof(element));
+  with_precision<precision_flag::tensor_panels>(plan.precision, [&](auto p) {
+    for (int64_t k = 0; k < layer.inputs; ++k) {
+      for (int64_t c = 0; c < layer.width; ++c) {
+        const auto element = StoredAs<p.value>::rounded(weight[k * layer.width + c]);
+        std::memcpy(out + panels.byte_of(k, c), &element, sizeof(element));
+      }
     }
-  }
+  });
 }
 
 }  // namespace

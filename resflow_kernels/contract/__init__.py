@@ -117,18 +117,23 @@ _EXPECTED = _values("errors.def", "EXPECT")
 _Row = TypeVar("_Row")
 
 
-def complete(what: str, names: tuple[str, ...], rows: Mapping[str, _Row]) -> dict[str, _Row]:
-    """``rows`` in the order of a list of ``enums.def``, one row per name.
+def forms_with(flag: str) -> tuple[str, ...]:
+    """The names of the forms that have a flag, in the contract's order."""
+    return tuple(name for name, form in FORMS.items() if flag in form.flags)
+
+
+def complete(what: str, names: tuple[str, ...], rows: Mapping[str, _Row], file: str = "enums.def") -> dict[str, _Row]:
+    """``rows`` in the order of a list of ``enums.def``, or of another file, one row per name.
 
     Raises:
         ImportError: a name without its row, or a row without its name.
     """
     for name in names:
         if name not in rows:
-            raise ImportError(f"{what} {name!r} of contract/enums.def without its row")
+            raise ImportError(f"{what} {name!r} of contract/{file} without its row")
     for name in rows:
         if name not in names:
-            raise ImportError(f"{what} {name!r} without its name in contract/enums.def")
+            raise ImportError(f"{what} {name!r} without its name in contract/{file}")
     return {name: rows[name] for name in names}
 
 

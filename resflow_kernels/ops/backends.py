@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..contract import FORMS
+from ..contract import FORMS, forms_with
 from ..core import checks
 from ..core.plan import Plan
 from . import library
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 SCORING_FORMS = tuple(FORMS)
-TRITON_FORMS = (*(name for name, form in FORMS.items() if "triton" in form.flags), "training")
-REFERENCE_FORMS = tuple(name for name, form in FORMS.items() if "reference" in form.flags)
+TRITON_FORMS = (*forms_with("triton"), "training")
+REFERENCE_FORMS = forms_with("reference")
 
 library.load()
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..contract import complete, forms_with
 from ..contract.results import Scores
 from ..core import checks
 from ..core.forms import Call, check, decoded
@@ -70,4 +71,6 @@ def _catalog(
     return towers.catalog_scores(user.float(), products, offsets, weights, call.plan, *settings)
 
 
-_SCORES: dict[str, Callable[..., Scores]] = {"dense": _dense, "request": _request, "catalog": _catalog}
+_SCORES: dict[str, Callable[..., Scores]] = complete(
+    "form", forms_with("reference"), {"dense": _dense, "request": _request, "catalog": _catalog}, "ops.def"
+)

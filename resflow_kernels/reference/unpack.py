@@ -9,6 +9,7 @@ from ..contract import PACKED, PRECISION_ROWS
 from ..core.packed_layout import PackedLayer
 from ..core.plan import Plan
 from ..core.weights import Weight, iter_weights
+from .rounding import FORMATS
 
 
 def unpack_towers(packed: Tensor, plan: Plan) -> list[Tensor]:
@@ -36,8 +37,7 @@ def _unpacked(block: Tensor, weight: Weight, plan: Plan) -> Tensor:
 def panel_matrix(block: Tensor, layer: PackedLayer, precision: str) -> Tensor:
     """A layer's matrix from a task's block, including padding, in the stored type: panels of words, each of which holds
     consecutive inputs of one column."""
-    stored = {"int8": torch.uint8, "tensorfloat32": torch.float32}.get(precision)
-    dtype = stored if stored is not None else getattr(torch, precision)
+    dtype = FORMATS[precision].packed
     per_word = 4 // PRECISION_ROWS[precision].bytes
     panels, first = [], layer.panels
     for column in range(0, layer.padded, PACKED["panel_columns"]):

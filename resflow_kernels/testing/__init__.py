@@ -7,14 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..contract import PRECISION_ROWS, complete
 from ..core.plan import Plan, chain
 from ..reference import Scores
 
 # Bounds on the difference from the float64 reference, which rounds where the kernels round. A float32 sum at a
 # rounding's edge may round to the other side, which moves what follows by one step of the precision, in one channel.
 # The steps of float16 and tensorfloat32 are an eighth of bfloat16's. The bound on logits is multiplied by 1 + |logit|.
-PROBABILITY_TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-3, "int8": 5e-3, "float16": 1.3e-4, "tensorfloat32": 1.3e-4}
-LOGIT_TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-3, "int8": 2e-2, "float16": 5e-4, "tensorfloat32": 5e-4}
+_TOLERANCES = complete(
+    "precision",
+    tuple(PRECISION_ROWS),
+    {
+        "float32": (2e-6, 1e-5),
+        "bfloat16": (1e-3, 4e-3),
+        "int8": (5e-3, 2e-2),
+        "float16": (1.3e-4, 5e-4),
+        "tensorfloat32": (1.3e-4, 5e-4),
+    },
+)
+PROBABILITY_TOLERANCE = {name: probability for name, (probability, _) in _TOLERANCES.items()}
+LOGIT_TOLERANCE = {name: logit for name, (_, logit) in _TOLERANCES.items()}
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ def operand(values, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
         nearest = ((values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
         return tl.where(tl.abs(values) <= LARGEST, nearest, values)
     else:
+        tl.static_assert(PRECISION == "float32", "a precision of contract/enums.def without its operand")
         return values.to(tl.float32)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from triton import JITFunction
 
+from ..contract import complete, forms_with
 from ..core import checks
 from ..core.forms import Call, check, decoded
 from ..core.outputs import empty_scores, empty_table
@@ -69,7 +70,9 @@ def _catalog(
     return Sources(None, call.plan.in_features, call.counts.candidates, accum_init, offsets, ids, table, scales)
 
 
-_SOURCES: dict[str, Callable[..., Sources]] = {"dense": _dense, "request": _request, "catalog": _catalog}
+_SOURCES: dict[str, Callable[..., Sources]] = complete(
+    "form", forms_with("triton"), {"dense": _dense, "request": _request, "catalog": _catalog}, "ops.def"
+)
 
 
 def catalog_rows(item: Tensor, packed: Tensor, encoded: tuple[int, ...], dtype: int) -> tuple[Tensor, Tensor]:

@@ -114,7 +114,7 @@ def with_precision(name: str, precision: str) -> list[object]:
 @pytest.mark.parametrize("name", WITH_PLAN)
 def test_precisions_of_gpus_alone_are_refused_on_the_cpu(name: str, precision: str) -> None:
     arguments = with_precision(name, precision)
-    text = f"{name}: plan precision must be one of float32, bfloat16, int8 on the CPU, got {precision}"
+    text = f"{name}: plan precision must be one of {', '.join(contract.PRECISIONS)} on the CPU, got {precision}"
     with pytest.raises(ValueError) as real:
         getattr(torch.ops.resflow, name)(*arguments)
     assert str(real.value) == text
