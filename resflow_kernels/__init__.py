@@ -78,7 +78,7 @@ __all__ = [
     "tune_fusion",
 ]
 
-# Where each name is defined. `bundle` is a module of its own: bundle.load, bundle.save.
+# The module that defines each name. `bundle` is a module of its own: bundle.load, bundle.save.
 _HOMES = {
     "contract.results": ("Scores", "TopK"),
     "convert": ("fuse",),
@@ -134,7 +134,7 @@ def __getattr__(name: str) -> Any:
     home = f"{__name__}.{_HOME_OF[name]}"
     module = import_module(home)
     value = getattr(module, name) if hasattr(module, name) else import_module(f"{home}.{name}")
-    globals()[name] = value  # found without this function from now on
+    globals()[name] = value  # later accesses find the name without this function
     return value
 
 

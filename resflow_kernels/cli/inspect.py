@@ -1,4 +1,4 @@
-"""``resflow inspect``: what a model bundle holds."""
+"""``resflow inspect``: the contents of a model bundle."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def inspect(
 
 
 def describe(bundle: Bundle, path: Path) -> dict[str, Any]:
-    """All facts of a bundle, as ``--json`` prints them."""
+    """All facts about a bundle, as printed by ``--json``."""
     plan, features = bundle.plan, bundle.features
     tower = sum(weight.size for weight in bundle.weights)
     tables = sum(table.size for table in bundle.tables.values())

@@ -32,7 +32,7 @@ from ._ranker import Ranker
 from ._requests import Requests, embedded_requests, read_catalog_requests, read_requests
 from ._types import Ranked, Timing
 
-_WRITE_ROWS = 1 << 16  # rows of the output kept before they are written
+_WRITE_ROWS = 1 << 16  # rows of output buffered before they are written
 
 
 def score(
@@ -94,13 +94,13 @@ def _features(bundle: Bundle, model: Path) -> FeatureSet:
 
 
 def _chosen_fusion(bundle: Bundle, kind: str | None, weights: str | None) -> Fusion:
-    """The bundle's fusion with what the command line says instead."""
+    """The bundle's fusion, overridden by the command line."""
     if kind is None and weights is None:
         return bundle.fusion
     same = kind is None or kind == bundle.fusion.kind
     given = bundle.fusion.weights if weights is None and same else _numbers(weights)
     fusion = fusions.by_name(bundle.fusion.kind if kind is None else kind, given)
-    fusion.weights_for(bundle.plan.tasks)  # says how many it needs
+    fusion.weights_for(bundle.plan.tasks)  # raises, with the required number, if there are too few or too many
     return fusion
 
 

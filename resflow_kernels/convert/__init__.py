@@ -1,4 +1,4 @@
-"""From other people's weights and models to :class:`resflow_kernels.ResFlow`. Needs torch."""
+"""Converts other weights and models to :class:`resflow_kernels.ResFlow`. Needs torch."""
 
 from .canonical import from_canonical
 from .fuse import CannotFuse, fuse

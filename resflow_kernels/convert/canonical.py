@@ -1,4 +1,4 @@
-"""A ranker from canonical weights, the form bundles hold."""
+"""Makes a ranker from canonical weights, the form in which bundles store them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def from_canonical(
     tasks: Sequence[str] | None = None,
     fusion: Fusion | None = None,
 ) -> ResFlow:
-    """An ordinary :class:`ResFlow`, in eval mode, whose ``canonical_weights()`` are ``weights`` to the bit.
+    """An ordinary :class:`ResFlow`, in eval mode, whose ``canonical_weights()`` are bitwise ``weights``.
 
     Args:
         plan: the network.

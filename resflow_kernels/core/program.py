@@ -24,6 +24,7 @@ from ..contract import (
     precision_of_code,
 )
 from .packed_layout import layout_of
+from .plan import Plan
 
 
 class Segment(NamedTuple):
@@ -342,6 +343,16 @@ class ProgramBuilder:
 def with_precision(program: Program, precision: str) -> Program:
     """The same steps in another precision."""
     return replace(program, precision=precision)
+
+
+def decode_plan(encoded: Sequence[int]) -> Plan | Program:
+    """What an op's list of integers is: a plan of no layers is a program.
+
+    >>> decode_plan(Plan(8, (4,), (-1,)).encoded).tasks
+    1
+    """
+    layers = PLAN_FIELDS.index("layers")
+    return Program.decode(encoded) if len(encoded) > layers and encoded[layers] == 0 else Plan.decode(encoded)
 
 
 def _pack(places: Mapping[str, tuple[int, ...]], fields: Mapping[str, int], words: int) -> list[int]:

@@ -1,11 +1,11 @@
-"""The methods the paper compares ResFlow with, as ``nn.Module``s, and one registry of all methods. Needs torch.
+"""The methods that the paper compares ResFlow with, as ``nn.Module``s, and a registry of all methods. Needs torch.
 
-All are built, called and trained like :class:`~resflow_kernels.nn.ResFlow`, and score with plain PyTorch in every
-mode. ``NSE`` and ``ESMM`` are settings of ResFlow itself (:mod:`resflow_kernels.nn`), so they are fused as it is.
+All are built, called and trained like :class:`~resflow_kernels.nn.ResFlow`, and score with plain PyTorch in every mode.
+``NSE`` and ``ESMM`` are settings of ResFlow itself (:mod:`resflow_kernels.nn`), so they use the fused kernels.
 
-Parameters besides biases, slopes and BatchNorms, with ``P = D H_1 + sum_l H_{l-1} H_l`` of one tower and
-``H = H_L``: ResFlow, NSE and ESMM have ``K (P + H)``; AITM ``4 H^2`` more a task that inherits; MMoE, with as many
-experts as tasks, ``K^2 D`` more (its gates); SharedBottom one bottom instead of ``K``.
+Number of parameters without biases, slopes and BatchNorms, with ``P = D H_1 + sum_l H_{l-1} H_l`` for one tower and ``H
+= H_L``: ResFlow, NSE and ESMM have ``K (P + H)``; AITM has ``4 H^2`` more per task with a parent; MMoE, with as many
+experts as tasks, ``K^2 D`` more (its gates); SharedBottom has one bottom instead of ``K``.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .resflow import ESMM, NSE, ResFlow
 
 
 class Baseline(LayeredRanker):
-    """What the baselines share: layers and checks.
+    """Layers and checks that the baselines share.
 
     Args:
         in_features: width ``D`` of a candidate's input row.
-        hidden: widths of the hidden layers a candidate passes on its way to a task's logit.
+        hidden: widths of the hidden layers between a candidate's input row and a task's logit.
         tasks: names of the ``K`` tasks, dense feedback first.
-        parents: as :func:`~resflow_kernels.topology` takes them; ``None``: a chain. SharedBottom and MMoE have no
-            use for them; ``plan.parents`` keeps them for what is said of tasks in order, such as ``calibrator_loss``.
+        parents: as for :func:`~resflow_kernels.topology`; ``None``: a chain. SharedBottom and MMoE do not use them;
+            ``plan.parents`` keeps them for functions of ordered tasks, such as ``calibrator_loss``.
         activation, norm, norm_after_activation, norm_eps, input_norm, fusion: as in ``ResFlow``.
 
-    ``plan`` holds the shapes and the topology; no packed weights belong to it.
+    ``plan`` holds the shapes and the topology; there are no packed weights for it.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Baseline(LayeredRanker):
 
 
 class SharedBottom(Baseline):
-    """One bottom for all tasks, a tower a task (Caruana, Machine Learning 28, 1997).
+    """One bottom for all tasks and one tower per task (Caruana, Machine Learning 28, 1997).
 
     Args:
-        tower_layers: how many of the last hidden layers each task has for itself; ``None``: 1, or 0 where there
-            is one hidden layer only. The other arguments are :class:`Baseline`'s.
+        tower_layers: number of last hidden layers that each task has for itself; ``None``: 1, or 0 if there is only
+            one hidden layer. The other arguments are those of :class:`Baseline`.
 
     Raises:
         ValueError: a setting that is out of range; the message names it.
@@ -124,9 +124,9 @@ class MMoE(Baseline):
     ``f_k(x) = tower_k(sum_e softmax(G_k x)_e expert_e(x))``
 
     Args:
-        experts: how many; ``None``: as many as tasks, which makes the parameters NSE's and the gates.
-        tower_layers: as in :class:`SharedBottom`; the other hidden layers are each expert's. The other arguments
-            are :class:`Baseline`'s.
+        experts: number of experts; ``None``: that of the tasks, so that only the gates are added to NSE's parameters.
+        tower_layers: as in :class:`SharedBottom`; each expert has the other hidden layers. The other arguments are
+            those of :class:`Baseline`.
 
     Raises:
         ValueError: a setting that is out of range; the message names it.
@@ -179,8 +179,8 @@ class Transfer(nn.Module):
     ``z = sum_u softmax_u(<h2(u), h3(u)> / sqrt(H)) h1(u)``
 
     Args:
-        width: ``H``, of the last hidden layers.
-        activation: of the transferred information.
+        width: ``H``, the width of the last hidden layers.
+        activation: applied to the transferred information.
     """
 
     def __init__(self, width: int, activation: str) -> None:
@@ -192,7 +192,7 @@ class Transfer(nn.Module):
     def forward(self, parent: Tensor, own: Tensor) -> Tensor:
         """``z [B, H]`` from the parent's ``z [B, H]`` and the task's own last hidden layer ``q [B, H]``."""
         both = torch.stack((own, self.info(parent)), dim=1)  # [B, 2, H]
-        # The authors' published code multiplies queries with values and leaves the keys unused; this is the paper's.
+        # The authors' published code multiplies queries with values and leaves the keys unused; this follows the paper.
         affinity = (self.query(both) * self.key(both)).sum(-1) / math.sqrt(both.shape[-1])
         return (torch.softmax(affinity, dim=1)[:, :, None] * self.value(both)).sum(1)
 
@@ -203,7 +203,7 @@ class AITM(Baseline):
     Each edge of the topology has a :class:`Transfer` of its own. The paper's behavioural expectation calibrator is a
     term of the loss: :func:`resflow_kernels.nn.losses.calibrator_loss`.
 
-    Arguments are :class:`Baseline`'s.
+    Arguments are those of :class:`Baseline`.
 
     Raises:
         ValueError: a setting that is out of range; the message names it.
@@ -284,18 +284,18 @@ def make_ranker(
     fusion: Fusion | None = None,
     **settings: Any,
 ) -> RankerBase:
-    """A new ranker of any method, ready to train. Single-task models are several of ``"nse"`` with one task each.
+    """A new ranker of any method, ready to train. Single-task models are several ``"nse"`` rankers with one task each.
 
     Args:
         method: a name of :data:`METHODS`.
         in_features, hidden, tasks, norm, fusion: as in :class:`ResFlow`.
-        parents: the topology, as :func:`~resflow_kernels.topology` takes it; ``None``: a chain. Methods without
-            a topology (see :data:`METHODS`) are the same under any.
+        parents: the topology, as for :func:`~resflow_kernels.topology`; ``None``: a chain. It has no effect on methods
+            without a topology (see :data:`METHODS`).
         non_increasing: keep ``p_k <= p_parent(k)``; only for methods with a logit residual.
         settings: further arguments of the method's own constructor.
 
     Raises:
-        ValueError: an unknown method, or a setting it does not have or allow; the message names it.
+        ValueError: an unknown method, or a setting that it lacks or refuses; the message names it.
 
     Example:
         >>> make_ranker("aitm", 576, tasks=("click", "like", "follow"), parents="star").plan.parents
@@ -319,7 +319,7 @@ def make_ranker(
 
 
 def _split(plan: Plan, tower_layers: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Widths of the shared layers, input row included, and of a task's own, the shared output included."""
+    """Widths of the shared layers, including the input row, and of a task's own, including the shared output."""
     own = min(1, plan.layers - 1) if tower_layers is None else tower_layers
     if not 0 <= own < plan.layers:
         raise ValueError(f"tower_layers must be 0 to {plan.layers - 1} of {plan.layers} hidden layers, got {own}")

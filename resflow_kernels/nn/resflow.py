@@ -1,9 +1,9 @@
 """The ResFlow ranker as an ``nn.Module``: ordinary parameters, fused scoring in eval mode.
 
-In eval mode, where no gradient is asked for, :class:`ResFlow` scores through ``torch.ops.resflow``; where one is, and
-in training, its logits come from the training ops (:func:`resflow_kernels.ops.training_logits`). In dtypes, on devices
-and with layers the ops do not serve, :mod:`resflow_kernels.reference` computes both, and the module says so once.
-:meth:`ResFlow.packed` gives a module that holds nothing but the packed weights: the form to export.
+In eval mode, if no gradient is needed, :class:`ResFlow` scores through ``torch.ops.resflow``; otherwise, and in
+training, its logits come from the training ops (:func:`resflow_kernels.ops.training_logits`). For dtypes, devices and
+layers that the ops do not serve, :mod:`resflow_kernels.reference` computes both, and the module warns once.
+:meth:`ResFlow.packed` returns a module that holds only the packed weights: the form to export.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ class ResFlow(LayeredRanker):
     """Residual multi-task ranker (ResFlow, KDD 2024, arXiv 2411.09705).
 
     Args:
-        in_features: width ``D`` of a candidate's input row (in the request form ``Du + Di``, user first).
+        in_features: width ``D`` of a candidate's input row (``Du + Di`` in the request form, user first).
         hidden: widths of each tower's hidden layers.
         tasks: names of the ``K`` tasks, dense feedback first.
         parents: the task each task inherits from, -1 for a root; ``None``: a chain in the order of ``tasks``.
         activation: a name of :data:`ACTIVATION_MODULES`.
-        norm: ``"batch"`` for a BatchNorm a hidden layer, or ``None``.
-        norm_after_activation: where that BatchNorm stands (the paper's authors: after).
-        norm_eps: its eps (the paper's authors: 1e-3).
+        norm: ``"batch"`` for one BatchNorm per hidden layer, or ``None``.
+        norm_after_activation: whether that BatchNorm comes after the activation (as in the paper's code).
+        norm_eps: its eps (1e-3 in the paper's code).
         input_norm: a BatchNorm on the input row as well.
         feature_residual: add the parent tower's hidden outputs.
         logit_residual: add the parent's logit.
         non_increasing: keep ``p_k <= p_parent(k)`` by passing the task's own logit through ``min(., 0)``.
         fusion: how probabilities become a score (:mod:`resflow_kernels.core.fusion`).
-        precision: what the fused kernels round weights and rows to: ``"float32"``, ``"bfloat16"``, on the CPU
-            ``"int8"``, on a GPU ``"float16"`` or ``"tensorfloat32"`` (:class:`~resflow_kernels.Plan`); training
+        precision: the precision to which the fused kernels round weights and rows: ``"float32"``, ``"bfloat16"``, on
+            the CPU ``"int8"``, on a GPU ``"float16"`` or ``"tensorfloat32"`` (:class:`~resflow_kernels.Plan`); training
             and the reference path are not rounded.
         recompute: in training, compute pre-activations again in the backward pass instead of keeping them (``B * K``
-            times the padded widths, in floats); ``None``: where they are more than 1 GiB.
-        backend: whose kernels score: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else
-            ``"auto"``. An attribute, so it can be changed; one that cannot serve a call makes it raise.
+            times the padded widths, in floats); ``None``: only if they exceed 1 GiB.
+        backend: the backend that scores: a name of ``backends.BACKENDS``, or ``None``: that of ``RESFLOW_BACKEND``,
+            else ``"auto"``. It is an attribute, so it can be changed; a backend that cannot serve a call raises.
         conditional: ESMM's head, ``p_k = p_parent(k) * sigmoid(r_k)``; excludes ``logit_residual``.
 
     Raises:
-        ValueError: arguments that contradict each other; the message names the one.
+        ValueError: arguments that contradict each other; the message names one.
 
     Example:
         >>> model = ResFlow(576, tasks=("ctr", "ctcvr"), fusion=Additive((1, 20))).eval()
@@ -95,7 +95,7 @@ class ResFlow(LayeredRanker):
         check_layer_settings(activation, norm)
         parents = chain(len(tasks)) if parents is None else tuple(parents)
         if len(parents) != len(tasks):
-            raise ValueError(f"parents must be one a task ({len(tasks)}), got {len(parents)}")
+            raise ValueError(f"parents must be one per task ({len(tasks)}), got {len(parents)}")
         plan = Plan(
             in_features,
             tuple(hidden),
@@ -134,7 +134,7 @@ class ResFlow(LayeredRanker):
         self.input_norm = input_norm
         self.towers = nn.ModuleList(nn.ModuleList(tower) for tower in towers)
         self.heads = nn.ModuleList(heads)
-        # Training knows a BatchNorm before the activation, which scoring folds into the Linear, as affines too.
+        # In training, a BatchNorm before the activation, which scoring folds into the Linear, is also an affine.
         self.affine_plan = replace(plan, affine=True, precision="float32")
         self._packed: Tensor | None = None
         self._packed_from: list[Any] | None = None
@@ -167,10 +167,10 @@ class ResFlow(LayeredRanker):
         return TopK(*made) if k else Scores(*made)
 
     def packed(self, precision: str | None = None) -> PackedResFlow:
-        """This model with its weights packed once and for all: the form for export and for serving.
+        """This model with its weights packed: the form for export and for serving.
 
         Args:
-            precision: another than the model's own.
+            precision: a precision other than the model's own.
         """
         plan = self.plan if precision is None else replace(self.plan, precision=precision)
         with torch.no_grad():
@@ -179,10 +179,10 @@ class ResFlow(LayeredRanker):
         return PackedResFlow(plan, self.tasks, fusion, packed, self.backend).eval()
 
     def canonical_weights(self) -> list[Tensor]:
-        """Float32 weights as ``Plan.weight_shapes`` lists them, BatchNorms folded in in float64.
+        """Float32 weights as ``Plan.weight_shapes`` lists them, with BatchNorms folded in float64.
 
         Raises:
-            ValueError: a layer that does more than its weights say (hooks, a forward of its own, another activation).
+            ValueError: a layer does more than its weights say (hooks, its own ``forward``, another activation).
         """
         reason = training.altered(self)
         if reason is not None:
@@ -214,7 +214,7 @@ class ResFlow(LayeredRanker):
         return reference.tower_logits(x, self._tower_layers(), heads, self.plan)
 
     def _use_fused(self, form: str, inputs: Sequence[Tensor]) -> bool:
-        """Whether this call goes to the scoring ops; where it cannot though the user would expect it, say why once."""
+        """Whether the scoring ops serve this call; if they unexpectedly cannot, warn once with the reason."""
         if self.training or self._needs_gradient(inputs):
             return False
         weight = self._head_layers()[0].weight
@@ -254,18 +254,18 @@ class ResFlow(LayeredRanker):
         return (reason, named) if named else (f"ResFlow scores with the slow PyTorch reference: {reason}", None)
 
     def _logits(self, x: Tensor) -> Tensor:
-        """Logits ``[B, K]`` with gradients: by the training ops, or where they cannot by the reference."""
+        """Logits ``[B, K]`` with gradients, by the training ops or, if they do not serve the model, the reference."""
         weight = self._head_layers()[0].weight
         reason = _unsupported_dtype(weight.dtype) or ops.unsupported_reason(weight.device.type, training=True)
         reason = reason or training.untrainable_reason(self)
         if reason is None:
             return training.logits(self, x)
-        if self.training or self._needs_gradient((x,)):  # else it scores, of which _use_fused has spoken
+        if self.training or self._needs_gradient((x,)):  # otherwise it scores, and _use_fused has warned
             _warn_once(f"ResFlow trains with the slow PyTorch reference: {reason}")
         return self._reference_logits(x)
 
     def _own_rows(self, argument: str, x: Tensor) -> Tensor:
-        """Rows in the model's dtype: bfloat16 ones, and autocast's, are taken by a float32 model too."""
+        """Rows in the model's dtype; a float32 model also accepts bfloat16 rows, and those of autocast."""
         wanted = self._head_layers()[0].weight.dtype
         if wanted == torch.float32 and x.dtype in (torch.bfloat16, torch.float16):
             return x.float()
@@ -273,7 +273,7 @@ class ResFlow(LayeredRanker):
         return x
 
     def _needs_gradient(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether autograd has to see this call; an exported program in eval mode scores."""
+        """Whether autograd must record this call; an exported program in eval mode scores."""
         if not torch.is_grad_enabled() or (torch.compiler.is_exporting() and not self.training):
             return False
         return any(tensor.requires_grad for tensor in (*inputs, *self.parameters()))
@@ -287,8 +287,8 @@ class ResFlow(LayeredRanker):
     def _packed_weights(self) -> Tensor:
         """The packed weights of the current parameters.
 
-        They are packed again whenever a parameter or statistic was replaced or written to (its version counter tells).
-        A compiler cannot see that, so in its graphs packing is an op of its own; :meth:`packed` avoids it.
+        They are packed again when a parameter or statistic was replaced or modified (known by its version counter). A
+        compiler cannot see that, so in its graphs packing is an op of its own; :meth:`packed` avoids it.
         """
         if torch.compiler.is_compiling():
             with torch.no_grad():
@@ -303,7 +303,7 @@ class ResFlow(LayeredRanker):
         return self._packed
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles repack for themselves: ids and versions mean nothing elsewhere."""
+        """Copies and pickles drop the packed weights: ids and version counters mean nothing in another object."""
         return {**self.__dict__, "_packed": None, "_packed_from": None, "_watch": None}
 
 

@@ -1,4 +1,4 @@
-"""The way of every call from its public function to the compiled op, or to another backend."""
+"""Routes every call from its public function to the compiled op, or to another backend."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _WEIGHTS_PER_CODES = {name: code for code, name in enumerate(WEIGHTS_PER)}
 
 
 class ScoringOp:
-    """One op of ``torch.ops.resflow`` that scores: a form with an ending, behind what Python adds to it.
+    """A scoring op of ``torch.ops.resflow``, a form with an ending, and the steps that Python adds to it.
 
-    Python refuses inputs that ask for a gradient (an autograd kernel would tax every call), turns names into codes,
-    and takes another backend's function where one is named. The op checks everything else.
+    Python refuses inputs that require a gradient (an autograd kernel would slow every call), turns names into codes,
+    and selects another backend's function if one is named. The op checks everything else.
     """
 
     def __init__(self, name: str) -> None:
@@ -43,7 +43,7 @@ class ScoringOp:
         *k: int,
         backend: str | None = None,
     ) -> Any:
-        """Call a form whose logits come from packed towers; ``inputs`` in the order of the form's row."""
+        """Call a form whose logits come from packed towers; ``inputs`` are in the order of the form's row."""
         name = self.name
         if torch.is_grad_enabled() and _any_asks_for_gradient((*inputs, fusion_weights)):
             self._refuse_gradients(inputs, fusion_weights)
@@ -54,7 +54,7 @@ class ScoringOp:
                 other = backends.function_of(name, self.form.name, first.device.type, plan, backend)
                 if other is not None:
                     return other(*inputs, packed, fusion_weights, plan.encoded, *codes, *k)
-        try:  # library.call, without one more step on the way of each request
+        try:  # library.call inlined, which saves a step per request
             return getattr(library.namespace, name)(*inputs, packed, fusion_weights, plan.encoded, *codes, *k)
         except RuntimeError as error:
             raise library.promised(name, error) from None
@@ -69,7 +69,7 @@ class ScoringOp:
         weights_per: str,
         *k: int,
     ) -> Any:
-        """Call a form whose logits are dot products; ``inputs`` in the order of the form's row."""
+        """Call a form whose logits are dot products; ``inputs`` are in the order of the form's row."""
         name = self.name
         if torch.is_grad_enabled() and _any_asks_for_gradient((*inputs, fusion_weights)):
             self._refuse_gradients(inputs, fusion_weights)
@@ -100,7 +100,7 @@ OPS = {name: ScoringOp(name) for name in (f"{form}_{ending}" for form in FORMS f
 
 
 def table_dtype(op: str, dtype: str) -> int:
-    """The code of what a table's rows are rounded to.
+    """The code of the precision of a table's rows.
 
     Raises:
         ValueError: an unknown dtype.

@@ -32,7 +32,7 @@ def request_scores(
         offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
         packed: from :func:`~resflow_kernels.ops.pack_towers`.
         plan: the plan it was packed for.
-        fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32 as ``weights_per`` says.
+        fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32, depending on ``weights_per``.
         fusion: ``"additive"``, ``"multiplicative"`` or ``"expected_value"``.
         weights_per: ``"call"``, ``"request"`` or ``"candidate"``.
         backend: as in :func:`~resflow_kernels.ops.dense_scores`.
@@ -60,7 +60,7 @@ def request_topk(
     *,
     backend: str | None = None,
 ) -> TopK:
-    """The ``k`` best candidates of each request; arguments as in :func:`request_scores`.
+    """The ``k`` best candidates of each request; arguments are those of :func:`request_scores`.
 
     Returns:
         :class:`TopK` of scores ``[R, k]`` and positions ``[R, k]``.

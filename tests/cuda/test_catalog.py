@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import PRECISIONS as ELEMENTS
+from resflow_kernels.contract import TABLE_PRECISIONS as ELEMENTS
 from resflow_kernels.contract import WEIGHTS_PER
 from resflow_kernels.core.checks import precisions_of
 from resflow_kernels.core.plan import Plan

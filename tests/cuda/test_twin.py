@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import PRECISIONS as ELEMENTS
+from resflow_kernels.contract import TABLE_PRECISIONS as ELEMENTS
 from resflow_kernels.contract import WEIGHTS_PER
 from resflow_kernels.reference import twin
 from resflow_kernels.testing import assert_exact

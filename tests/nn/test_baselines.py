@@ -305,7 +305,7 @@ def test_topology_matters_where_the_registry_says_so(method: str) -> None:
         (lambda: AITM(9, ()), r"Plan: hidden must be 1 to 16 widths, got \(\)"),
         (lambda: AITM(0), "Plan: in_features must be 1 to"),
         (lambda: AITM(9, tasks=()), "Plan: parents must be 1 to 64 tasks"),
-        (lambda: AITM(9, tasks=TASKS, parents=(-1, 0)), r"Plan: parents must be one a task \(3\), got 2"),
+        (lambda: AITM(9, tasks=TASKS, parents=(-1, 0)), r"Plan: parents must be one per task \(3\), got 2"),
         (lambda: AITM(9, fusion=Additive((1, 2, 3))), "Additive: weights must be 2 numbers for 2 tasks, got 3"),
         (lambda: AITM(9)(torch.randn(2, 8)), r"dense_scores: x must be a matrix with 9 columns, got \[2, 8\]"),
         (lambda: AITM(9)(torch.randn(2, 9), torch.ones(2), "row"), "weights_per must be one of call, request"),

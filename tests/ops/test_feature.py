@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import PRECISIONS, WEIGHTS_PER
+from resflow_kernels.contract import PRECISIONS, TABLE_PRECISIONS, WEIGHTS_PER
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.ops import FeatureIds, FeatureTables
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
@@ -53,7 +53,7 @@ def test_feature_scores_are_exact(case: FeatureCase, fusion: str) -> None:
     assert_exact(got, exact, weights, case.plan.precision)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_workloads_of_width_32(name: str, dtype: str) -> None:
     plan = WORKLOADS[name].plan
@@ -125,7 +125,7 @@ def test_batch_and_thread_invariance(case: FeatureCase) -> None:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_nan_in_a_table_row_reaches_those_that_use_it(dtype: str, precision: str) -> None:
     """Width 5: the row before the poisoned one is loaded together with its beginning."""

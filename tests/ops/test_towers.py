@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS, WEIGHTS_PER
+from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS, TABLE_PRECISIONS, WEIGHTS_PER
 from resflow_kernels.core.plan import Plan, chain
 from resflow_kernels.testing import WORKLOADS, assert_exact
 from tests.support.cases import CALL, CANDIDATE, REQUEST, TowerCase
@@ -101,7 +101,7 @@ def test_request_form_has_the_bits_of_the_dense_form(
     plan=plans(max_tasks=6),
     batch=batches,
     requests=st.integers(1, 5),
-    dtype=st.sampled_from(PRECISIONS),
+    dtype=st.sampled_from(TABLE_PRECISIONS),
     fusion=fusions,
     per=st.sampled_from(WEIGHTS_PER),
     seed=seeds,

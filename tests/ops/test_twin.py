@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import FUSIONS, PRECISION_ROWS, PRECISIONS, WEIGHTS_PER
+from resflow_kernels.contract import FUSIONS, PRECISION_ROWS, TABLE_PRECISIONS, WEIGHTS_PER
 from resflow_kernels.reference import twin
 from resflow_kernels.testing import assert_exact
 from tests.support.cases import BUDGET, CALL, CANDIDATE, REQUEST, TwinCase
@@ -97,7 +97,7 @@ def test_topk_is_that_of_the_scores(
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_topk_of_many_tiles_and_threads(dtype: str, threads: int) -> None:
     """Tiles, runs, pieces and passes that meet: 60,000 items, more requests than share a pass."""
     case = TwinCase(2, 9, 60_000, 18, dtype)
@@ -140,7 +140,7 @@ def test_batch_invariance(tasks: int, width: int, items: int, requests: int, dty
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 @pytest.mark.parametrize("width", [5, 16, 64, 67])
 def test_isolation(width: int, dtype: str, fusion: str, poison: float) -> None:
     """A poisoned item leaves its neighbours' bits alone, and a NaN reaches its own outputs; so does a user."""
@@ -178,7 +178,7 @@ def test_a_task_without_descendants_keeps_its_nan() -> None:
     assert torch.equal(got.logits[4, [0, 2]], clean.logits[4, [0, 2]])
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_rows_of_any_stride_are_read_in_place(dtype: str) -> None:
     """Also the end of the table: what lies behind it is not read into a sum."""
     case = TwinCase(3, 11, 40, 2, dtype)
@@ -240,7 +240,7 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
     assert same_bits(case.all(), expected)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_numpy_has_the_same_bits(dtype: str) -> None:
     runtime = pytest.importorskip("resflow_kernels._runtime")
     case = TwinCase(3, 21, 90, 4, dtype, "expected_value", REQUEST, non_increasing=True)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS
+from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS, TABLE_PRECISIONS
 from resflow_kernels.core.checks import precisions_of
 from resflow_kernels.core.fusion import weight_count
 from resflow_kernels.core.plan import Plan
@@ -64,7 +64,7 @@ def fusion_weights(plan: Plan, fusion: str, rows: int | None, generator: torch.G
 
 
 fusions = st.sampled_from(FUSIONS)
-elements = st.sampled_from(PRECISIONS)
+elements = st.sampled_from(TABLE_PRECISIONS)
 
 
 def random_offsets(candidates: int, requests: int, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,10 @@
 
 #include "cpu/towers/tower-inl.h"
 
+#include "cpu/towers/program-inl.h"
+
+#include "cpu/towers/score-inl.h"
+
 #include "cpu/towers/features-inl.h"
 
 #include "cpu/twin/twin-inl.h"
@@ -80,12 +84,21 @@ double peak_operations(Precision precision, int64_t count, float* sink) {
                                                 [&](auto p) { return peak_operations_in<p.value>(count, sink); });
 }
 
-using ScoreTile = void (*)(const Tile& tile);
+using RunTile = void (*)(const Tile& tile);
 
 template <Precision kPrecision>
-constexpr ScoreTile score_tile_in() {
+constexpr RunTile score_tile_in() {
   if constexpr (has(kPrecision, precision_flag::on_cpu)) {
     return score_tile<kPrecision>;
+  } else {
+    return nullptr;
+  }
+}
+
+template <Precision kPrecision>
+constexpr RunTile run_program_in() {
+  if constexpr (has(kPrecision, precision_flag::on_cpu)) {
+    return run_program<kPrecision>;
   } else {
     return nullptr;
   }
@@ -99,6 +112,10 @@ const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET),
                                  RESFLOW_TARGET::kBlockRows,
                                  {
 #define RESFLOW_PRECISION(name, code, bytes, flags) RESFLOW_TARGET::score_tile_in<Precision::name>(),
+#include "contract/enums.def"
+                                 },
+                                 {
+#define RESFLOW_PRECISION(name, code, bytes, flags) RESFLOW_TARGET::run_program_in<Precision::name>(),
 #include "contract/enums.def"
                                  },
                                  RESFLOW_TARGET::pool,

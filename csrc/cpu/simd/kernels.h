@@ -53,9 +53,10 @@ struct Tile {
   // user's projection in the others.
   const float* const* accum_init;
 
-  float* hidden;          // scratch [slot][layer][rows][padded width]
+  float* hidden;          // scratch [slot][layer][rows][padded width]; a program's values, [value][rows][padded width]
   float* x_operand;       // scratch: operand_floats of the first layer's words
-  float* hidden_operand;  // scratch: operand_floats of the largest number of words of a later layer
+  float* hidden_operand;  // scratch: operand_floats of the largest number of words of a later layer, or of a program
+  float* gathered;        // scratch of a program: rows * gathered_floats
   float* logits;          // [tasks][stride]
   float* probs;           // [tasks][stride]
   float* score;           // [stride]
@@ -110,6 +111,9 @@ struct Kernels {
 
   // Towers, heads, probabilities and score of one tile, by the plan's precision; null for those of GPUs alone.
   void (*score_tile[static_cast<int>(Precision::count)])(const Tile& tile);
+
+  // Computes the values of a tile program, by the plan's precision; x is float32.
+  void (*run_program[static_cast<int>(Precision::count)])(const Tile& tile);
 
   // Pools the features of `rows` candidates from `first` on into out [rows][pooled_stride(width)], in float32 and in
   // list order.

@@ -8,6 +8,8 @@
 // score therefore does not depend on its neighbours, and the request form is bitwise equal to the dense one.
 #pragma once
 
+#include "core/program.h"
+
 namespace resflow::cpu::RESFLOW_TARGET {
 
 // One register block: out[r][lanes] = start[r][lanes] + row r of x times a panel.
@@ -234,9 +236,11 @@ class Prefetcher {
  public:
   explicit Prefetcher(const Tile& tile) : spans_(tile.next) {
     const Plan& plan = *tile.plan;
-    int64_t blocks = 0;
-    for (int32_t l = 0; l < plan.layers; ++l) blocks += (plan.layer[l].padded + kPanelWidth - 1) / kPanelWidth;
-    blocks *= plan.tasks * ((tile.rows + kBlockRows - 1) / kBlockRows);
+    int64_t panels = 0;
+    for (int32_t l = 0; l < plan.layers; ++l) panels += (plan.layer[l].padded + kPanelWidth - 1) / kPanelWidth;
+    panels *= plan.tasks;
+    if (plan.program) panels = plan.program->panels > 0 ? plan.program->panels : 1;
+    const int64_t blocks = panels * ((tile.rows + kBlockRows - 1) / kBlockRows);
     lines_per_block_ = (spans_.lines + blocks - 1) / blocks;
   }
 
@@ -343,9 +347,9 @@ inline void run_head(const Plan& plan, const float* weights, const float* hidden
   }
 }
 
-// Computes the logits, probabilities and scores of a tile's candidates.
+// Computes the logits r_k, before residuals, of all tasks by their towers.
 template <Precision kPrecision>
-void score_tile(const Tile& tile) {
+inline void run_towers(const Tile& tile) {
   const Plan& plan = *tile.plan;
   const int64_t columns = tile.table_rows ? 0 : plan.in_features - tile.first_input;
   const FirstLayerRows x = first_layer_rows<kPrecision>(tile.x, tile.rows, tile.first_input, columns, tile.x_operand);
@@ -358,10 +362,7 @@ void score_tile(const Tile& tile) {
     const float* const parent = residual ? tile.hidden + plan.slot[plan.parents[k]] * slot_floats : nullptr;
     run_tower<kPrecision>(tile, x, k, parent, hidden, prefetcher);
     run_head(plan, tile.weights + k * plan.task_floats, hidden + last_offset, tile.rows, tile.logits + k * tile.stride);
-    for (int64_t r = tile.rows; r < tile.stride; ++r) tile.logits[k * tile.stride + r] = 0.0f;
   }
-  join_parents(tile);
-  fuse(tile);
 }
 
 }  // namespace resflow::cpu::RESFLOW_TARGET
