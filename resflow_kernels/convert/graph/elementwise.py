@@ -222,11 +222,37 @@ def _lerp(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
     return _weighted_total(low, a["self"], scaled, 1.0, 1.0)
 
 
-for _plain in ("relu", "sigmoid", "tanh", "silu", "mish", "selu", "relu6", "hardswish", "hardsigmoid"):
+for _plain in ("relu", "sigmoid", "tanh", "silu"):
 
     @handles(_plain)
     def _activation(low: Lowering, node: fx.Node, a: dict[str, Any], name: str = _plain) -> Rows:
         return activated(low, rows(a["self"]), name)
+
+
+@handles("mish")
+def _mish(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
+    value = rows(a["self"])
+    return product(low, activated(low, activated(low, value, "softplus"), "tanh"), value)
+
+
+@handles("selu")
+def _selu(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
+    return _elu_of(low, rows(a["self"]), 1.6732632423543772, 1.0507009873554805)
+
+
+@handles("relu6")
+def _relu6(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
+    return _between(low, rows(a["self"]), 0.0, 6.0)
+
+
+@handles("hardsigmoid")
+def _hardsigmoid(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
+    return _between(low, affine(low, rows(a["self"]), 1 / 6, 0.5), 0.0, 1.0)
+
+
+@handles("hardswish")
+def _hardswish(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
+    return product(low, _hardsigmoid(low, node, a), rows(a["self"]))
 
 
 @handles("gelu")
@@ -254,12 +280,17 @@ def _prelu(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
 
 @handles("elu")
 def _elu(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
-    value = rows(a["self"])
-    alpha, scale, stretch = (float(a[name]) for name in ("alpha", "scale", "input_scale"))
-    if scale != 1 or stretch != 1:
+    if float(a["input_scale"]) != 1:
         raise NotLowered("it is an ELU of a scale of its own")
+    return _elu_of(low, rows(a["self"]), float(a["alpha"]), float(a["scale"]))
+
+
+def _elu_of(low: Lowering, value: Rows, alpha: float, scale: float) -> Rows:
+    """``scale * v`` above 0, ``scale * alpha * (exp(v) - 1)`` below."""
     made = activated(low, value, "elu")
-    return made if alpha == 1 else total(low, affine(low, made, alpha), affine(low, activated(low, value, "relu"), 1 - alpha))
+    if alpha == 1:
+        return affine(low, made, scale)
+    return total(low, affine(low, made, scale * alpha), affine(low, activated(low, value, "relu"), scale * (1 - alpha)))
 
 
 @handles("celu")
@@ -292,8 +323,11 @@ def _clamp(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
         raise NotLowered("its bounds are no numbers")
     if any(one is not None and abs(one) > _LARGEST_BOUND for one in (least, most)):
         raise NotLowered("its bounds are too large to be exact")
-    if (least, most) == (0, 6):
-        return activated(low, value, "relu6")
+    return _between(low, value, least, most)
+
+
+def _between(low: Lowering, value: Rows, least: float | None, most: float | None) -> Rows:
+    """``min(max(v, least), most)`` by ReLUs."""
     if least is not None:
         value = affine(low, activated(low, affine(low, value, 1.0, -float(least)), "relu"), 1.0, float(least))
     if most is not None:
