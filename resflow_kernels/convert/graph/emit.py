@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from torch import fx
@@ -14,6 +15,9 @@ from .lowering import Lowering
 from .regions import Region
 from .rows import Draft, Ids, Root, columns_in, ids_of, runs, values_of
 from .simplify import Simplifier
+
+
+_LONGEST_SUM = 1024  # columns of a linear step
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class _Writer:
         return self.builder.one(self.row(ids))
 
     def write(self, place: int, draft: Draft) -> None:
+        if draft.kind == "linear" and len(draft.inputs) > _LONGEST_SUM:
+            draft = self._in_parts(draft)
         step = Step(
             draft.kind,
             draft.width,
@@ -118,6 +124,21 @@ class _Writer:
         )
         (made,) = self.builder.add(step, _weights(draft, step.columns))
         self._place[place] = (made.value, 0)
+
+    def _in_parts(self, draft: Draft) -> Draft:
+        """A long sum in parts, which rounds less: what is left is a copy of the last part plus the others."""
+        assert draft.weight is not None
+        count = -(-len(draft.inputs) // _LONGEST_SUM)
+        edges = [at * len(draft.inputs) // count for at in range(count + 1)]
+        parts: list[Segment] = []
+        for begin, end in pairwise(edges):
+            last = end == edges[-1]
+            bias = draft.bias if last and draft.bias is not None else numbers(0.0, draft.width)
+            step = Step("linear", draft.width, self.row(draft.inputs[begin:end]), addends=tuple(parts) if last else ())
+            parts += self.builder.add(step, (draft.weight.part(0, begin, end), bias))
+        whole = -2 - len(self._place)  # a number of its own, which no value has
+        self._place[whole] = (parts[-1].value, 0)
+        return replace(draft, kind="copy", inputs=ids_of(whole, draft.width), weight=None, bias=None)
 
     def _mixed(self, draft: Draft) -> Row:
         gates, values = draft.inputs[: draft.groups], draft.inputs[draft.groups :]

@@ -50,7 +50,7 @@ class Lowering:
         self.reasons: dict[fx.Node, str] = {}
         self.drafts_of: dict[fx.Node, list[int]] = {}
         self.structure: list[Const] = []  # constants whose values are part of the program
-        self._roots: dict[tuple[fx.Node, int], Rows] = {}
+        self._roots: dict[tuple[fx.Node, tuple[int, ...]], Rows] = {}
         self._node: fx.Node | None = None
         for node in graph.nodes:
             if node not in self.env:
@@ -58,15 +58,34 @@ class Lowering:
 
     def _read(self, node: fx.Node) -> Any:
         if node.op == "call_function":
-            first = len(self.values)
             self._node = node
-            try:
-                return self._lower(node)
-            except NotLowered as reason:
-                self.reasons[node] = str(reason)
-                del self.values[first:]
-                self.drafts_of.pop(node, None)
+            for demote in (False, True):
+                if demote and not self._demote_inputs(node):
+                    break
+                first = len(self.values)
+                try:
+                    return self._lower(node)
+                except NotLowered as reason:
+                    self.reasons[node] = str(reason)
+                    self._forget_from(first, node)
         return self._root_of(node) if node.op in ("placeholder", "call_function") else None
+
+    def _forget_from(self, first: int, node: fx.Node) -> None:
+        del self.values[first:]
+        self.drafts_of.pop(node, None)
+        self._roots = {key: root for key, root in self._roots.items() if int(values_of(root.flat[:1])[0]) < first}
+
+    def _demote_inputs(self, node: fx.Node) -> bool:
+        """Let positions that became rows of their own be parts of a candidate's row again; whether there were any."""
+        found = False
+        for source in node.all_input_nodes:
+            known = self.env.get(source)
+            if isinstance(known, Rows) and len(known.batch) > 1 and isinstance(known.batch[-1], int):
+                shape = shape_of(source)
+                if shape is not None and all(isinstance(size, int) for size in shape[1:]):
+                    self.env[source] = self.root(source, (0,))
+                    found = True
+        return found
 
     def _lower(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
@@ -74,6 +93,8 @@ class Lowering:
             if isinstance(made, list):
                 return made[node.args[1]]  # type: ignore[index]
             raise NotLowered("")
+        if not isinstance(node.target, torch._ops.OpOverload):
+            raise NotLowered("it computes no tensor")
         name = name_of(node)
         arguments = self._bound(node)
         flat = list(_flatten(arguments.values()))
@@ -152,8 +173,8 @@ class Lowering:
         return None if axes is None else self.root(node, axes)
 
     def root(self, node: fx.Node, axes: tuple[int, ...]) -> Rows:
-        """A tensor of the user's graph as rows, with these batch dimensions."""
-        key = (node, len(axes))
+        """A node's tensor as an input of regions, with these batch dimensions."""
+        key = (node, axes)
         if key not in self._roots:
             shape = shape_of(node)
             assert shape is not None
@@ -164,7 +185,7 @@ class Lowering:
             if not 1 <= width <= _MOST_COLUMNS:
                 raise NotLowered(f"a row of it has {width} numbers")
             batch = tuple(shape[axis] for axis in axes)
-            self.values.append(Root(node, batch, width))
+            self.values.append(Root(node, axes, batch, width))
             array = ids_of(len(self.values) - 1, width)
             ones = [1 if axis in axes else int(size) for axis, size in enumerate(shape)]
             self._roots[key] = Rows(array.reshape(ones), axes, batch)

@@ -46,6 +46,8 @@ def make_plan(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         CannotFuse: it cannot be traced, or nothing of it is gained by a program.
     """
     traced = trace(model, args, kwargs)
+    if any(const.now.dtype == torch.float64 for const in traced.constants.values()):
+        raise CannotFuse(f"{type(model).__name__}: it is in float64, the kernels compute in float32; fuse model.float()")
     low, cut, emitted = _lowered(traced)
     report = make_report(model, traced, low, cut)
     if not emitted:

@@ -207,10 +207,33 @@ def _tensordot(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
     dims, others = a["dims_self"], a["dims_other"]
     if not isinstance(value, Rows) or not isinstance(weight, Const) or len(dims) != 1:
         raise NotLowered("it multiplies rows with rows")
-    if dims[0] % value.ids.ndim != value.ids.ndim - 1 or len(weight.shape) != 2:
-        raise NotLowered("it sums over a dimension in the middle")
+    axis = dims[0] % value.ids.ndim
+    if axis in value.axes or len(weight.shape) != 2:
+        raise NotLowered("it mixes candidates")
     columns = weight if others[0] % 2 == 0 else weight.permute(1, 0)
-    return _rows_by_constant(low, node, value, columns)
+    if axis == value.ids.ndim - 1:
+        return _rows_by_constant(low, node, value, columns)
+    moved = Rows(np.moveaxis(value.ids, axis, -1), tuple(one - (one > axis) for one in value.axes), value.batch)
+    if moved.ids.size // moved.ids.shape[-1] > _MOST_COPIES:
+        raise NotLowered("many positions of a candidate share it")
+    return _times_constant(low, moved, columns, None)
+
+
+@handles("conv1d")
+def _conv1d(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
+    """A convolution over single positions is a linear layer on the channels."""
+    value, weight = rows(a["input"]), a["weight"]
+    plain = a["stride"] in ([1], 1) and a["padding"] in ([0], 0, "valid") and a["groups"] == 1
+    if not isinstance(weight, Const) or weight.shape[2] != 1 or not plain or value.ids.ndim != 3:
+        raise NotLowered("it is a convolution over several positions")
+    source = node.args[0]
+    if value.axes == (0,) and isinstance(source, fx.Node) and value.ids.shape[2] > 4:
+        value = low.root(source, (0, 2))
+    if 1 in value.axes:
+        raise NotLowered("it mixes candidates")
+    moved = Rows(value.ids.swapaxes(1, 2), _swapped_axes(value), value.batch)
+    made = _times_constant(low, moved, weight.reshape(*weight.shape[:2]).permute(1, 0), a["bias"])
+    return Rows(made.ids.swapaxes(1, 2), value.axes, value.batch)
 
 
 @handles("einsum")
@@ -226,7 +249,22 @@ def _einsum(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
         raise NotLowered("one of its inputs has no batch dimension of its own")
     if isinstance(operands[1], Const):
         return _einsum_with_constant(low, node, names, output, operands)
-    return _einsum_of_rows(low, names, output, [rows(one) for one in operands])
+    return _einsum_of_rows(low, names, output, _positions_as_rows(low, node, names, output, [rows(one) for one in operands]))
+
+
+def _positions_as_rows(
+    low: Lowering, node: fx.Node, names: list[str], output: str, values: list[Rows]
+) -> list[Rows]:
+    """Where each position of both has all products of its own, positions become rows."""
+    shared = [c for c in names[0] if c in names[1] and c in output]
+    sources = node.args[1]
+    if any(c in names[1] and c not in output for c in names[0]) or len(shared) != 2 or output[0] not in shared:
+        return values
+    made = []
+    for name, value, source in zip(names, values, sources, strict=True):  # type: ignore[arg-type]
+        axes = tuple(sorted(name.index(c) for c in shared))
+        made.append(value if value.axes == axes else low.root(source, axes))  # type: ignore[arg-type]
+    return made
 
 
 def _einsum_with_constant(low: Lowering, node: fx.Node, names: list[str], output: str, operands: list[Any]) -> Rows:
@@ -277,4 +315,9 @@ def _einsum_of_rows(low: Lowering, names: list[str], output: str, values: list[R
 
 
 def _all_pairs(low: Lowering, a: Rows, b: Rows) -> Rows:
-    raise NotLowered("every position of a candidate meets every other")
+    """``[.., n, 1]`` by ``[.., 1, m]``."""
+    x, y = a.ids.reshape(-1, a.ids.shape[-2]), b.ids.reshape(-1, b.ids.shape[-1])
+    if x.shape[0] * x.shape[1] * y.shape[1] > 4 * _MOST_PRODUCTS:
+        raise NotLowered("every position of a candidate meets every other")
+    made = [_outer(low, one, other, a) for one, other in zip(x, y, strict=True)]
+    return a.like(np.stack(made).reshape(*a.ids.shape[:-1], y.shape[1]))

@@ -62,7 +62,7 @@ def make_report(model: nn.Module, traced: Traced, low: Lowering, cut: Cut) -> Re
     for region in cut.regions:
         nodes = list(dict.fromkeys(low.values[place].node for place in region.drafts))
         report.regions.append(Part(_modules(nodes), sum(_products(node) for node in nodes), "", len(region.drafts)))
-    parts: dict[tuple[str, str], Part] = {}
+    parts: dict[str, Part] = {}
     for node in cut.kept:
         count = _products(node)
         reason = low.reasons.get(node, "")
@@ -70,7 +70,8 @@ def make_report(model: nn.Module, traced: Traced, low: Lowering, cut: Cut) -> Re
             continue
         (where,) = _modules([node])
         what = _advice(node, reason)
-        part = parts.setdefault((where, what), Part([where], 0, what))
+        part = parts.setdefault(what, Part([], 0, what))
+        part.modules += [where] * (where not in part.modules)
         part.multiply_adds += count
     report.left = sorted(parts.values(), key=lambda part: -part.multiply_adds)
     if traced.static_batch is not None:
@@ -80,7 +81,7 @@ def make_report(model: nn.Module, traced: Traced, low: Lowering, cut: Cut) -> Re
 
 def _advice(node: fx.Node, reason: str) -> str:
     if name_of(node).startswith("embedding"):
-        return "an embedding table; it stays in front of the region"
+        return "a look-up; it stays in front of the region"
     text = reason or "it works on no rows of candidates"
     if "attention" in text or "meets every other" in text:
         return f"{text}; it stays eager, what follows it fuses"

@@ -30,6 +30,7 @@ class Root:
     """A value that the user's graph computes: a region's input."""
 
     node: fx.Node
+    axes: tuple[int, ...]
     batch: tuple[Size, ...]
     width: int
 

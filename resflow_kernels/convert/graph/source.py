@@ -226,8 +226,11 @@ class Writer:
             assert isinstance(value, Root)
             shape = shape_of(source.node)
             assert shape is not None
-            rank = len(value.batch)
-            shaped.append((self._names[source.node], tuple(int(size) for size in shape[rank:]), rank))
+            rank, name = len(value.batch), self._names[source.node]
+            row = [axis for axis in range(len(shape)) if axis not in value.axes]
+            if value.axes != tuple(range(rank)):
+                name = f"{name}.permute({[*value.axes, *row]})"
+            shaped.append((name, tuple(int(shape[axis]) for axis in row), rank))
         deep = [one for one in shaped if one[2] == 1 and len(one[1]) == 2 and one[1][0] == 1]
         if len(deep) > 2 and all(one in deep or (one[2] == 1 and len(one[1]) == 1) for one in shaped):
             parts = [name if len(shape) == 2 else f"{name}.unsqueeze(1)" for name, shape, _ in shaped]
