@@ -156,7 +156,7 @@ def _second_order(low: Lowering, a: Rows, b: Rows) -> Rows | None:
     if summed is None or squares is None or summed.origin[:1] != ("fields",) or squares.origin != ("square",):
         return None
     fields = summed.origin[1]
-    if not np.array_equal(fields.reshape(-1), squares.inputs) or len(fields) < 2:
+    if not np.array_equal(fields.reshape(-1), squares.inputs) or len(fields) < 2 or fields.shape[1] < 4:
         return None
     made = low.emit("fm", a.ids.size, fields.reshape(-1), a.batch, groups=len(fields), **_twice(a.ids.size))
     return a.like(made.reshape(a.ids.shape))

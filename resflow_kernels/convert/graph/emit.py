@@ -17,7 +17,8 @@ from .rows import Draft, Ids, Root, columns_in, ids_of, runs, values_of
 from .simplify import Simplifier
 
 
-_LONGEST_SUM = 1024  # columns of a linear step
+_LONGEST_SUM = 2048  # columns of a linear step; a longer one is computed in parts
+_PART = 512
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class _Writer:
     def _in_parts(self, draft: Draft) -> Draft:
         """A long sum in parts, which rounds less: what is left is a copy of the last part plus the others."""
         assert draft.weight is not None
-        count = -(-len(draft.inputs) // _LONGEST_SUM)
+        count = -(-len(draft.inputs) // _PART)
         edges = [at * len(draft.inputs) // count for at in range(count + 1)]
         parts: list[Segment] = []
         for begin, end in pairwise(edges):

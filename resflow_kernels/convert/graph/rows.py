@@ -107,8 +107,47 @@ def runs(ids: Ids) -> list[tuple[int, int]]:
 
 def shape_of(node: fx.Node) -> tuple[Size, ...] | None:
     """A node's shape, dynamic sizes as texts; ``None`` for what is no tensor."""
-    value = node.meta.get("val")
-    return tuple(size_of(size) for size in value.shape) if isinstance(value, Tensor) else None
+    if _SHAPE not in node.meta:
+        value = node.meta.get("val")
+        node.meta[_SHAPE] = tuple(size_of(size) for size in value.shape) if isinstance(value, Tensor) else None
+    shape: tuple[Size, ...] | None = node.meta[_SHAPE]
+    return shape
+
+
+_SHAPE = "resflow_shape"
+
+
+def unify_batches(graph: fx.Graph) -> None:
+    """Give one name to dynamic sizes that are the same because an op joins tensors of them along other dimensions."""
+    same: dict[Size, Size] = {}
+
+    def name(size: Size) -> Size:
+        while size in same:
+            size = same[size]
+        return size
+
+    for node in graph.nodes:
+        sizes = [shape[0] for one in node.all_input_nodes if (shape := shape_of(one)) and isinstance(shape[0], str)]
+        if len(sizes) > 1 and _joins(node):
+            for size in sizes[1:]:
+                first, other = sorted((name(sizes[0]), name(size)), key=lambda one: (len(str(one)), str(one)))
+                if first != other:
+                    same[other] = first
+    if same:
+        for node in graph.nodes:
+            shape = shape_of(node)
+            if shape is not None:
+                node.meta[_SHAPE] = tuple(name(size) for size in shape)
+
+
+def _joins(node: fx.Node) -> bool:
+    """Whether an op wants all its inputs to have one batch size."""
+    kind = getattr(node.target, "_opname", "")
+    shapes = [shape for one in node.all_input_nodes if (shape := shape_of(one))]
+    if kind in ("cat", "stack"):
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        return kind == "stack" or (isinstance(dim, int) and dim % len(shapes[0]) != 0)
+    return kind in ("add", "sub", "mul", "div", "bmm") and len({len(shape) for shape in shapes}) == 1
 
 
 def size_of(size: Any) -> Size:

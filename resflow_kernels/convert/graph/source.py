@@ -165,6 +165,8 @@ class Writer:
         target = node.target
         args = [self._literal(argument) for argument in node.args]
         kwargs = [f"{key}={self._literal(value)}" for key, value in node.kwargs.items()]
+        if target is operator.getitem:
+            return f"{args[0]}[{args[1]}]"
         if not isinstance(target, torch._ops.OpOverload):
             function = self._named("operator", target.__name__.strip("_"), "f") if _is_operator(target) else None
             function = function or self._named("value", target, "f")
@@ -310,7 +312,7 @@ def _is_operator(target: Any) -> bool:
 
 def _renamed(target: torch._ops.OpOverload) -> bool:
     """Whether Python's binding of an op takes other arguments than the op."""
-    return target._opname in ("to", "tensor", "arange", "full", "zeros", "ones", "empty", "sym_size", "embedding_bag")
+    return target._opname in ("to", "tensor", "arange", "full", "zeros", "ones", "empty", "sym_size")
 
 
 def _flat(name: str, shape: tuple[int, ...], rank: int) -> str:

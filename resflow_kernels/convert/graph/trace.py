@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..patterns import CannotFuse
 from .constants import Const
-from .rows import shape_of
+from .rows import shape_of, unify_batches
 
 
 @dataclass
@@ -169,6 +169,7 @@ def _read(
         raise CannotFuse(f"{type(model).__name__}: torch.export took {len(inputs)} inputs of {len(leaves)}")
     graph = exported.graph
     _drop_checks(graph)
+    unify_batches(graph)
     return Traced(graph, tensors, constants, inputs, in_spec, call.out_spec, leaves, _static_batch(inputs, leaves))
 
 
