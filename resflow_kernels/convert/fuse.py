@@ -12,7 +12,8 @@ from . import towers
 from .graph.module import fused_copy, is_fused, unfused
 from .graph.plan import make_plan
 from .graph.report import Report
-from .graph.trace import inner_model
+from .graph.trace import in_eval_mode, inner_model
+from .graph.trial import tried
 from .patterns import CannotFuse
 
 __all__ = ["CannotFuse", "explain", "fuse"]
@@ -87,7 +88,9 @@ fuse.explain = explain  # type: ignore[attr-defined]
 
 
 def _by_programs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
-    return fused_copy(model, make_plan(model, args, kwargs))
+    made = fused_copy(model, make_plan(model, args, kwargs))
+    with in_eval_mode(model), in_eval_mode(made), torch.no_grad():
+        return tried(model, made, args, kwargs)
 
 
 def _call_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -100,14 +103,9 @@ def _drawn_inputs(model: nn.Module) -> tuple[Tensor] | None:
     if linear is None:
         return None
     rows = torch.randn(4, linear.in_features, dtype=linear.weight.dtype, device=linear.weight.device)
-    was = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        with torch.no_grad():
+        with in_eval_mode(model), torch.no_grad():
             model(rows)
     except Exception:
         return None
-    finally:
-        for module, training in was:
-            module.training = training
     return (rows,)

@@ -184,7 +184,11 @@ def _div(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
     if a.get("rounding_mode"):
         raise NotLowered("it rounds")
     if isinstance(first, Rows) and not isinstance(second, Rows):
-        return affine(low, first, 1.0 / second if not isinstance(second, Const) else Const.of("reciprocal.default", second.double()))
+        return affine(
+            low,
+            first,
+            1.0 / second if not isinstance(second, Const) else Const.of("reciprocal.default", second.double()),
+        )
     made = normalized(low, node, first, second) if isinstance(first, Rows) else None
     if made is None:
         raise NotLowered("it divides by numbers of the candidate")

@@ -16,7 +16,6 @@ from .regions import Region
 from .rows import Draft, Ids, Root, columns_in, ids_of, runs, values_of
 from .simplify import Simplifier
 
-
 _LONGEST_SUM = 2048  # columns of a linear step; a longer one is computed in parts
 _PART = 512
 

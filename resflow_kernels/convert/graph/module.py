@@ -5,7 +5,7 @@ from __future__ import annotations
 import copyreg
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, wraps
 from itertools import chain
 from operator import attrgetter
@@ -20,6 +20,7 @@ from .run import pack, runner
 from .source import Other, namespace
 
 STATE = "_resflow_fused"
+_MOST_SIZES = 65536
 _version = attrgetter("_version")
 _pointer = Tensor.data_ptr
 _is_inference = Tensor.is_inference
@@ -40,24 +41,34 @@ def fused_copy(model: nn.Module, plan: FusedPlan) -> nn.Module:
 class FusedState:
     """A plan bound to a model's tensors: packed weights, and what tells that they are out of date."""
 
-    def __init__(self, plan: FusedPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: FusedPlan, least: int = 1) -> None:
+        self.plan, self.least = plan, least
         self._forget()
 
     def _forget(self) -> None:
         self._call: Any = None
+        self._known: set[tuple[int, ...]] = set()
         self._slots: list[tuple[Any, str]] = []
         self._seen: Any = None
 
+    def forget_weights(self) -> None:
+        """Pack again at the next call."""
+        self._seen = None
+
+    def refuse_one_row(self) -> None:
+        """Leave calls of a single candidate to the model's own forward."""
+        self.least = 2
+        self._known.clear()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"plan": self.plan}
+        return {"plan": self.plan, "least": self.least}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["plan"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The fused result; ``Other`` where the user's own forward is to run."""
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch.is_autocast_enabled("cpu"):
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._is_any_autocast_enabled():
             return Other
         if self._call is None:
             self._bind(model)
@@ -86,6 +97,7 @@ class FusedState:
         self._hooks = [kind for kind in hooks if not _all_known(kind)]
         self._child_list = self._flat_children()
         scope = namespace(self.plan.table, [runner(program) for program in self.plan.programs])
+        scope |= {"known": self._known, "allowed": self._allowed}
         exec(compile(self.plan.source, "<fused>", "exec"), scope)
         self._call = scope["call"]
         self._seen = None
@@ -115,7 +127,9 @@ class FusedState:
             return _decline("its parameters were made in inference mode")
         floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         if floats - {self.plan.dtype}:
-            return _decline(f"it was fused in {_short(self.plan.dtype)} and is in {', '.join(map(_short, floats))}; fuse it again")
+            return _decline(
+                f"it was fused in {_short(self.plan.dtype)} and is in {', '.join(map(_short, floats))}; fuse it again"
+            )
         with torch.inference_mode(False), torch.no_grad():
             value = Evaluator([tensor.detach() for tensor in tensors])
             if any(not torch.equal(value(const), was) for const, was in self.plan.structure):
@@ -125,6 +139,22 @@ class FusedState:
         self._seen = self._state(tensors)
         return True
 
+    def _allowed(self, sizes: tuple[int, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the graph holds for sizes that no call had so far."""
+        if min(sizes) < self.least:
+            return False
+        if self.plan.guards:
+            given = self._signature.bind(None, *args, **kwargs).arguments
+            try:
+                if not all(eval(guard, {"L": given}) for guard in self.plan.guards):
+                    return False
+            except Exception:  # an argument without what the guard asks of it
+                return False
+        if len(self._known) > _MOST_SIZES:
+            self._known.clear()
+        self._known.add(sizes)
+        return True
+
     def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """A call's arguments in the form of the one that was traced."""
         try:
@@ -132,7 +162,9 @@ class FusedState:
         except TypeError:
             return None
         given.pop(next(iter(self._signature.parameters)))
-        if any(isinstance(value, dict) and name not in self._keywords for name, value in given.items() if name == "kwargs"):
+        if any(
+            isinstance(value, dict) and name not in self._keywords for name, value in given.items() if name == "kwargs"
+        ):
             return None
         names = list(given)
         made = tuple(given[name] for name in names[: self._positional])
@@ -162,7 +194,12 @@ def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
                 return made
         return own(self, *args, **kwargs)
 
-    return type(base.__name__, (FusedForward, base), {"forward": forward, "__module__": base.__module__})
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        self.__dict__[STATE].forget_weights()  # an optimizer may write where no version counts it
+        return base.train(self, mode)
+
+    names = {"forward": forward, "train": train, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base.__name__, (FusedForward, base), names)
 
 
 def _rebuilt(base: type[nn.Module]) -> nn.Module:
@@ -194,8 +231,17 @@ def _all_known(hooks: Mapping[int, Any]) -> bool:
 
 
 def _needs_gradient(tensors: list[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    given = (one for one in chain(args, kwargs.values()) if isinstance(one, Tensor))
-    return any(tensor.requires_grad for tensor in chain(tensors, given))
+    return any(tensor.requires_grad for tensor in chain(tensors, _tensors_in((*args, *kwargs.values()))))
+
+
+def _tensors_in(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors_in(value)
+        elif isinstance(value, dict):
+            yield from _tensors_in(value.values())
 
 
 def _short(dtype: torch.dtype) -> str:

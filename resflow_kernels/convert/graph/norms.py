@@ -171,7 +171,9 @@ def _written_out(low: Lowering, root: fx.Node, value: Rows) -> Rows | None:
         return None
     of, factor, epsilon = read
     centered = _centered(low, of)
-    same = np.array_equal(of, value.flat) or (centered is not None and np.array_equal(centered, _centered(low, value.flat)))
+    same = np.array_equal(of, value.flat) or (
+        centered is not None and np.array_equal(centered, _centered(low, value.flat))
+    )
     if not same:
         return None
     source, kind = (of, "rms_norm") if centered is None else (centered, "layer_norm")

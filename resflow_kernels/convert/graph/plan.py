@@ -36,6 +36,7 @@ class FusedPlan:
     structure: list[tuple[Const, Tensor]]  # constants that the programs' structure was made from
     dtype: torch.dtype
     arguments: tuple[int, tuple[str, ...]]  # positional ones, and the names of the others
+    guards: list[str]
     report: Report
 
 
@@ -47,7 +48,9 @@ def make_plan(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     """
     traced = trace(model, args, kwargs)
     if any(const.now.dtype == torch.float64 for const in traced.constants.values()):
-        raise CannotFuse(f"{type(model).__name__}: it is in float64, the kernels compute in float32; fuse model.float()")
+        raise CannotFuse(
+            f"{type(model).__name__}: it is in float64, the kernels compute in float32; fuse model.float()"
+        )
     low, cut, emitted = _lowered(traced)
     report = make_report(model, traced, low, cut)
     if not emitted:
@@ -63,6 +66,7 @@ def make_plan(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         [(const, const.now.clone()) for const in low.structure],
         _dtype(emitted, low),
         (len(args), tuple(kwargs)),
+        traced.guards,
         report,
     )
 
@@ -87,7 +91,8 @@ def _pays(low: Lowering, region: Region) -> bool:
     drafts = [_draft(low, place) for place in region.drafts]
     replaced = len({draft.node for draft in drafts})
     outputs = len(region.outputs) + len(region.exports)
-    return any(draft.kind == "linear" for draft in drafts) and replaced >= max(2, outputs)
+    gained = replaced >= max(2, outputs + (outputs > 2))
+    return gained and any(draft.kind == "linear" for draft in drafts)
 
 
 def _draft(low: Lowering, place: int) -> Draft:

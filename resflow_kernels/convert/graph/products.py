@@ -249,12 +249,12 @@ def _einsum(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
         raise NotLowered("one of its inputs has no batch dimension of its own")
     if isinstance(operands[1], Const):
         return _einsum_with_constant(low, node, names, output, operands)
-    return _einsum_of_rows(low, names, output, _positions_as_rows(low, node, names, output, [rows(one) for one in operands]))
+    return _einsum_of_rows(
+        low, names, output, _positions_as_rows(low, node, names, output, [rows(one) for one in operands])
+    )
 
 
-def _positions_as_rows(
-    low: Lowering, node: fx.Node, names: list[str], output: str, values: list[Rows]
-) -> list[Rows]:
+def _positions_as_rows(low: Lowering, node: fx.Node, names: list[str], output: str, values: list[Rows]) -> list[Rows]:
     """Where each position of both has all products of its own, positions become rows."""
     shared = [c for c in names[0] if c in names[1] and c in output]
     sources = node.args[1]
@@ -272,7 +272,10 @@ def _einsum_with_constant(low: Lowering, node: fx.Node, names: list[str], output
     batch = "".join(names[0][axis] for axis in value.axes)
     shared = [c for c in names[0] if c in names[1] and c in output]
     summed = [c for c in names[0] if c in names[1] and c not in output]
-    own, free = [c for c in names[0] if c not in names[1] and c not in batch], [c for c in names[1] if c not in names[0]]
+    own, free = (
+        [c for c in names[0] if c not in names[1] and c not in batch],
+        [c for c in names[1] if c not in names[0]],
+    )
     if set(batch) & set(names[1]) or not set(own) | set(free) | set(batch) <= set(output):
         raise NotLowered("it mixes candidates")
     sizes = dict(zip(names[1], weight.shape, strict=True)) | dict(zip(names[0], value.ids.shape, strict=True))

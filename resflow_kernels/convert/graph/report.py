@@ -12,7 +12,19 @@ from .regions import Cut
 from .rows import Draft, shape_of
 from .trace import Traced
 
-_PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "einsum", "tensordot", "conv1d", "conv2d", "scaled_dot_product_attention", "mv")
+_PRODUCTS = (
+    "linear",
+    "matmul",
+    "mm",
+    "bmm",
+    "addmm",
+    "einsum",
+    "tensordot",
+    "conv1d",
+    "conv2d",
+    "scaled_dot_product_attention",
+    "mv",
+)
 
 
 @dataclass
@@ -45,7 +57,9 @@ class Report:
         lines = [f"{self.model}: {len(self.regions)} region{'s' * (len(self.regions) != 1)}, "
                  f"{self.share_inside:.1%} of the multiply-adds inside"]  # fmt: skip
         for at, part in enumerate(self.regions):
-            lines.append(f"  region {at}  {part.multiply_adds:>12,} multiply-adds  {part.steps} steps  {_names(part.modules)}")
+            lines.append(
+                f"  region {at}  {part.multiply_adds:>12,} multiply-adds  {part.steps} steps  {_names(part.modules)}"
+            )
         if self.left:
             lines.append("stays PyTorch's:")
             lines.append(self.reasons())
@@ -53,7 +67,9 @@ class Report:
 
     def reasons(self) -> str:
         """A line for each part that is left out: where, why, and what to do."""
-        return "\n".join(f"  {_names(part.modules)}: {part.reason}" for part in self.left) or "  it has no matrix product"
+        return (
+            "\n".join(f"  {_names(part.modules)}: {part.reason}" for part in self.left) or "  it has no matrix product"
+        )
 
 
 def make_report(model: nn.Module, traced: Traced, low: Lowering, cut: Cut) -> Report:
@@ -66,7 +82,9 @@ def make_report(model: nn.Module, traced: Traced, low: Lowering, cut: Cut) -> Re
     for node in cut.kept:
         count = _products(node)
         reason = low.reasons.get(node, "")
-        if node.op != "call_function" or (not count and name_of(node).split(".")[0] not in ("embedding", "embedding_bag")):
+        if node.op != "call_function" or (
+            not count and name_of(node).split(".")[0] not in ("embedding", "embedding_bag")
+        ):
             continue
         (where,) = _modules([node])
         what = _advice(node, reason)
@@ -75,7 +93,9 @@ def make_report(model: nn.Module, traced: Traced, low: Lowering, cut: Cut) -> Re
         part.multiply_adds += count
     report.left = sorted(parts.values(), key=lambda part: -part.multiply_adds)
     if traced.static_batch is not None:
-        report.remarks.append(f"torch.export made a graph for batches of {traced.static_batch} alone; others run as the model does.")
+        report.remarks.append(
+            f"torch.export made a graph for batches of {traced.static_batch} alone; others run as the model does."
+        )
     return report
 
 

@@ -17,7 +17,9 @@ class Simplifier:
     """Drafts of one region by their places, and what is read of them from outside; both change."""
 
     def __init__(self, drafts: dict[int, Draft], outputs: list[Ids]) -> None:
-        self.drafts = {place: replace(draft, factors=[*draft.factors], addends=[*draft.addends]) for place, draft in drafts.items()}
+        self.drafts = {
+            place: replace(draft, factors=[*draft.factors], addends=[*draft.addends]) for place, draft in drafts.items()
+        }
         self.outputs = outputs
         self._next = max(drafts) + 1
         self._order = {place: float(place) for place in drafts}
@@ -157,7 +159,14 @@ class Simplifier:
             own = self._add(part, self._order[place] + (number + 1) / (len(pieces) + 2))
             made.append(ids_of(own, end - begin))
         draft.inputs = np.concatenate(made)
-        draft.activation, draft.slope, draft.scale, draft.shift, draft.factors, draft.addends = "identity", None, None, None, [], []
+        draft.activation, draft.slope, draft.scale, draft.shift, draft.factors, draft.addends = (
+            "identity",
+            None,
+            None,
+            None,
+            [],
+            [],
+        )
         self._order[place] += 0.999
         self._bypass_copies()
 
@@ -199,7 +208,11 @@ class Simplifier:
             for at, addend in enumerate(draft.addends):
                 others = [*draft.addends[:at], draft.inputs, *draft.addends[at + 1 :]]
                 made.append(replace(draft, inputs=addend, addends=others))
-        linear = [one for one in made if (place := self._whole(one.inputs)) is not None and self.drafts[place].kind == "linear"]
+        linear = [
+            one
+            for one in made
+            if (place := self._whole(one.inputs)) is not None and self.drafts[place].kind == "linear"
+        ]
         return linear + [one for one in made if one not in linear]
 
 

@@ -8,6 +8,7 @@ model's tensors, ``p`` the packed weights of the regions; a call of another kind
 from __future__ import annotations
 
 import operator
+import re
 import types
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -86,6 +87,9 @@ class Writer:
         args, kwargs = self.traced.in_spec.children()
         self._container("args", args, read, checked=True)
         self._container("kwargs", kwargs, read, checked=True)
+        if self._sizes:
+            self._add(f"sizes = ({', '.join(self._sizes.values())},)")
+            self._add("if sizes not in known and not allowed(sizes, args, kwargs): return OTHER")
 
     def _container(self, name: str, spec: pytree.TreeSpec, read: set[fx.Node], checked: bool = False) -> None:
         if spec.is_leaf():
@@ -125,7 +129,11 @@ class Writer:
         self._leaf += 1
         if node is None:
             literal = self._literal(example)
-            self._add(f"if {name} is not {literal}: return OTHER" if example is None else f"if {name} != {literal}: return OTHER")
+            self._add(
+                f"if {name} is not {literal}: return OTHER"
+                if example is None
+                else f"if {name} != {literal}: return OTHER"
+            )
         elif node in read or any(user in self.cut.kept for user in node.users):
             self._names[node] = name
             self._check(name, node)
@@ -145,7 +153,20 @@ class Writer:
                 checks.append(f"{size}[{axis}] != {self._sizes[one]}")
             elif one.isidentifier():
                 self._sizes[one] = f"{size}[{axis}]"
+            else:
+                checks += self._multiple(one, f"{size}[{axis}]")
         self._add(f"if {' or '.join(checks)}: return OTHER")
+
+    def _multiple(self, expression: str, size: str) -> list[str]:
+        """Checks of a size that is a multiple of another one, which it tells where that is not known yet."""
+        match = re.fullmatch(r"(\d+)\*(\w+)", expression)
+        if match is None:
+            return []
+        times, symbol = match.groups()
+        if symbol in self._sizes:
+            return [f"{size} != {times} * {self._sizes[symbol]}"]
+        self._sizes[symbol] = f"{size} // {times}"
+        return [f"{size} % {times}"]
 
     # The user's own ops
 
@@ -330,7 +351,9 @@ def _whole_slice(value: str, dim: str = "0", start: str = "None", end: str = "No
     if start in ("0", "None") and end in ("9223372036854775807", "None"):
         return value
     before = ":, " * int(dim)
-    return f"{value}[{before}{'' if start == 'None' else start}:{'' if end in ('None', '9223372036854775807') else end}]"
+    return (
+        f"{value}[{before}{'' if start == 'None' else start}:{'' if end in ('None', '9223372036854775807') else end}]"
+    )
 
 
 _SHORT: dict[str, Any] = {
@@ -346,8 +369,6 @@ _SHORT: dict[str, Any] = {
 
 def _freed(lines: list[str]) -> Iterable[str]:
     """The lines, each variable dropped after its last use."""
-    import re
-
     last: dict[str, int] = {}
     for at, line in enumerate(lines):
         for name in re.findall(r"\b[vrx]\d+\b", line):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ class Traced:
     out_spec: pytree.TreeSpec
     example: list[Any]  # the call's leaves
     static_batch: int | None  # the one size that it was traced for
+    guards: list[str]  # what sizes have to hold, as Python expressions of L, the forward's arguments by name
 
 
 def inner_model(model: nn.Module) -> nn.Module:
@@ -53,7 +56,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     if isinstance(model, torch.jit.ScriptModule):
         raise CannotFuse(f"{type(model).__name__}: it is TorchScript; fuse the model that it was made from")
     args, kwargs = _with_two_rows(args, kwargs)
-    with _quiet(), _in_eval_mode(model), torch.no_grad(), torch.inference_mode(False):
+    with _quiet(), in_eval_mode(model), torch.no_grad(), torch.inference_mode(False):
         exported = _exported(model, args, kwargs)
     return _read(model, exported, args, kwargs)
 
@@ -75,8 +78,6 @@ def _specs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], s
     """dynamic_shapes of a call, by the names of the forward's parameters where keywords are used."""
     if not kwargs:
         return tuple(_spec(one, shapes) for one in args)
-    import inspect
-
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     return {name: _spec(value, shapes) for name, value in bound.items()}
 
@@ -100,7 +101,7 @@ def _first(tensor: Tensor) -> dict[int, Any] | None:
 def _all_but_last(tensor: Tensor) -> dict[int, Any] | None:
     """Padded requests ``[R, N, D]`` are rows in two dimensions."""
     leading = tensor.dim() - 1 if tensor.dim() > 2 and tensor.is_floating_point() else min(1, tensor.dim())
-    return {axis: Dim.AUTO for axis in range(leading)} or None
+    return dict.fromkeys(range(leading), Dim.AUTO) or None
 
 
 def _with_two_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -109,12 +110,15 @@ def _with_two_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tu
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors or any(one.dim() == 0 or one.shape[0] != 1 for one in tensors):
         return args, kwargs
-    made = pytree.tree_unflatten([torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+    made = pytree.tree_unflatten(
+        [torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+    )
     return made[0], made[1]
 
 
 @contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode for a while, every module in its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = False
@@ -170,7 +174,17 @@ def _read(
     graph = exported.graph
     _drop_checks(graph)
     unify_batches(graph)
-    return Traced(graph, tensors, constants, inputs, in_spec, call.out_spec, leaves, _static_batch(inputs, leaves))
+    return Traced(
+        graph,
+        tensors,
+        constants,
+        inputs,
+        in_spec,
+        call.out_spec,
+        leaves,
+        _static_batch(inputs, leaves),
+        _guards(exported),
+    )
 
 
 def _static_batch(inputs: Sequence[fx.Node | None], leaves: Sequence[Any]) -> int | None:
@@ -182,7 +196,19 @@ def _static_batch(inputs: Sequence[fx.Node | None], leaves: Sequence[Any]) -> in
     return max(sizes, default=None)
 
 
-_CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size")
+def _guards(exported: torch.export.ExportedProgram) -> list[str]:
+    """What torch.export assumed of sizes; that they are not 1, which it always assumes, is tried out instead."""
+    found = dict.fromkeys(getattr(exported, "_guards_code", None) or ())
+    return [guard for guard in found if not re.search(r"(!= [01]|>= 2|> [01])$", guard)]
+
+
+_CHECKS = (
+    "_assert_tensor_metadata",
+    "_assert_scalar",
+    "_assert_async",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+)
 
 
 def _drop_checks(graph: fx.Graph) -> None:
@@ -196,7 +222,18 @@ def _drop_checks(graph: fx.Graph) -> None:
 
 # In-place ops
 
-_MAY_ALIAS = ("to", "contiguous", "reshape", "flatten", "dropout", "expand_as", "view_as", "type_as", "squeeze", "split")
+_MAY_ALIAS = (
+    "to",
+    "contiguous",
+    "reshape",
+    "flatten",
+    "dropout",
+    "expand_as",
+    "view_as",
+    "type_as",
+    "squeeze",
+    "split",
+)
 
 
 def _functional(graph: fx.Graph) -> bool:

@@ -45,7 +45,18 @@ def _to(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
     return rows(a["self"])
 
 
-@handles("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "_unsafe_view", "expand", "expand_as", "broadcast_to")
+@handles(
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "unsqueeze",
+    "squeeze",
+    "_unsafe_view",
+    "expand",
+    "expand_as",
+    "broadcast_to",
+)
 def _reshape(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
     value = rows(a["self"])
     shape = shape_of(node)
