@@ -1,4 +1,4 @@
-"""The drop-in replacement of a user's own ranker: a tower network's ResFlow, or programs for what can be of its graph."""
+"""The drop-in replacement of a user's own ranker: a ResFlow for plain towers, or programs for what its graph allows."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from resflow_kernels.convert import CannotFuse, fuse
+from resflow_kernels.convert import CannotFuse, fuse, towers
 
 D = 12
 
@@ -266,4 +266,4 @@ class Bad(nn.Module):
 )
 def test_what_cannot_be_fused_is_named(fault: str, text: str) -> None:
     with pytest.raises(CannotFuse, match=text):
-        fuse(Bad(fault))
+        towers.fuse(Bad(fault))

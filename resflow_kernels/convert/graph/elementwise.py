@@ -13,6 +13,7 @@ from ...contract import ACTIVATIONS
 from .constants import Const, numbers
 from .lowering import Lowering, Opaque, handles, rows
 from .rows import Ids, NotLowered, Rows, ids_of, values_of
+from .views import axis_of
 
 _LARGEST_BOUND = 64.0  # of a clamp that is made of sums: beyond, their rounding would show
 
@@ -167,7 +168,7 @@ def _twice(width: int) -> dict[str, Const]:
 
 
 def _number(value: Any) -> Const | float:
-    if isinstance(value, Const) or isinstance(value, (int, float)):
+    if isinstance(value, (Const, int, float)):
         return value
     raise NotLowered("one of its inputs has no batch dimension of its own")
 
@@ -257,6 +258,14 @@ def _hardsigmoid(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
 @handles("hardswish")
 def _hardswish(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
     return product(low, _hardsigmoid(low, node, a), rows(a["self"]))
+
+
+@handles("glu")
+def _glu(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
+    value = rows(a["self"])
+    axis = axis_of(value, a["dim"])
+    first, second = np.split(value.ids, 2, axis)
+    return product(low, activated(low, value.like(second), "sigmoid"), value.like(first))
 
 
 @handles("gelu")

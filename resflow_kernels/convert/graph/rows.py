@@ -7,6 +7,7 @@ value's number and a column of it, so that views, concatenations and slices are 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def runs(ids: Ids) -> list[tuple[int, int]]:
     """Places where consecutive columns of one value begin and end."""
     breaks = np.flatnonzero(np.diff(ids) != 1) + 1
     edges = [0, *breaks.tolist(), len(ids)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def shape_of(node: fx.Node) -> tuple[Size, ...] | None:

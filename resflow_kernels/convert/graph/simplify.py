@@ -1,9 +1,10 @@
-"""Merges the drafts of a region: what follows a layer becomes part of its step, what precedes it part of its weights."""
+"""Merges a region's drafts: what follows a layer becomes part of its step, what precedes it part of its weights."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -280,7 +281,7 @@ def _substituted(ids: Ids, known: dict[int, Ids]) -> Ids:
 def _value_runs(ids: Ids) -> list[tuple[int, int]]:
     values = values_of(ids)
     edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(ids)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def _chosen(vector: Const | None, columns: Ids) -> Const:
