@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,9 @@ class Lowering:
 
     def _lower(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
-            made = self.env.get(node.args[0])  # type: ignore[call-overload]
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            made = self.env.get(source)
             if isinstance(made, list):
                 return made[node.args[1]]  # type: ignore[index]
             raise NotLowered("")
@@ -137,12 +140,12 @@ class Lowering:
             return [self._mapped(one) for one in value]
         return value
 
-    def _constant(self, node: fx.Node, arguments: Mapping[str, Any]) -> Const:
+    def _constant(self, node: fx.Node, arguments: Mapping[str, Any]) -> Const | list[Const]:
         """An op of constants, or one that fills; a batch dimension that it fills has size 1."""
         name = name_of(node)
         shape = shape_of(node)
         if shape is None:
-            raise NotLowered("")
+            return _constant_parts(name.split(".")[0], node, arguments)
         values = list(_flatten(arguments.values()))
         if any(isinstance(value, Opaque) for value in values):
             raise NotLowered("")
@@ -178,10 +181,9 @@ class Lowering:
         if key not in self._roots:
             shape = shape_of(node)
             assert shape is not None
-            sizes = [size for axis, size in enumerate(shape) if axis not in axes]
-            if not all(isinstance(size, int) for size in sizes):
+            if any(isinstance(size, str) for axis, size in enumerate(shape) if axis not in axes):
                 raise NotLowered("a dimension besides the batch is dynamic")
-            width = int(np.prod(sizes, dtype=np.int64))
+            width = prod(int(size) for axis, size in enumerate(shape) if axis not in axes)
             if not 1 <= width <= _MOST_COLUMNS:
                 raise NotLowered(f"a row of it has {width} numbers")
             batch = tuple(shape[axis] for axis in axes)
@@ -196,7 +198,7 @@ class Lowering:
         if self.static_batch is not None:
             return (0,) if shape and shape[0] == self.static_batch else None
         dynamic = tuple(axis for axis, size in enumerate(shape) if isinstance(size, str))
-        width = int(np.prod([size for size in shape if isinstance(size, int)], dtype=np.int64))
+        width = prod(size for size in shape if isinstance(size, int))
         return dynamic if dynamic and dynamic == tuple(range(len(dynamic))) and width <= _MOST_COLUMNS else None
 
     # Making steps
@@ -220,6 +222,21 @@ class Lowering:
     def is_input(self, ids: Ids) -> bool:
         """Whether all columns are the user's own, with nothing computed yet."""
         return all(isinstance(self.values[int(place)], Root) for place in np.unique(values_of(ids)))
+
+
+def _constant_parts(kind: str, node: fx.Node, arguments: Mapping[str, Any]) -> list[Const]:
+    """What an op makes of a constant that gives a list."""
+    whole = arguments.get("self")
+    if not isinstance(whole, Const) or kind not in ("unbind", "split", "split_with_sizes", "chunk"):
+        raise NotLowered("")
+    dim = arguments["dim"] % len(whole.shape)
+    if kind == "unbind":
+        return [Const.of("select.int", whole, dim, at) for at in range(whole.shape[dim])]
+    made, start = [], 0
+    for part in node.meta["val"]:
+        made.append(whole.part(dim, start, start + int(part.shape[dim])))
+        start += int(part.shape[dim])
+    return made
 
 
 class Opaque:

@@ -6,7 +6,7 @@ import copyreg
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
-from functools import cache, wraps
+from functools import wraps
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -89,7 +89,7 @@ class FusedState:
     def _bind(self, model: nn.Module) -> None:
         self._positional, names = self.plan.arguments
         self._keywords = set(names)
-        self._signature = inspect.signature(type(model).__mro__[2].forward)
+        self._signature = inspect.signature(_own_class(model).forward)
         self._slots = [_slot(model, name) for name in self.plan.tensors]
         modules = list(model.modules())
         self._children = [one._modules for one in modules if one._modules]
@@ -182,8 +182,16 @@ class FusedForward:
         return made
 
 
-@cache
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
+    if base not in _classes:
+        _classes[base] = _make_class(base)
+    return _classes[base]
+
+
+def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     own = base.forward
 
     @wraps(own)
@@ -211,11 +219,16 @@ def is_fused(model: nn.Module) -> bool:
     return isinstance(model, FusedForward)
 
 
+def _own_class(model: nn.Module) -> type[nn.Module]:
+    own: type[nn.Module] = type(model).__mro__[2]
+    return own
+
+
 def unfused(model: nn.Module) -> nn.Module:
     """The user's own model of a fused one; its tensors and modules are shared."""
     if not is_fused(model):
         return model
-    made = object.__new__(type(model).__mro__[2])
+    made: nn.Module = object.__new__(_own_class(model))
     made.__dict__.update({name: value for name, value in model.__dict__.items() if name != STATE})
     return made
 

@@ -165,19 +165,19 @@ def _l2(low: Lowering, node: fx.Node, denominator: fx.Node, value: Rows) -> Rows
 
 def _written_out(low: Lowering, root: fx.Node, value: Rows) -> Rows | None:
     """``(x - mean) / sqrt(factor * (variance + epsilon))``, or the same without the mean."""
-    inner = low.env.get(root.args[0])  # type: ignore[call-overload]
+    source = root.args[0]
+    inner = low.env.get(source) if isinstance(source, fx.Node) else None
     read = _variance(low, inner.flat) if isinstance(inner, Rows) and inner.ids.size == 1 else None
     if read is None:
         return None
     of, factor, epsilon = read
     centered = _centered(low, of)
-    same = np.array_equal(of, value.flat) or (
-        centered is not None and np.array_equal(centered, _centered(low, value.flat))
-    )
-    if not same:
-        return None
-    source, kind = (of, "rms_norm") if centered is None else (centered, "layer_norm")
-    made = low.emit(kind, len(source), source, value.batch, groups=1, epsilon=epsilon)
+    if not np.array_equal(of, value.flat):
+        other = _centered(low, value.flat)
+        if centered is None or other is None or not np.array_equal(centered, other):
+            return None
+    inputs, kind = (of, "rms_norm") if centered is None else (centered, "layer_norm")
+    made = low.emit(kind, len(inputs), inputs, value.batch, groups=1, epsilon=epsilon)
     return affine(low, value.like(made.reshape(value.ids.shape)), factor**-0.5)
 
 

@@ -189,8 +189,8 @@ class Writer:
         if target is operator.getitem:
             return f"{args[0]}[{args[1]}]"
         if not isinstance(target, torch._ops.OpOverload):
-            function = self._named("operator", target.__name__.strip("_"), "f") if _is_operator(target) else None
-            function = function or self._named("value", target, "f")
+            known = _operator_name(target)
+            function = self._named("operator", known, "f") if known else self._named("value", target, "f")
             return f"{function}({', '.join([*args, *kwargs])})"
         short = _SHORT.get(name_of(node))
         if short is not None and not kwargs:
@@ -327,8 +327,9 @@ def _is_live(traced: Traced, node: fx.Node) -> bool:
     return traced.constants[node].op == "tensor"
 
 
-def _is_operator(target: Any) -> bool:
-    return getattr(operator, target.__name__.strip("_"), None) is target
+def _operator_name(target: Any) -> str | None:
+    name = target.__name__.strip("_")
+    return name if getattr(operator, name, None) is target else None
 
 
 def _renamed(target: torch._ops.OpOverload) -> bool:

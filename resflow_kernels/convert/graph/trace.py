@@ -39,8 +39,9 @@ class Traced:
 def inner_model(model: nn.Module) -> nn.Module:
     """The module that a compiled, data-parallel or distributed one wraps."""
     while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+        compiled = getattr(model, "_orig_mod", None)
+        if isinstance(compiled, nn.Module):
+            model = compiled
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         else:

@@ -3,6 +3,7 @@
 # mypy: allow-untyped-defs
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import fx
 
 from .constants import Const
 from .lowering import Lowering, handles, rows
-from .rows import NotLowered, Rows, Size, shape_of
+from .rows import Ids, NotLowered, Rows, Size, shape_of
 
 _MIXES = "it moves numbers between candidates"
 
@@ -74,29 +75,33 @@ def _axes_after(value: Rows, shape: tuple[Size, ...]) -> tuple[int, ...]:
         raise NotLowered(_MIXES)
     axes: list[int] = []
     for size, axis in zip(value.batch, value.axes, strict=True):
-        before = int(np.prod(value.ids.shape[:axis], dtype=np.int64))
+        before = prod(value.ids.shape[:axis])
         start = axes[-1] + 1 if axes else 0
         for at in range(start, len(shape)):
-            sizes = [one for place, one in enumerate(shape[:at]) if place not in axes]
-            if shape[at] == size and all(isinstance(one, int) for one in sizes) and np.prod([1, *sizes]) == before:
+            others = [one for place, one in enumerate(shape[:at]) if place not in axes]
+            if shape[at] == size and _product(others) == before:
                 axes.append(at)
                 break
         else:
             raise NotLowered(_MIXES)
     rest = [size for axis, size in enumerate(shape) if axis not in axes]
-    if not all(isinstance(size, int) for size in rest) or np.prod([1, *rest]) != value.ids.size:
+    if _product(rest) != value.ids.size:
         raise NotLowered(_MIXES)
     return tuple(axes)
+
+
+def _product(sizes: list[Size]) -> int | None:
+    """``None`` where one is dynamic."""
+    return None if any(isinstance(size, str) for size in sizes) else prod(int(size) for size in sizes)
 
 
 def _expanded(value: Rows, shape: tuple[Size, ...]) -> Rows:
     added = len(shape) - value.ids.ndim
     axes = tuple(axis + added for axis in value.axes)
-    sizes = [1 if axis in axes else size for axis, size in enumerate(shape)]
-    if not all(isinstance(size, int) for size in sizes) or any(
-        shape[axis] != size for axis, size in zip(axes, value.batch, strict=True)
-    ):
+    dynamic = any(isinstance(size, str) for axis, size in enumerate(shape) if axis not in axes)
+    if dynamic or any(shape[axis] != size for axis, size in zip(axes, value.batch, strict=True)):
         raise NotLowered("it repeats rows")
+    sizes = [1 if axis in axes else int(size) for axis, size in enumerate(shape)]
     return Rows(np.broadcast_to(value.ids, sizes), axes, value.batch)
 
 
@@ -138,7 +143,7 @@ def _narrow(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
     return value.like(value.ids[(slice(None),) * axis + (slice(a["start"], a["start"] + a["length"]),)])
 
 
-def _without(value: Rows, axis: int, ids: np.ndarray) -> Rows:
+def _without(value: Rows, axis: int, ids: Ids) -> Rows:
     return Rows(ids, tuple(one - (one > axis) for one in value.axes), value.batch)
 
 
@@ -146,14 +151,14 @@ def _without(value: Rows, axis: int, ids: np.ndarray) -> Rows:
 def _select(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
     value = rows(a["self"])
     axis = axis_of(value, a["dim"])
-    return _without(value, axis, value.ids.take(a["index"], axis))
+    return _without(value, axis, value.ids[(slice(None),) * axis + (a["index"],)])
 
 
 @handles("unbind")
 def _unbind(low: Lowering, node: fx.Node, a: dict[str, Any]) -> list[Rows]:
     value = rows(a["self"])
     axis = axis_of(value, a["dim"])
-    return [_without(value, axis, value.ids.take(at, axis)) for at in range(value.ids.shape[axis])]
+    return [_without(value, axis, ids) for ids in np.moveaxis(value.ids, axis, 0)]
 
 
 @handles("split", "split_with_sizes", "chunk")
@@ -222,4 +227,4 @@ def _repeat(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
 @handles("flip")
 def _flip(low: Lowering, node: fx.Node, a: dict[str, Any]) -> Rows:
     value = rows(a["self"])
-    return value.like(np.flip(value.ids, [axis_of(value, dim) for dim in a["dims"]]))
+    return value.like(np.flip(value.ids, tuple(axis_of(value, dim) for dim in a["dims"])))
