@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import towers
 from .graph.module import fused_copy, is_fused, unfused
+from .graph.parts import fused_parts
 from .graph.plan import make_plan
 from .graph.report import Report
 from .graph.trace import in_eval_mode, inner_model
@@ -79,18 +80,33 @@ def explain(model: nn.Module, inputs: Any) -> Report:
         model: as for :func:`fuse`.
         inputs: as ``example_inputs`` there.
     """
-    from .graph.plan import make_report_only
-
-    return make_report_only(unfused(inner_model(model)), *_call_of(inputs))
+    return _plan_and_module(unfused(inner_model(model)), *_call_of(inputs))[1]
 
 
 fuse.explain = explain  # type: ignore[attr-defined]
 
 
 def _by_programs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
-    made = fused_copy(model, make_plan(model, args, kwargs))
+    return _plan_and_module(model, args, kwargs)[0]
+
+
+def _plan_and_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[nn.Module, Report]:
+    """The fused model: as a whole where torch.export has its graph for any batch, else the modules inside."""
+    try:
+        plan = make_plan(model, args, kwargs)
+    except CannotFuse as refusal:
+        parts = None if isinstance(model, torch.jit.ScriptModule) else fused_parts(model, args, kwargs)
+        if parts is None:
+            raise
+        parts[1].remarks.append(f"modules inside, because of the whole: {refusal}")
+        return parts
+    if plan.report.remarks:  # for one batch size alone
+        parts = fused_parts(model, args, kwargs)
+        if parts is not None:
+            return parts
+    made = fused_copy(model, plan)
     with in_eval_mode(model), in_eval_mode(made), torch.no_grad():
-        return tried(model, made, args, kwargs)
+        return tried(model, made, args, kwargs), plan.report
 
 
 def _call_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

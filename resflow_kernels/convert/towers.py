@@ -57,21 +57,6 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Raises:
         CannotFuse: some part is not of this kind; the message names it and says why.
-
-    Example:
-        >>> class Ranker(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.click = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
-        ...         self.order = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
-        ...         self.heads = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
-        ...     def forward(self, x):
-        ...         click = self.click(x)
-        ...         order = self.order(x) + click
-        ...         logit = self.heads[0](click)
-        ...         return torch.sigmoid(logit), torch.sigmoid(self.heads[1](order) + logit)
-        >>> fuse(Ranker()).resflow.plan.parents
-        (-1, 0)
     """
     try:
         traced = fx.symbolic_trace(model)

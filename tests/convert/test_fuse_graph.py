@@ -342,6 +342,31 @@ def test_calls_of_another_shape_run_the_models_own_forward() -> None:
             torch.testing.assert_close(fused(rows(batch)), model(rows(batch)))
 
 
+class Untraceable(nn.Module):
+    """Python on numbers in front of layers that can be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Sequential(nn.Linear(D, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.towers = nn.ModuleList(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.deep(x * 2 if float(x.sum()) > 0 else x)
+        return torch.cat([tower(hidden) for tower in self.towers], 1)
+
+
+def test_modules_inside_fuse_where_the_whole_cannot_be_traced() -> None:
+    model = drawn(Untraceable())
+    fused = fuse(model, rows(8))
+    assert type(fused) is Untraceable and list(fused.state_dict()) == list(model.state_dict())
+    assert [regions(part) for part in (fused.deep, *fused.towers)] == [1, 1, 1]
+    assert "deep.0 (Linear)" in str(fuse.explain(model, rows(8)))
+    with torch.no_grad():
+        for x in (rows(5), -rows(5)):
+            torch.testing.assert_close(fused(x), model(x))
+    assert not hasattr(model.deep, STATE) and STATE not in model.deep.__dict__
+
+
 class Odd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.cumsum(0)

@@ -110,10 +110,3 @@ def _dtype(emitted: list[Emitted], low: Lowering) -> torch.dtype:
 
 
 __all__ = ["FusedPlan", "elementwise", "make_plan", "norms", "products", "views"]
-
-
-def make_report_only(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Report:
-    """The report of a plan that is not made."""
-    traced = trace(model, args, kwargs)
-    low, cut, _ = _lowered(traced)
-    return make_report(model, traced, low, cut)
