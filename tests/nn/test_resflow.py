@@ -270,7 +270,7 @@ def test_a_model_in_a_precision_of_gpus_scores_in_float32_on_the_cpu_and_says_so
         with pytest.warns(UserWarning, match=r"scores in float32: on this device \(cpu\) .*, not in float16"):
             got = rounded(x)
         torch.testing.assert_close(got.probs, exact(x).probs)
-        with pytest.raises(ValueError, match="plan precision must be one of float32, bfloat16, int8.* on the CPU"):
+        with pytest.raises(ValueError, match=r"plan precision must be one of float32, bfloat16, int8.* on the CPU"):
             rounded.packed()(x)
     rounded.train()(x).logits.sum().backward()
     assert all(parameter.grad is not None for parameter in rounded.parameters())
