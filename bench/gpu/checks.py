@@ -1,6 +1,6 @@
 """Checks the GPU kernels at fixed shapes against float64, with only torch: ``python -m bench.gpu.checks``.
 
-These are the checks of tests/cuda for machines without pytest and hypothesis, and with ``--small`` few enough shapes
+These are the checks of tests/ops for machines without pytest and hypothesis, and with ``--small`` few enough shapes
 for compute-sanitizer.
 """
 
