@@ -9,12 +9,15 @@ reason. ``RESFLOW_TEST_DEVICES=cuda,triton`` leaves the others out.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.devices import DEVICES, Device, is_slow
+from tests.support.interpreter import quick_calls
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,11 +54,13 @@ def _serves(name: str, what: str, wanted: Any) -> bool:
 
 
 @pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest) -> Device:
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     reason = Device.why_missing(request.param)
     if reason is not None:
         pytest.skip(f"{request.param}: {reason}")
-    return Device(request.param)
+    own = Device(request.param)
+    with quick_calls() if own.interpreted else nullcontext():
+        yield own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -151,7 +151,9 @@ def test_plans_at_their_limits(device: Device, tasks: int, layers: int) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("inputs", "hidden"), [(20_000, (3,)), (5, (2000, 3)), (2000, (2000,)), (130, (300,))])
 def test_widths_beyond_shared_memory(device: Device, inputs: int, hidden: tuple[int, ...], precision: str) -> None:
-    if device.interpreted:  # a tenth of the width, in a hundredth of the time
+    if device.interpreted:  # fewer of them, in a hundredth of the time
+        if hidden == (2000,):
+            pytest.skip("interpreted: takes minutes")
         inputs, hidden = min(inputs, 2000), tuple(min(width, 600) for width in hidden)
     case = TowerCase(Plan(inputs, hidden, (-1, 0), "relu", precision=precision), 3, ops=device)
     assert_exact(case.run(), case.exact(), case.fusion_weights, precision)
