@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from .metrics.fusion_search import TunedFusion, plot_surface, tune_fusion
     from .nn import (
         AITM,
+        DLRM,
         ESMM,
         METHODS,
         NSE,
+        PLE,
+        DCNv2,
         FeatureRanker,
         MMoE,
         PackedFeatureRanker,
@@ -45,11 +48,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AITM",
+    "DLRM",
     "ESMM",
     "METHODS",
     "NSE",
+    "PLE",
     "Additive",
     "Catalog",
+    "DCNv2",
     "ExpectedValue",
     "FeatureRanker",
     "MMoE",
@@ -87,9 +93,12 @@ _HOMES = {
     "metrics.fusion_search": ("TunedFusion", "plot_surface", "tune_fusion"),
     "nn": (
         "AITM",
+        "DLRM",
         "ESMM",
         "METHODS",
         "NSE",
+        "PLE",
+        "DCNv2",
         "FeatureRanker",
         "MMoE",
         "PackedFeatureRanker",

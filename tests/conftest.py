@@ -16,10 +16,17 @@ pytest.register_assert_rewrite("tests.support")
 if backends.has_triton() and torch.cuda.device_count() == 0:
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Workers share the cores: threads beyond these wait for each other in loops. Tests of threads set their number.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 # The same examples every run, and no deadline on noisy machines.
 settings.register_profile(
     "resflow", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
+# For what is tested in full elsewhere, such as the kernels of a lower instruction set.
+settings.register_profile("fewer", settings.get_profile("resflow"), max_examples=15)
 settings.load_profile("resflow")
 
 

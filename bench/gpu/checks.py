@@ -1,7 +1,7 @@
 """Checks the GPU kernels at fixed shapes against float64, with only torch: ``python -m bench.gpu.checks``.
 
-These are the checks of tests/cuda for machines without pytest and hypothesis; ``--small`` selects few enough shapes for
-compute-sanitizer.
+These are the checks of tests/ops for machines without pytest and hypothesis, and with ``--small`` few enough shapes
+for compute-sanitizer.
 """
 
 from __future__ import annotations

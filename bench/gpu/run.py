@@ -36,11 +36,13 @@ def steps(have: Callable[[str], bool], rows: Path) -> list[Step]:
         "--tb=short",
         "-p",
         "no:cacheprovider",
+        "tests/ops",
         "tests/cuda",
         "tests/triton",
         "-k",
-        "not emulated",
+        "cuda or triton",
     ]
+    devices = {"RESFLOW_TEST_DEVICES": "cuda,triton"}
     if have("xdist"):
         tests += ["-n", "4", "--dist", "worksteal"]
     checks = [python, "-m", "bench.gpu.checks"]
@@ -53,7 +55,7 @@ def steps(have: Callable[[str], bool], rows: Path) -> list[Step]:
         Step("configure", configure, 40, no_cmake, needed=True),
         Step("build", ["cmake", "--build", build, "--parallel", "--target", "extensions"], 150, needed=True),
         Step("checks", checks, 60),
-        Step("tests", tests, 70, no_tests, {"OMP_NUM_THREADS": "4"} if have("xdist") else None),
+        Step("tests", tests, 70, no_tests, devices | ({"OMP_NUM_THREADS": "4"} if have("xdist") else {})),
         Step("memcheck", [*sanitizer, "memcheck", *checks, "--small"], 45, no_sanitizer, watched, refusal=refused),
         Step("racecheck", races, 30, no_sanitizer, watched, refusal=refused),
         Step("benchmarks", [python, "-m", "bench.gpu.suite", str(rows), "--seconds", "{seconds}"], 300),

@@ -13,6 +13,9 @@ struct Rows {
   Precision element;
   int64_t stride;  // in elements
 
+  Rows from_column(int64_t column) const {
+    return {static_cast<const char*>(data) + column * bytes_of(element), element, stride};
+  }
   Rows from(int64_t row) const {
     return {static_cast<const char*>(data) + row * stride * bytes_of(element), element, stride};
   }

@@ -192,11 +192,23 @@ class Decoder {
       layer.shift = take(step.affine, 1);
       layer.column_scale = take(linear && has(plan_.precision, precision_flag::column_scales), 1);
       program.words = std::max(program.words, layer.words);
+      step.user_sums = -1;
+      if (linear && step.inputs.count == 1 && step.inputs.all[0].value == 0) {
+        step.user_sums = program.user_sums;
+        program.user_sums += layer.padded;
+      }
+      const auto read = [&](const Segments& segments) {
+        for (const Segment& segment : segments) program.reads_row = program.reads_row || segment.value == 0;
+      };
+      if (step.user_sums < 0) read(step.inputs);
+      read(step.factors);
+      read(step.addends);
       if (linear) program.panels += (layer.padded + kPanelWidth - 1) / kPanelWidth;
       if (step.inputs.count > 1 || !linear) {
         program.gathered_floats = std::max(program.gathered_floats, pad_to_lane(step.columns) + kLane);
       }
     }
+    for (const Segment& segment : program.outputs) program.reads_row = program.reads_row || segment.value == 0;
     const unsigned __int128 bytes = floats * sizeof(float) + kHeaderBytes;
     require(bytes < (static_cast<unsigned __int128>(1) << 62), op_, "weights of less than 2^62 bytes",
             plan_.in_features);

@@ -2,8 +2,8 @@
 
 #include <string>
 
-#include "core/error.h"
 #include "core/decode_program.h"
+#include "core/error.h"
 #include "core/tensor_panels.h"
 
 namespace resflow {

@@ -51,16 +51,18 @@ struct Constant {
 };
 
 // Calls run with the precision as a compile-time constant. A precision without any of the flags, which the checks
-// refuse, is treated as float32.
+// refuse, is treated as float32, by the same copy of the code.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable  // run belongs to the caller, and to the caller's side
 #endif
 template <uint32_t kFlags, class Run>
 RESFLOW_BOTH auto with_precision(Precision precision, Run run) {
   switch (precision) {
-#define RESFLOW_PRECISION(name, code, bytes, flags)                                      \
-  case Precision::name:                                                                  \
-    if constexpr (has(Precision::name, kFlags)) return run(Constant<Precision::name>{}); \
+#define RESFLOW_PRECISION(name, code, bytes, flags)                                        \
+  case Precision::name:                                                                    \
+    if constexpr (Precision::name != Precision::float32 && has(Precision::name, kFlags)) { \
+      return run(Constant<Precision::name>{});                                             \
+    }                                                                                      \
     break;
 #include "contract/enums.def"
     case Precision::count:

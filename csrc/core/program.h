@@ -42,6 +42,10 @@ struct Step {
   float epsilon;
   bool affine;
   Segments inputs, factors, addends;
+
+  // Where a linear step over columns of the input row alone has the sums of a user's columns, which the request form
+  // computes once per request, among the user's sums of all such steps; -1 for other steps.
+  int64_t user_sums;
   LayerLayout layer;  // width, activation and weights; the matrix in a linear step alone
 };
 
@@ -64,7 +68,9 @@ struct Program {
   int64_t frame_floats;
   int64_t gathered_floats;
   int64_t words;
-  int64_t panels;  // of all linear steps: units of work for prefetching
+  int64_t user_sums;  // floats of all steps that have some
+  bool reads_row;     // a step that has no user_sums, or the outputs, read the input row
+  int64_t panels;     // of all linear steps: units of work for prefetching
 };
 
 }  // namespace resflow

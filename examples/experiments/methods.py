@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow_kernels.data.features import FeatureSet
-from resflow_kernels.nn.baselines import make_ranker
+from resflow_kernels.nn.methods import make_ranker
 from resflow_kernels.training.ranker import FeatureModel
 
 # The methods' names in the tables, in the order of the tables.

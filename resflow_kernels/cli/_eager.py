@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..benchmark.towers import Towers
 from ..core.fusion import Fusion
+from ..core.plan import Plan
 from ..serving.bundle import Bundle
 from ._ranker import Ranker
 from ._requests import Embedded
@@ -37,6 +38,7 @@ class EagerRanker:
     """A bundle's towers in PyTorch eager, which return the ``k`` best candidates."""
 
     def __init__(self, bundle: Bundle, fusion: Fusion, user_width: int) -> None:
+        assert isinstance(bundle.plan, Plan)  # score has refused programs
         self._towers = Towers(bundle.plan, bundle.weights, fusion, user_width)
 
     def dense(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:

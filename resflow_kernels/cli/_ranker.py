@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..core.plan import Plan
 from ..serving.scorer import Floats, Scorer, Table, TopK
 from ._requests import Embedded, Indices
 
@@ -20,7 +21,7 @@ class Ranker:
 
     def __init__(self, scorer: Scorer, is_catalog: bool) -> None:
         self.scorer = scorer
-        self._is_catalog = is_catalog
+        self._is_catalog = is_catalog and isinstance(scorer.plan, Plan)  # programs have no tables of first layers
         self._table: Table | None = None
 
     def best(self, request: Embedded, k: int) -> TopK:

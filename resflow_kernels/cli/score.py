@@ -22,6 +22,7 @@ from ..contract import PRECISIONS
 from ..core import fusion as fusions
 from ..core.fusion import Fusion
 from ..core.machine import usable_cores
+from ..core.program import Program
 from ..data.features import FeatureSet
 from ..serving.bundle import Bundle, atomic_path, load
 from ..serving.scorer import Scorer
@@ -65,6 +66,8 @@ def score(
         if compare_eager and not find_spec("torch"):
             raise ValueError("--compare-eager must find PyTorch installed, got none")
         bundle = load(model)
+        if compare_eager and isinstance(bundle.plan, Program):
+            raise ValueError(f"--compare-eager must be left out for a tile program ({model}), it compares towers")
         scorer = Scorer.from_bundle(bundle, threads, _chosen_fusion(bundle, fusion, weights), precision)
         requests = _read(bundle, model, candidates, catalog)
         feedback = Feedback(labels, _features(bundle, model), requests) if labels else None

@@ -299,6 +299,10 @@ class Program:
         return 2 * sum(step.columns * step.width for step in self.steps if step.kind == "linear")
 
 
+AnyPlan = Plan | Program
+"""What the ops take: a forest of equal towers, or a tile program."""
+
+
 class ProgramBuilder:
     """Collects steps and what their weights are made from.
 
@@ -345,7 +349,7 @@ def with_precision(program: Program, precision: str) -> Program:
     return replace(program, precision=precision)
 
 
-def decode_plan(encoded: Sequence[int]) -> Plan | Program:
+def decode_plan(encoded: Sequence[int]) -> AnyPlan:
     """What an op's list of integers is: a plan of no layers is a program.
 
     >>> decode_plan(Plan(8, (4,), (-1,)).encoded).tasks

@@ -77,7 +77,7 @@ class _FeatureScorer(nn.Module, ABC):
         if packed is None:
             return cast(Scores, self.towers(self.rows(ids), fusion_weights, weights_per))
         fusion = self.towers._fusion(fusion_weights, weights_per)
-        return ops.feature_scores(ids, self.feature_tables, packed, self.towers.plan, *fusion)
+        return ops.feature_scores(ids, self.feature_tables, packed, self.towers.served_plan, *fusion)
 
     feature_scores = forward
 
@@ -102,7 +102,7 @@ class _FeatureScorer(nn.Module, ABC):
             return self.towers.request_scores(*self._split_rows(user, item), offsets, fusion_weights, weights_per)
         fusion = self.towers._fusion(fusion_weights, weights_per)
         inputs = (user, item, offsets, self.feature_tables, self.user_features)
-        return ops.feature_request_scores(*inputs, packed, self.towers.plan, *fusion)
+        return ops.feature_request_scores(*inputs, packed, self.towers.served_plan, *fusion)
 
     def feature_topk(
         self,
@@ -119,7 +119,7 @@ class _FeatureScorer(nn.Module, ABC):
         if offsets is None:
             offsets = torch.tensor([0, ids.ids.shape[0]], dtype=torch.int64)
         fusion = self.towers._fusion(fusion_weights, weights_per)
-        return ops.feature_topk(ids, offsets, self.feature_tables, packed, self.towers.plan, *fusion, k)
+        return ops.feature_topk(ids, offsets, self.feature_tables, packed, self.towers.served_plan, *fusion, k)
 
     def feature_request_topk(
         self,
@@ -136,7 +136,7 @@ class _FeatureScorer(nn.Module, ABC):
             return self.towers.request_topk(*self._split_rows(user, item), offsets, k, fusion_weights, weights_per)
         fusion = self.towers._fusion(fusion_weights, weights_per)
         inputs = (user, item, offsets, self.feature_tables, self.user_features)
-        return ops.feature_request_topk(*inputs, packed, self.towers.plan, *fusion, k)
+        return ops.feature_request_topk(*inputs, packed, self.towers.served_plan, *fusion, k)
 
     def rows(self, ids: FeatureIds) -> Tensor:
         """Input rows ``[n, D]`` in plain PyTorch, differentiable in the tables."""
@@ -207,12 +207,7 @@ class FeatureRanker(_FeatureScorer):
 
         Args:
             dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"``; see :func:`round_table`.
-
-        Raises:
-            ValueError: the towers are a baseline.
         """
-        if isinstance(self.towers, Baseline):
-            raise ValueError(f"FeatureRanker: packed is for ResFlow towers, got {type(self.towers).__name__}")
         rounded: dict[int, tuple[Tensor, Tensor | None]] = {}
         for table in self.feature_tables.tables:
             if id(table) not in rounded:  # features keep sharing tables
@@ -224,7 +219,7 @@ class FeatureRanker(_FeatureScorer):
         return PackedFeatureRanker(tables, self.towers.packed(), self.user_features).eval()
 
     def _fused_weights(self) -> Tensor | None:
-        if isinstance(self.towers, Baseline) or not self.towers._use_fused("feature", self.feature_tables.tables):
+        if not self.towers._use_fused("feature", self.feature_tables.tables):
             return None
         return self.towers._packed_weights()
 

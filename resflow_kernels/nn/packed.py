@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..contract.results import Scores, TopK
 from ..core.fusion import Fusion
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from ..ops.call import OPS
 from .ranker import RankerBase
 
@@ -26,7 +26,7 @@ class PackedResFlow(RankerBase):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: AnyPlan,
         tasks: Sequence[str],
         fusion: Fusion,
         packed_weights: Tensor,
@@ -35,6 +35,11 @@ class PackedResFlow(RankerBase):
         super().__init__(plan, tasks, fusion)
         self.backend = backend
         self.register_buffer("packed_weights", packed_weights)
+
+    @property
+    def served_plan(self) -> AnyPlan:
+        """:attr:`plan`."""
+        return self.plan
 
     def _run(
         self, op: str, inputs: tuple[Tensor, ...], fusion_weights: Tensor | None, weights_per: str, *k: int

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ..contract import WEIGHTS_PER
 from ..contract.results import Scores, TopK
 from ..core.fusion import Fusion
-from ..core.plan import Plan
 from ..reference import layers
 
 
@@ -25,7 +24,7 @@ class RankerBase(nn.Module, ABC):
 
     fusion_weights: Tensor
 
-    def __init__(self, plan: Plan, tasks: Sequence[str], fusion: Fusion) -> None:
+    def __init__(self, plan: Any, tasks: Sequence[str], fusion: Fusion) -> None:
         super().__init__()
         self.plan = plan
         self.tasks = tuple(tasks)

@@ -18,6 +18,7 @@ import torch
 from ..contract import FORMS, forms_with
 from ..core import checks
 from ..core.plan import Plan
+from ..core.program import AnyPlan
 from . import library
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
@@ -44,7 +45,7 @@ class Installed(NamedTuple):
     triton_interpreter: str | None  # on tensors of the CPU
 
 
-def choose(device: str, plan: Plan, form: str, asked: str, installed: Installed) -> Decision:
+def choose(device: str, plan: AnyPlan, form: str, asked: str, installed: Installed) -> Decision:
     """Choose the backend for tensors on a type of device, for one of the contract's forms.
 
     Raises:
@@ -69,7 +70,7 @@ def choose(device: str, plan: Plan, form: str, asked: str, installed: Installed)
     return Decision("cpu" if own == "cpu" else "cuda", "; ".join(reasons))  # its ops raise with the reason
 
 
-def _unsupported(backend: str, device: str, plan: Plan | None, form: str, installed: Installed) -> str | None:
+def _unsupported(backend: str, device: str, plan: AnyPlan | None, form: str, installed: Installed) -> str | None:
     """Why a backend does not serve; ``None`` if it does. Without a plan, the precision is not considered."""
     if plan is not None and not isinstance(plan, Plan) and backend != "cpu":
         return "tile programs run on the CPU's kernels"
@@ -148,7 +149,7 @@ def named(asked: str | None) -> str | None:
 
 
 @cache
-def decide(device: str, plan: Plan, form: str, asked: str | None = None) -> Decision:
+def decide(device: str, plan: AnyPlan, form: str, asked: str | None = None) -> Decision:
     """:func:`choose` with the installed backends; without ``asked``, that of ``RESFLOW_BACKEND``, or ``auto``."""
     try:
         return choose(device, plan, form, asked or _named, installed())
@@ -158,7 +159,7 @@ def decide(device: str, plan: Plan, form: str, asked: str | None = None) -> Deci
         raise ValueError(f"RESFLOW_BACKEND: {error}") from None
 
 
-def decide_quickly(device: str, plan: Plan, form: str, asked: str | None) -> str:
+def decide_quickly(device: str, plan: AnyPlan, form: str, asked: str | None) -> str:
     """The backend of :func:`decide`, without hashing the plan in the common cases."""
     global direct_cuda
     if asked is None and _named == "auto" and device in _loaded_on:
@@ -187,7 +188,7 @@ def _untrainable_reason(device: str) -> str | None:
     return None
 
 
-def function_of(op: str, form: str, device: str, plan: Plan, asked: str | None) -> partial[Any] | None:
+def function_of(op: str, form: str, device: str, plan: AnyPlan, asked: str | None) -> partial[Any] | None:
     """An op's function on the backend for a call, with the op's own arguments; ``None``: the compiled op."""
     backend = decide_quickly(device, plan, form, asked)
     if backend == "triton":

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..contract import FORMS, FUSIONS, PRECISION_ROWS, TABLE_PRECISIONS, WEIGHTS_PER
 from ..core import checks
 from ..core.forms import form_of
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from . import backends, library
 
 _FUSION_CODES = {name: code for code, name in enumerate(FUSIONS)}
@@ -36,7 +36,7 @@ class ScoringOp:
         self,
         inputs: tuple[Any, ...],
         packed: Tensor,
-        plan: Plan,
+        plan: AnyPlan,
         fusion_weights: Tensor,
         fusion: str,
         weights_per: str,
@@ -109,7 +109,7 @@ def table_dtype(op: str, dtype: str) -> int:
     return PRECISION_ROWS[dtype].code
 
 
-def other_backend(op: str, form: str, tensor: Tensor, plan: Plan, backend: str | None) -> partial[Any] | None:
+def other_backend(op: str, form: str, tensor: Tensor, plan: AnyPlan, backend: str | None) -> partial[Any] | None:
     """An op's function on the backend for a tensor's device; ``None``: the compiled op."""
     if backend is None and (backends.direct_cpu if tensor.is_cpu else backends.direct_cuda):
         return None

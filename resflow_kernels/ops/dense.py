@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..contract.results import Scores, TopK
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from .call import OPS
 
 _SCORES, _TOPK = OPS["dense_scores"], OPS["dense_topk"]
@@ -14,7 +14,7 @@ _SCORES, _TOPK = OPS["dense_scores"], OPS["dense_topk"]
 def dense_scores(
     x: Tensor,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
@@ -49,7 +49,7 @@ def dense_topk(
     x: Tensor,
     offsets: Tensor,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..contract.results import Scores, TopK
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from .call import OPS
 
 
@@ -57,7 +57,7 @@ def feature_scores(
     ids: FeatureIds,
     tables: FeatureTables,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
@@ -98,7 +98,7 @@ def feature_topk(
     offsets: Tensor,
     tables: FeatureTables,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
@@ -125,7 +125,7 @@ def feature_request_scores(
     tables: FeatureTables,
     user_features: int,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
@@ -161,7 +161,7 @@ def feature_request_topk(
     tables: FeatureTables,
     user_features: int,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from . import library
 
 
-def pack_towers(weights: Sequence[Tensor], plan: Plan) -> Tensor:
+def pack_towers(weights: Sequence[Tensor], plan: AnyPlan) -> Tensor:
     """Pack canonical weights for the scoring ops.
 
     Args:

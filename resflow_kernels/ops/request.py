@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..contract.results import Scores, TopK
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from .call import OPS
 
 _SCORES, _TOPK = OPS["request_scores"], OPS["request_topk"]
@@ -16,7 +16,7 @@ def request_scores(
     item: Tensor,
     offsets: Tensor,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
@@ -52,7 +52,7 @@ def request_topk(
     item: Tensor,
     offsets: Tensor,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",

@@ -66,7 +66,8 @@ def _catalog(
     rows = table[ids].float()
     if table.dtype == torch.int8:
         rows = rows * scales[ids, None]
-    products = rows.reshape(len(ids), call.plan.tasks, -1)[..., : call.plan.hidden[0]]
+    columns = call.plan.table_width // call.plan.tasks  # not -1, which nobody knows of no candidates
+    products = rows.reshape(len(ids), call.plan.tasks, columns)[..., : call.plan.hidden[0]]
     settings = (call.fusion_weights, call.fusion, call.weights_per)
     return towers.catalog_scores(user.float(), products, offsets, weights, call.plan, *settings)
 

@@ -31,10 +31,12 @@ from safetensors import SafetensorError, safe_open
 from ..core import fusion as fusions
 from ..core.fusion import Fusion
 from ..core.plan import Plan
+from ..core.program import AnyPlan, Program
 from ..data.features import FeatureSet, check_table
 
 if TYPE_CHECKING:
-    from ..nn import ResFlow
+    from ..nn import PackedResFlow, ResFlow
+    from ..nn.fused import FusedRanker
 
 METADATA_KEY = "resflow"
 FORMAT = "resflow-bundle"
@@ -53,10 +55,11 @@ class BundleError(ValueError):
 class Bundle:
     """The contents of a bundle file, in NumPy.
 
-    ``weights`` are float32 in the order of ``plan.weight_shapes``; ``tables`` float32 ``[V, dim]`` by feature.
+    ``plan`` is a forest of towers or a tile program. ``weights`` are float32 in the order of ``plan.weight_shapes``;
+    ``tables`` float32 ``[V, dim]`` by feature.
     """
 
-    plan: Plan
+    plan: AnyPlan
     tasks: tuple[str, ...]
     weights: list[NDArray[np.float32]]
     fusion: Fusion
@@ -66,7 +69,7 @@ class Bundle:
 
 def save(
     path: str | os.PathLike[str],
-    plan: Plan,
+    plan: AnyPlan,
     tasks: Sequence[str],
     weights: Sequence[NDArray[np.float32]],
     fusion: Fusion,
@@ -104,7 +107,7 @@ def save(
 
 def save_model(
     path: str | os.PathLike[str],
-    model: ResFlow,
+    model: FusedRanker,
     features: FeatureSet | None = None,
     tables: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
@@ -114,7 +117,7 @@ def save_model(
     with torch.no_grad():
         weights = [weight.cpu().numpy() for weight in model.canonical_weights()]
         fusion = type(model.fusion)(tuple(model.fusion_weights.tolist()))
-    save(path, model.plan, model.tasks, weights, fusion, features, tables)
+    save(path, model.served_plan, model.tasks, weights, fusion, features, tables)
 
 
 def load(path: str | os.PathLike[str]) -> Bundle:
@@ -144,11 +147,16 @@ def load(path: str | os.PathLike[str]) -> Bundle:
     return bundle
 
 
-def load_model(path: str | os.PathLike[str]) -> ResFlow:
-    """:func:`load` as a PyTorch model (in eval mode, with BatchNorms folded into its weights)."""
+def load_model(path: str | os.PathLike[str]) -> ResFlow | PackedResFlow:
+    """:func:`load` as a PyTorch model in eval mode: towers as a ``ResFlow`` with BatchNorms folded into its weights.
+
+    A tile program comes as a ``PackedResFlow``, which scores and cannot be trained.
+    """
     from .. import convert
 
     bundle = load(path)
+    if isinstance(bundle.plan, Program):
+        return convert.packed_program(bundle.plan, bundle.weights, bundle.tasks, bundle.fusion)
     return convert.from_canonical(bundle.plan, bundle.weights, bundle.tasks, bundle.fusion)
 
 
@@ -181,8 +189,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
         temporary.unlink(missing_ok=True)
 
 
-def plan_fields(plan: Plan) -> dict[str, Any]:
-    """A plan's fields by name, as stored in the JSON."""
+def plan_fields(plan: AnyPlan) -> dict[str, Any]:
+    """A plan's fields by name, as stored in the JSON; a program's encoding."""
+    if isinstance(plan, Program):
+        return {"program": list(plan.encoded)}
     return {name: getattr(plan, name) for name in _PLAN_FIELDS}
 
 
@@ -247,7 +257,15 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"the number {name}")
 
 
-def _plan(content: Any) -> Plan:
+def _plan(content: Any) -> AnyPlan:
+    if isinstance(content, dict) and set(content) == {"program"}:
+        numbers = content["program"]
+        if not isinstance(numbers, list) or not all(_is_integer(one) and 0 <= one + 1 < 2**63 for one in numbers):
+            raise ValueError("plan: program must be a list of integers")
+        program = Program.decode(numbers)
+        if not program.tasks:
+            raise ValueError("plan: program must have tasks, got none")
+        return program
     expected = set(_PLAN_FIELDS)
     if not isinstance(content, dict) or set(content) != expected:
         raise ValueError(f"plan must be an object of {sorted(expected)}, got {content!r}")

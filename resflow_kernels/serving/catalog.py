@@ -199,6 +199,7 @@ class _Projection:
             weights = [weight.detach().cpu().numpy() for weight in model.canonical_weights()]
         else:
             _require(False, "model", "a Bundle or a ResFlow", type(model).__name__)
+        _require(isinstance(model.plan, Plan), "model", "a forest of towers", "a tile program")
         plan = replace(model.plan, precision="float32")
         return cls(plan, compiled().pack_towers(weights, plan.encoded), weights_digest(weights))
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..contract import PRECISION_ROWS, TABLE_PRECISIONS, WEIGHTS_PER
 from ..contract.results import Scores, TopK
 from ..core.fusion import Additive, Fusion
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from ..data.embedding import Encoded, looked_up
 from ..data.features import Feature, FeatureSet, check_table
 from .bundle import Bundle, weights_digest
@@ -62,7 +62,7 @@ class Scorer:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: AnyPlan,
         packed: NDArray[np.uint8],
         fusion: Fusion | None = None,
         tasks: Sequence[str] | None = None,
@@ -111,7 +111,7 @@ class Scorer:
         return scorer
 
     @staticmethod
-    def pack(plan: Plan, weights: Sequence[Floats]) -> NDArray[np.uint8]:
+    def pack(plan: AnyPlan, weights: Sequence[Floats]) -> NDArray[np.uint8]:
         """Pack float32 weights, listed as in ``plan.weight_shapes``, into the kernels' layout, uint8."""
         packed: NDArray[np.uint8] = compiled().pack_towers(list(weights), plan.encoded)
         return packed

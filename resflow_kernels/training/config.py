@@ -128,7 +128,7 @@ class TrainingConfig:
 class OutputConfig:
     """The files to write."""
 
-    bundle: str | None = None  # for `resflow score`; only methods that a bundle can hold
+    bundle: str | None = None  # for `resflow score`
     weights: str | None = None  # the model's state dict, safetensors; any method
     checkpoint: str | None = None  # a folder
     checkpoint_every: int = 0  # in steps; 0: only after each epoch

@@ -19,9 +19,9 @@ from torchmetrics.functional.classification import binary_auroc
 
 from ..data import columns, embedding
 from ..data.features import FeatureSet
-from ..nn import ESMM, NSE, ResFlow
-from ..nn.baselines import METHODS, make_ranker
+from ..nn.fused import FusedRanker
 from ..nn.losses import calibrator_loss, multitask_bce
+from ..nn.methods import METHODS, make_ranker
 from ..nn.ranker import RankerBase
 from ..ops import FeatureIds
 from ..serving.bundle import METADATA_KEY, atomic_path, save_model
@@ -100,17 +100,11 @@ def check(config: Config) -> None:
     """Refuse, before any data is read, settings that would fail afterwards.
 
     Raises:
-        ValueError: towers that cannot be built, a bundle for a method that bundles cannot hold, no GPU.
+        ValueError: towers that cannot be built, no GPU.
     """
     features = config.feature_set()
     with torch.device("meta"):
-        towers = build_towers(config, features.user_width + features.item_width)
-    if config.output.bundle is not None and not isinstance(towers, ResFlow):
-        able = ", ".join(name for name, method in METHODS.items() if method.build in (ResFlow, NSE, ESMM))
-        raise ValueError(
-            f"[output] bundle must be left out for the method {config.towers.method!r} (bundles hold {able}): "
-            "name [output] weights instead, for the model's state dict"
-        )
+        build_towers(config, features.user_width + features.item_width)
     if config.training.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("[training] device must be one that PyTorch finds here, got 'cuda' without a GPU")
 
@@ -272,7 +266,7 @@ def write(config: Config, model: FeatureModel) -> tuple[str, ...]:
     """Write the files that ``[output]`` names."""
     output = config.output
     if output.bundle is not None:
-        assert isinstance(model.towers, ResFlow)
+        assert isinstance(model.towers, FusedRanker)
         save_model(_in_folder(output.bundle), model.towers, model.features, model.tables())
     if output.weights is not None:
         with atomic_path(_in_folder(output.weights)) as temporary:

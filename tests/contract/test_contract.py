@@ -29,6 +29,7 @@ def test_every_list_was_read() -> None:
     assert contract.ACTIVATIONS[:3] == ("identity", "relu", "prelu")
     assert contract.HEADS == ("residual", "conditional")
     assert contract.FUSIONS[:3] == ("additive", "multiplicative", "expected_value")
+    assert contract.WEIGHTS_PER == ("call", "request", "candidate")
     assert contract.PLAN_FIELDS[0] == "version" and contract.PLAN_LIMITS["version"] == 1
     assert contract.error_message("op", "x", "matrix", "[3]", 5) == "op: x must be a matrix with 5 columns, got [3]"
 

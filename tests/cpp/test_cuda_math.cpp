@@ -36,6 +36,10 @@ double exact_activation(Activation activation, double v, double slope) {
       return std::tanh(v);
     case Activation::sigmoid:
       return exact_sigmoid(v);
+    case Activation::elu:
+      return v > 0 ? v : std::expm1(v);
+    case Activation::softplus:
+      return -exact_log_sigmoid(-v);
     case Activation::identity:
     case Activation::count:
       break;

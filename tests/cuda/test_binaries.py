@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from resflow_kernels.ops import library
+from tests.support.shared import made_once
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -57,14 +58,29 @@ def short(name: str) -> str:
     return re.sub(r"^_ZN7resflow4cuda12kernel_entryI(N\w*?)EEvNT_6ParamsE$", r"\1", name)
 
 
+DUMPS = ("-res-usage", "-sass", "-ptx")
+
+
 @pytest.fixture(scope="module")
-def kernels() -> dict[tuple[str, str], Kernel]:
-    """All kernels of the library by architecture and name."""
+def dumps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Output of ``cuobjdump`` by its option."""
     if not library.CUDA_LIBRARY.exists():
         pytest.skip("the GPU kernels are not built")
+
+    def make(folder: Path) -> None:
+        for option in DUMPS:
+            (folder / f"{option}.txt").write_text(dumped(option), encoding="utf-8")
+
+    folder = made_once(tmp_path_factory, "cuobjdump", make)
+    return {option: (folder / f"{option}.txt").read_text(encoding="utf-8") for option in DUMPS}
+
+
+@pytest.fixture(scope="module")
+def kernels(dumps: dict[str, str]) -> dict[tuple[str, str], Kernel]:
+    """All kernels of the library by architecture and name."""
     found: dict[tuple[str, str], Kernel] = {}
     arch = name = ""
-    for line in dumped("-res-usage").splitlines():
+    for line in dumps["-res-usage"].splitlines():
         if line.startswith("arch = "):
             arch = line.removeprefix("arch = ").strip()
         elif match := re.match(r"\s*Function (\w+):", line):
@@ -73,33 +89,31 @@ def kernels() -> dict[tuple[str, str], Kernel]:
             registers, stack, shared, local = map(int, match.groups())
             found[arch, name] = Kernel(registers, stack, local, shared)
     instruction = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)")
-    for line in dumped("-sass").splitlines():
+    for line in dumps["-sass"].splitlines():
         if line.startswith("arch = "):
             arch = line.removeprefix("arch = ").strip()
         elif "Function :" in line:
             name = line.split()[-1]
         elif match := instruction.match(line):
             found[arch, name].instructions[match[1]] += 1
+    bounds = bounds_of(dumps["-ptx"])
     for (_, name), kernel in found.items():
-        kernel.threads, kernel.blocks = _bounds()[name]
+        kernel.threads, kernel.blocks = bounds[name]
     return {(arch, short(name)): kernel for (arch, name), kernel in found.items()}
 
 
-_BOUNDS: dict[str, tuple[int, int]] = {}
-
-
-def _bounds() -> dict[str, tuple[int, int]]:
+def bounds_of(ptx: str) -> dict[str, tuple[int, int]]:
     """Threads of a block and blocks an SM is to hold, as the PTX of each kernel says."""
-    if not _BOUNDS:
-        name = threads = ""
-        for line in dumped("-ptx").splitlines():
-            if match := re.search(r"\.entry (\w+)\(", line):
-                name = match[1]
-            elif match := re.match(r"\.maxntid (\d+)", line):
-                threads = match[1]
-            elif match := re.match(r"\.minnctapersm (\d+)", line):
-                _BOUNDS[name] = (int(threads), int(match[1]))
-    return _BOUNDS
+    bounds = {}
+    name = threads = ""
+    for line in ptx.splitlines():
+        if match := re.search(r"\.entry (\w+)\(", line):
+            name = match[1]
+        elif match := re.match(r"\.maxntid (\d+)", line):
+            threads = match[1]
+        elif match := re.match(r"\.minnctapersm (\d+)", line):
+            bounds[name] = (int(threads), int(match[1]))
+    return bounds
 
 
 def named(kernels: dict[tuple[str, str], Kernel], pattern: str, arch: str) -> dict[str, Kernel]:

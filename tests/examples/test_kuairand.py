@@ -18,6 +18,7 @@ from resflow_kernels import Additive
 from resflow_kernels.cli import build_app
 from resflow_kernels.serving.scorer import Scorer
 from resflow_kernels.training.ranker import encode_rows
+from tests.support.shared import made_once
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +73,16 @@ def test_the_ranker_trains_on_the_rows_that_scoring_embeds(data: prepare.Slice) 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of one epoch, with requests, videos, labels and test days beside it."""
-    app = typer.Typer()
-    app.command()(train)
-    bundle = tmp_path_factory.mktemp("kuairand") / "ranker.safetensors"
-    result = CliRunner().invoke(app, ["-o", str(bundle), "--epochs", "1", "--users", "5"])
-    assert result.exit_code == 0, result.output
-    assert "test" in result.output and "kept epoch 1" in result.output
-    return bundle
+
+    def make(folder: Path) -> None:
+        app = typer.Typer()
+        app.command()(train)
+        options = ["-o", str(folder / "ranker.safetensors"), "--epochs", "1", "--users", "5"]
+        result = CliRunner().invoke(app, options)
+        assert result.exit_code == 0, result.output
+        assert "test" in result.output and "kept epoch 1" in result.output
+
+    return made_once(tmp_path_factory, "kuairand", make) / "ranker.safetensors"
 
 
 def test_from_training_to_ranked_users(trained: Path, tmp_path: Path) -> None:

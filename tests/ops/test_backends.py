@@ -9,16 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from resflow_kernels import ResFlow, ops, reference
-from resflow_kernels.contract import PRECISIONS, TABLE_PRECISIONS
+from resflow_kernels import ResFlow, reference
+from resflow_kernels.contract import PRECISIONS
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.ops import backends
 from resflow_kernels.ops.backends import Installed, choose
 from resflow_kernels.reference.unpack import unpack_towers
 from resflow_kernels.testing import assert_exact
 from tests.support.cases import TowerCase
-from tests.support.comparisons import same_bits
-from tests.support.draws import random_offsets
 
 PLAN = Plan(6, (8,), (-1, 0))
 ALL = Installed(None, None, None, "not interpreting")
@@ -86,42 +84,6 @@ def test_training_on_gpus_is_tritons() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             choose("cuda", PLAN, "training", asked, ALL)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_reference_scores_packed_weights(precision: str) -> None:
-    case = TowerCase(Plan(70, (90, 20), (-1, 0, 0), affine=True, precision=precision), 30)
-    offsets = random_offsets(30, 4, case.generator)
-    rest = (case.packed, case.plan, case.fusion_weights)
-    user, item = torch.randn(4, 30, generator=case.generator), case.x[:, 30:]
-    table = ops.catalog_rows(item, *rest[:2], "float32", backend="reference")
-    ids = torch.arange(30)
-    for function, inputs in (
-        (ops.dense_scores, (case.x,)),
-        (ops.request_scores, (user, item, offsets)),
-        (ops.catalog_scores, (user, ids, offsets, *table)),
-    ):
-        got, expected = (function(*inputs, *rest, backend=name) for name in ("reference", "cpu"))
-        assert_exact(got, type(got)(*(part.double() for part in expected)), case.fusion_weights, precision)
-    for function, inputs in (
-        (ops.dense_topk, (case.x, offsets)),
-        (ops.request_topk, (user, item, offsets)),
-        (ops.catalog_topk, (user, ids, offsets, *table)),
-    ):
-        scores = getattr(ops, function.__name__.replace("topk", "scores"))
-        score = scores(*(inputs[:1] if len(inputs) == 2 else inputs), *rest, backend="reference").score
-        assert same_bits(function(*inputs, *rest, k=5, backend="reference"), reference.topk(score, offsets, 5))
-
-
-@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
-def test_the_references_table_is_that_of_the_kernels(dtype: str) -> None:
-    case = TowerCase(Plan(20, (33, 5), (-1, 0)), 0)
-    items = torch.randn(11, 12, generator=case.generator)
-    own, scales = ops.catalog_rows(items, case.packed, case.plan, dtype, backend="reference")
-    table, expected = ops.catalog_rows(items, case.packed, case.plan, dtype, backend="cpu")
-    assert own.shape == table.shape and own.dtype == table.dtype
-    torch.testing.assert_close(scales, expected, rtol=1e-5, atol=0)
-    assert (own.float() - table.float()).abs().max() <= {"float32": 1e-5, "bfloat16": 2e-2, "int8": 1}[dtype]
 
 
 def test_modules_name_a_backend() -> None:

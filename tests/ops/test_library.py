@@ -132,19 +132,3 @@ def test_an_unknown_isa_is_refused() -> None:
     result = run(SCORE, RESFLOW_ISA="avx1024")
     assert result.returncode == 1
     assert "kernels: RESFLOW_ISA must be one of" in result.stderr and "got avx1024" in result.stderr
-
-
-def test_the_kernels_of_every_instruction_set_pass_the_same_tests() -> None:
-    """The numeric tests once more for each lower instruction set; the one in use has run them already."""
-    from resflow_kernels import _runtime
-
-    if os.environ.get("RESFLOW_ISA"):
-        pytest.skip("RESFLOW_ISA is set: this is such a run")
-    names = ("test_towers.py", "test_feature.py", "test_twin.py", "test_training.py")
-    tests = [str(Path(__file__).parent / name) for name in names]
-    for isa in _runtime.supported_isas():
-        if isa == _runtime.isa():
-            continue
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
-        result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RESFLOW_ISA": isa})
-        assert result.returncode == 0, f"{isa}:\n{result.stdout[-3000:]}"

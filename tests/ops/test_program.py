@@ -195,3 +195,29 @@ def test_opcheck_and_compile() -> None:
     torch.library.opcheck(torch.ops.resflow.program_outputs.default, (x, packed, list(program.encoded)))
     compiled = torch.compile(lambda rows: ops.program_outputs(rows, packed, program), fullgraph=True, backend="eager")
     assert torch.equal(compiled(x), ops.program_outputs(x, packed, program))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("users", [0, 1, 16, 21, 39, 40])
+@pytest.mark.parametrize("reads_row", [False, True])
+def test_users_columns_are_multiplied_once_per_request(users: int, precision: str, reads_row: bool) -> None:
+    """Steps that begin with the user's columns have the bits of whole rows; in int8 whole rows are rounded."""
+    builder = ProgramBuilder(40)
+    ranges = ((0, 40), (3, 30), (21, 19), (0, 5))
+    parts = [builder.add(Step("linear", 20, columns_of(builder.x, *at), "relu"), (None, None)) for at in ranges]
+    hidden: tuple[Segment, ...] = joined([segment for part in parts for segment in part])
+    if reads_row:
+        hidden = builder.add(Step("linear", 40, hidden, factors=builder.x), (None, None))
+    outputs = builder.add(Step("linear", 2, hidden), (None, None))
+    program = builder.build(outputs, (-1, 0), precision=precision)
+    packed, weights = ops.pack_towers(program_weights(program), program), torch.ones(2)
+    user, item = rows_of(program, 3, 1)[:, :users], rows_of(program, 70)[:, users:]
+    offsets = torch.tensor([0, 50, 50, 70])
+    x = torch.cat((user[[0] * 50 + [2] * 20], item), dim=1)
+    dense = ops.dense_scores(x, packed, program, weights)
+    for rows in (user, user.bfloat16()):
+        split = ops.request_scores(rows, item, offsets, packed, program, weights)
+        if rows is user:
+            assert all(torch.equal(a, b) for a, b in zip(dense, split, strict=True))
+        else:
+            assert float((dense.probs - split.probs).abs().max()) < 0.05

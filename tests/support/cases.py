@@ -17,9 +17,9 @@ from resflow_kernels import ops, reference
 from resflow_kernels.core.fusion import weight_count
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.ops import FeatureIds, FeatureTables
-from resflow_kernels.reference import Scores
+from resflow_kernels.reference import Scores, TopK
 from resflow_kernels.testing import random_weights
-from tests.support.draws import fusion_weights
+from tests.support.draws import fusion_weights, random_offsets
 
 CALL, REQUEST, CANDIDATE = "call", "request", "candidate"
 
@@ -58,6 +58,118 @@ class TowerCase:
         weights = [weight.double() for weight in self.weights]
         arguments = (self.plan, self.fusion_weights.double(), self.fusion, self.weights_per)
         return reference.dense_scores(x.double(), weights, *arguments)
+
+
+class RequestCase(TowerCase):
+    """Candidates of requests: user rows, and item rows that are the last columns of ``x``.
+
+    Args:
+        split: how many columns are the user's; ``None``: any number, all and none of them too.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        batch: int,
+        requests: int,
+        fusion: str = "additive",
+        weights_per: str = CALL,
+        seed: int = 0,
+        *,
+        split: int | None = None,
+        offsets: Sequence[int] | None = None,
+        ops: Any = ops,
+    ) -> None:
+        super().__init__(plan, batch, fusion, CALL, seed, ops=ops)
+        drawn = int(torch.randint(0, plan.in_features + 1, (), generator=self.generator))
+        self.split = drawn if split is None else split
+        self.offsets = random_offsets(batch, requests, self.generator) if offsets is None else torch.tensor(offsets)
+        self.user = torch.randn(requests, self.split, generator=self.generator)
+        self.item = self.x[:, self.split :]
+        rows = {CALL: None, REQUEST: requests, CANDIDATE: batch}[weights_per]
+        self.weights_per, self.fusion_weights = weights_per, fusion_weights(plan, fusion, rows, self.generator)
+
+    @property
+    def settings(self) -> tuple[Tensor, Plan, Tensor, str, str]:
+        return self.packed, self.plan, self.fusion_weights, self.fusion, self.weights_per
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.user, self.item, self.offsets
+
+    @property
+    def request(self) -> Tensor:
+        """Each candidate's request."""
+        return reference.request_of_candidates(self.offsets, len(self.item))
+
+    def scores(self) -> Scores:
+        return self.ops.request_scores(*self.inputs, *self.settings)
+
+    def topk(self, k: int) -> TopK:
+        return self.ops.request_topk(*self.inputs, *self.settings, k)
+
+    def dense_scores(self) -> Scores:
+        """The same candidates in the dense form."""
+        weights, per = self.fusion_weights, self.weights_per
+        weights, per = (weights[self.request], CANDIDATE) if per == REQUEST else (weights, per)
+        joined = torch.cat((self.user[self.request], self.item), dim=1)
+        return self.ops.dense_scores(joined, self.packed, self.plan, weights, self.fusion, per)
+
+    def exact_scores(self) -> Scores:
+        doubles = [weight.double() for weight in self.weights]
+        settings = (doubles, self.plan, self.fusion_weights.double(), self.fusion, self.weights_per)
+        return reference.request_scores(self.user.double(), self.item.double(), self.offsets, *settings)
+
+
+class CatalogCase(RequestCase):
+    """Candidates that are rows of a table of ``rows`` items."""
+
+    def __init__(
+        self, plan: Plan, batch: int, requests: int, *settings: Any, dtype: str, rows: int = 30, **options: Any
+    ) -> None:
+        super().__init__(plan, batch, requests, *settings, **options)
+        self.dtype = dtype
+        self.items = torch.randn(rows, plan.in_features - self.split, generator=self.generator)
+        self.ids = torch.randint(0, rows, (batch,), generator=self.generator)
+        self.table, self.scales = self.ops.catalog_rows(self.items, self.packed, plan, dtype)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.user, self.ids, self.offsets, self.table, self.scales
+
+    @property
+    def held(self) -> Tensor:
+        """What the table stands for, ``[M, K, H_1]`` in float64."""
+        values = self.table.double() * (self.scales.double()[:, None] if self.dtype == "int8" else 1.0)
+        return values.unflatten(1, (self.plan.tasks, -1))[..., : self.plan.hidden[0]]
+
+    def exact_rows(self) -> Tensor:
+        return reference.catalog_rows(self.items.double(), [weight.double() for weight in self.weights], self.plan)
+
+    def scores(self) -> Scores:
+        return self.ops.catalog_scores(*self.inputs, *self.settings)
+
+    def topk(self, k: int) -> TopK:
+        return self.ops.catalog_topk(*self.inputs, *self.settings, k)
+
+    def exact_scores(self) -> Scores:
+        """Of the table's rows as they are, roundings included."""
+        doubles = [weight.double() for weight in self.weights]
+        settings = (doubles, self.plan, self.fusion_weights.double(), self.fusion, self.weights_per)
+        return reference.catalog_scores(self.user.double(), self.held[self.ids], self.offsets, *settings)
+
+
+def unit_weights(plan: Plan) -> list[Tensor]:
+    """Weights of 1, biases of 0, slopes of 0.25: through one channel a layer is its activation."""
+    values = {"weight": 1.0, "slope": 0.25}
+    return [torch.full(shape, values.get(name.split(", ")[-1], 0.0)) for name, shape in plan.weight_shapes]
+
+
+def activated(activation: str, values: Tensor, ops: Any = ops) -> Tensor:
+    """The activation itself, with a slope of 0.25: one input through one identity weight."""
+    plan = Plan(1, (1,), (-1,), activation)
+    packed = ops.pack_towers(unit_weights(plan), plan)
+    return ops.dense_scores(values[:, None], packed, plan, torch.ones(1)).logits[:, 0]
 
 
 def make_table(rows: int, width: int, dtype: str, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
@@ -120,15 +232,25 @@ class FeatureCase:
     def run(self, ids: FeatureIds | None = None) -> Scores:
         return self.ops.feature_scores(ids or self.ids, self.tables, self.packed, self.plan, self.fusion_weights)
 
+    def part_rows(self, ids: FeatureIds, first: int, last: int) -> Tensor:
+        """The input row's columns of the features from ``first`` to ``last``, pooled in float32."""
+        tables, scales, ragged = self.tables
+        if first == last:
+            return torch.zeros(len(ids.ids), 0)
+        before = sum(table.dtype == torch.int8 for table in tables[:first])
+        own = sum(table.dtype == torch.int8 for table in tables[first:last])
+        places = [at - first for at in ragged if first <= at < last]
+        return reference.feature_rows(*ids, tables[first:last], scales[before : before + own], places).float()
+
     def some(self, chosen: Tensor) -> FeatureIds:
         """The candidates at some places."""
         count, (ids, values, offsets) = len(self.ids.ids), self.ids
-        lists = [list(part.split(lengths.tolist())) for part, lengths in self._by_feature(values, offsets, count)]
+        lists = [list(part.split(lengths.tolist())) for part, lengths in self.by_feature(values, offsets, count)]
         picked = [each[int(place)] for each in lists for place in chosen]
         lengths = torch.tensor([0, *(len(one) for one in picked)])
         return FeatureIds(ids[chosen], torch.cat((values[:0], *picked)), lengths.cumsum(0))
 
-    def _by_feature(self, values: Tensor, offsets: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    def by_feature(self, values: Tensor, offsets: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
         cuts = [offsets[at * count : (at + 1) * count + 1] for at in range(len(self.tables.ragged))]
         return [(values[cut[0] : cut[-1]], cut.diff()) for cut in cuts]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
+from resflow_kernels.ops import backends
 from tests.support.devices import Device
+from tests.support.interpreter import quick_calls
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +18,15 @@ def device() -> Device:
     if reason is not None:
         pytest.skip(reason)
     return Device("triton")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_calls() -> Iterator[None]:
+    if backends.has_triton() and os.environ.get("TRITON_INTERPRET") == "1":
+        with quick_calls():
+            yield
+    else:
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -106,7 +106,7 @@ def test_compilers_see_kernels_and_what_they_write(plan: str) -> None:
 def test_the_interpreters_kernels_cannot_be_traced(device: Device) -> None:
     from resflow_kernels.triton import dispatch
 
-    if not device.emulated:
+    if not device.slow:
         pytest.skip("this process runs on a GPU")
     plan = Plan(6, (8,), (-1, 0))
     packed = ops.pack_towers(random_weights(plan), plan)

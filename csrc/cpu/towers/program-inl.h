@@ -19,9 +19,15 @@ struct Columns {
   const float* row(int64_t r) const { return first + r * stride; }
 };
 
+// How many of a segment's columns lie before a column of their value.
+inline int64_t columns_before(const Segment& segment, int64_t column) {
+  const int64_t before = column - segment.column;
+  return before < 0 ? 0 : before < segment.width ? before : segment.width;
+}
+
 inline Columns columns_of(const Tile& tile, const Segment& segment) {
   if (segment.value == 0) {
-    return {static_cast<const float*>(tile.x.data) + segment.column, tile.x.stride, segment.width};
+    return {static_cast<const float*>(tile.row.data) + segment.column, tile.row.stride, segment.width};
   }
   const ValuePlace& value = tile.plan->program->values[segment.value];
   return {tile.hidden + value.place * tile.rows + segment.column, value.padded, segment.width};
@@ -220,15 +226,34 @@ inline Epilogue epilogue_of(const Tile& tile, const Step& step) {
           nullptr};
 }
 
+// Whether the sums of the user's columns are there already.
+template <Precision kPrecision>
+inline bool has_user_sums(const Tile& tile, const Step& step) {
+  return kPrecision != Precision::int8 && step.user_sums >= 0 && tile.first_input > 0;
+}
+
+// A linear step's inputs: columns of the input row where they lie, without those of the user, or values, gathered.
+template <Precision kPrecision>
+inline FirstLayerRows input_rows(const Tile& tile, const Step& step) {
+  const int64_t columns = step.columns;
+  if (step.user_sums >= 0 && (kPrecision != Precision::int8 || tile.first_input == 0)) {
+    const Segment& segment = step.inputs.all[0];
+    const int64_t before = columns_before(segment, tile.first_input);
+    const Rows rows = tile.x.from_column(before < columns ? segment.column + before - tile.first_input : 0);
+    return first_layer_rows<kPrecision>(rows, tile.rows, before, columns - before, tile.hidden_operand);
+  }
+  const Columns in = gather(tile, step.inputs, columns, tile.gathered);
+  return first_layer_rows<kPrecision>({in.first, Precision::float32, in.stride}, tile.rows, 0, columns,
+                                      tile.hidden_operand);
+}
+
 template <Precision kPrecision>
 inline void run_linear(const Tile& tile, const Step& step, float* out, Prefetcher& prefetcher) {
   const LayerLayout& layer = step.layer;
-  const Columns in = gather(tile, step.inputs, step.columns, tile.gathered);
-  Operand operand{in.first, in.stride, nullptr, nullptr};
-  if constexpr (kPrecision != Precision::float32) {
-    const OperandBuffer buffer(tile.hidden_operand, tile.rows, layer.words);
-    operand = make_operand<kPrecision>(in.first, in.stride, tile.rows, in.width, 0, layer.words, buffer);
-  }
+  const auto [first_word, words, operand] = input_rows<kPrecision>(tile, step);
+  const AccumInit start = has_user_sums<kPrecision>(tile, step)
+                              ? AccumInit{nullptr, tile.accum_init, tile.user_sums + step.user_sums}
+                              : AccumInit{tile.weights + layer.bias};
   const Epilogue epilogue = epilogue_of(tile, step);
   const auto finish_block = [&](const float* sums, int64_t row, const Block& block) {
     float* const to = out + row * layer.padded;
@@ -236,8 +261,8 @@ inline void run_linear(const Tile& tile, const Step& step, float* out, Prefetche
     combine(tile, step, row, block, to);
   };
   multiply<kPrecision>(
-      {&layer, tile.weights, 0, layer.words, operand, tile.rows}, AccumInit{tile.weights + layer.bias},
-      [&] { prefetcher.prefetch_some(); }, finish_block);
+      {&layer, tile.weights, first_word, words, operand, tile.rows}, start, [&] { prefetcher.prefetch_some(); },
+      finish_block);
 }
 
 inline void run_simple(const Tile& tile, const Step& step, float* out) {
@@ -255,7 +280,7 @@ inline void run_simple(const Tile& tile, const Step& step, float* out) {
   combine(tile, step, 0, block, out);
 }
 
-// Computes all values of the tile's program; tile.x is float32.
+// Computes all values of the tile's program.
 template <Precision kPrecision>
 void run_program(const Tile& tile) {
   const Program& program = *tile.plan->program;

@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "core/check.h"
-#include "core/number_formats.h"
 #include "core/program.h"
 #include "cpu/threads/scratch.h"
 #include "cpu/towers/source.h"
@@ -73,32 +72,10 @@ int64_t most_hidden_words(const Plan& plan) {
   return most;
 }
 
-// Copies rows [count][columns] to float32 [count][stride].
-void copy_rows(const Rows& rows, int64_t count, int64_t columns, float* to, int64_t stride) {
-  for (int64_t r = 0; r < count; ++r, to += stride) {
-    const void* const row = rows.from(r).data;
-    if (rows.element == Precision::float32) {
-      std::copy_n(static_cast<const float*>(row), columns, to);
-    } else {
-      std::transform(static_cast<const uint16_t*>(row), static_cast<const uint16_t*>(row) + columns, to, from_bfloat16);
-    }
-  }
-}
-
-// The users' rows in float32, once per call.
-const float* copy_users(const ScoringCall& call, const Kernels& kernels, Scratch& scratch) {
-  const Candidates& candidates = call.candidates;
-  const int64_t columns = candidates.user_columns, pooled = pooled_floats(candidates.user, candidates.requests);
-  float* const users = scratch.floats(candidates.requests * columns + pooled);
-  float* const pool = users + candidates.requests * columns;
-  copy_rows(rows_of(kernels, candidates.user, 0, candidates.requests, pool), candidates.requests, columns, users,
-            columns);
-  return users;
-}
-
-// Whether a program's tile has rows of its own, each the user's row and the candidate's, in float32.
-bool copies_rows(const Candidates& candidates) {
-  return candidates.user.exists() || candidates.x.rows.element != Precision::float32;
+// Whether a program's tile needs whole rows in float32 that are nowhere in memory.
+bool joins_rows(const Plan& plan, const Candidates& candidates) {
+  if (candidates.user.exists()) return reads_users(plan);
+  return plan.program->reads_row && candidates.x.rows.element != Precision::float32;
 }
 
 // The places of a tile in the thread's workspace; each begins on a cache line.
@@ -112,7 +89,7 @@ Tile place_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Rows
   int64_t gathered = 0;
   if (plan.program) {
     hidden_floats = pad_to_lane(rows * plan.program->frame_floats);
-    x_floats = copies_rows(candidates) ? rows * pad_to_lane(plan.in_features) : 0;
+    x_floats = joins_rows(plan, candidates) ? rows * pad_to_lane(plan.in_features) : 0;
     gathered = rows * plan.program->gathered_floats;
   }
   const int64_t pooled = pooled_floats(candidates.x, rows);
@@ -140,28 +117,19 @@ Tile place_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Rows
   return tile;
 }
 
-// A program's rows: the user's columns and the candidate's, next to each other.
-void join_rows(const Candidates& candidates, const float* const* users, Tile& tile) {
+// Sets a program's whole rows: the candidates' in memory, or the users' columns and theirs, next to each other.
+void join_rows(const Candidates& candidates, Tile& tile) {
+  tile.row = tile.x;
+  if (!joins_rows(*tile.plan, candidates)) return;
   const int64_t stride = pad_to_lane(tile.plan->in_features), columns = candidates.user_columns;
-  for (int64_t r = 0; columns > 0 && r < tile.rows; ++r) std::copy_n(users[r], columns, tile.x_operand + r * stride);
+  for (int64_t r = 0; columns > 0 && r < tile.rows; ++r) {
+    std::copy_n(tile.accum_init[r], columns, tile.x_operand + r * stride);
+  }
   copy_rows(tile.x, tile.rows, tile.plan->in_features - columns, tile.x_operand + columns, stride);
-  tile.x = {tile.x_operand, Precision::float32, stride};
+  tile.row = {tile.x_operand, Precision::float32, stride};
 }
 
 }  // namespace
-
-PreparedCall::PreparedCall(const ScoringCall& call, int64_t threads, Scratch& scratch)
-    : call(call), kernels(cpu::kernels()), users(nullptr), user_floats(0) {
-  const Plan& plan = call.model.plan;
-  if (plan.program) {
-    if (!call.candidates.user.exists()) return;
-    users = copy_users(call, kernels, scratch);
-    user_floats = call.candidates.user_columns;
-  } else {
-    users = project_users(call, threads, scratch);
-    user_floats = call.candidates.user.exists() ? plan.tasks * plan.first_padded() : 0;
-  }
-}
 
 int64_t request_at(const Candidates& candidates, int64_t candidate) {
   const int64_t* const end = candidates.offsets + candidates.requests + 1;
@@ -177,7 +145,10 @@ TileScores score_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling
   tile.accum_init = workspace.accum_init.data();
   tile.fusion = weights.fusion;
   tile.fusion_weights = workspace.fusion_weights.data();
-  if (model.plan.program && copies_rows(candidates)) join_rows(candidates, workspace.accum_init.data(), tile);
+  if (model.plan.program) {
+    tile.user_sums = user_row_floats(model.plan, candidates);
+    join_rows(candidates, tile);
+  }
   prepared.kernels.score_tile[static_cast<int>(model.plan.precision)](tile);
   return {tile.logits, tile.probs, tile.score, tile.stride};
 }
@@ -187,13 +158,13 @@ void output_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Row
   const auto& [model, candidates, weights] = prepared.call;
   const Program& program = *model.plan.program;
   Tile tile = place_tile(prepared, current, next, workspace);
-  if (copies_rows(candidates)) join_rows(candidates, nullptr, tile);
+  join_rows(candidates, tile);
   prepared.kernels.run_program[static_cast<int>(model.plan.precision)](tile);
   for (const Segment& segment : program.outputs) {
     const ValuePlace& value = program.values[segment.value];
     const float* from =
-        segment.value == 0 ? static_cast<const float*>(tile.x.data) : tile.hidden + value.place * tile.rows;
-    const int64_t stride = segment.value == 0 ? tile.x.stride : value.padded;
+        segment.value == 0 ? static_cast<const float*>(tile.row.data) : tile.hidden + value.place * tile.rows;
+    const int64_t stride = segment.value == 0 ? tile.row.stride : value.padded;
     for (int64_t r = 0; r < tile.rows; ++r) {
       std::copy_n(from + r * stride + segment.column, segment.width, out + r * program.output_columns);
     }

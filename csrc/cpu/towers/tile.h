@@ -7,14 +7,18 @@
 
 namespace resflow::cpu {
 
-// The data that a call's threads share. Users' rows are projected into `scratch`, or for a tile program copied.
+// The data that a call's threads share; users' floats are computed into `scratch`.
 struct PreparedCall {
   const ScoringCall& call;
   const Kernels& kernels;
-  const float* users;   // [requests or 1][user_floats]: initial sums of the first layers, or float32 rows
+  const float* users;   // [requests or 1][user_floats], see project_users
   int64_t user_floats;  // 0 without users
 
-  PreparedCall(const ScoringCall& call, int64_t threads, Scratch& scratch);
+  PreparedCall(const ScoringCall& call, int64_t threads, Scratch& scratch)
+      : call(call),
+        kernels(cpu::kernels()),
+        users(project_users(call, threads, scratch)),
+        user_floats(call.candidates.user.exists() ? user_floats_of(call) : 0) {}
 };
 
 // One thread's scores of one tile, [task][stride].

@@ -136,12 +136,12 @@ def test_bits_depend_on_nothing_but_the_inputs(statistics: int, monkeypatch: pyt
     from resflow_kernels.triton.training import launches
 
     monkeypatch.setattr(launches, "SPLIT_ROWS", 32)
-    x, weights = case(FOREST, 140)
+    x, weights = case(FOREST, 70)
     first = train(FOREST, x, weights, statistics)
     if not x.is_cuda:
         with _last_programs_first():
             assert same_bits(train(FOREST, x, weights, statistics), first)
-    wide = torch.randn(140, 25, device=x.device)
+    wide = torch.randn(70, 25, device=x.device)
     wide[:, 3:21] = x
     again = train(FOREST, wide[:, 3:21], weights, statistics, keep=False, x_needed=False)
     assert again[4].shape == (0, 18)
