@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from torch import fx
@@ -48,6 +49,7 @@ class Emitted:
     weights: list[Const]
     sources: list[Source]
     outputs: list[Output]
+    lookups: list[Any] = field(default_factory=list)  # per source the table that it is rows of, or None
 
 
 def emit(low: Lowering, region: Region) -> Emitted:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .constants import Evaluator
 from .plan import FusedPlan
-from .run import pack, runner
+from .run import LookUp, pack, runner
 from .source import Other, namespace
 
 STATE = "_resflow_fused"
@@ -96,7 +96,9 @@ class FusedState:
         hooks = [kind for one in modules[1:] for kind in (one._forward_hooks, one._forward_pre_hooks)]
         self._hooks = [kind for kind in hooks if not _all_known(kind)]
         self._child_list = self._flat_children()
-        scope = namespace(self.plan.table, [runner(program) for program in self.plan.programs])
+        scope = namespace(
+            self.plan.table, [LookUp(program) if program.tasks else runner(program) for program in self.plan.programs]
+        )
         scope |= {"known": self._known, "allowed": self._allowed}
         exec(compile(self.plan.source, "<fused>", "exec"), scope)
         self._call = scope["call"]

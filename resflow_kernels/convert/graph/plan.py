@@ -14,6 +14,7 @@ from ..patterns import CannotFuse
 from . import elementwise, norms, products, views  # register what they lower
 from .constants import Const
 from .emit import Emitted, emit
+from .lookups import look_up, scored
 from .lowering import FLOATS, Lowering
 from .regions import Cut, Cutter, Region
 from .report import Report, make_report
@@ -55,6 +56,10 @@ def make_plan(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     report = make_report(model, traced, low, cut)
     if not emitted:
         raise CannotFuse(f"{type(model).__name__}: no part of it fuses.\n{report.reasons()}")
+    for at, one in enumerate(emitted):
+        one.lookups = look_up(traced, low, one)
+        if any(one.lookups):
+            emitted[at] = scored(one)
     writer = Writer(traced, low, cut, emitted)
     source = writer.write()
     return FusedPlan(

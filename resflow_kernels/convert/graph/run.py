@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,6 +13,32 @@ from ...core.program import Program
 from ...ops import library
 
 Runner = Callable[[Tensor, Tensor], Tensor]
+
+
+class LookUp:
+    """What computes a program's outputs of ids of tables and packed weights.
+
+    Args:
+        program: whose output columns are tasks.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._rest = (program.encoded, 0, 0)
+        self._none = torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        self._weights = torch.zeros(program.tasks)
+
+    def __call__(self, ids: Tensor, tables: list[Tensor], packed: Tensor) -> Tensor:
+        """Output columns of ``ids [B, tables]``."""
+        op = library.namespace.feature_scores
+        logits: Tensor = op(ids, *self._none, tables, [], [], packed, self._weights, *self._rest)[0]
+        return logits
+
+
+@lru_cache(maxsize=8)
+def places(count: int) -> Tensor:
+    """``[count, 1]``: the ids of a table of which candidate ``i`` reads row ``i``."""
+    with torch.inference_mode(False):
+        return torch.arange(count)[:, None]
 
 
 def runner(program: Program) -> Runner:

@@ -19,9 +19,11 @@ from torch.utils import _pytree as pytree
 
 from .constants import resolve
 from .emit import Emitted, Output, Source
+from .lookups import Columns, one_base
 from .lowering import Lowering, name_of
 from .regions import Cut
 from .rows import Draft, Root, shape_of
+from .run import places
 from .trace import Traced
 
 Table = dict[str, tuple[str, Any]]  # a name in the source: what kind of thing it is, and which
@@ -33,7 +35,7 @@ class Other:
 
 def namespace(table: Table, runners: Sequence[Any]) -> dict[str, Any]:
     """What a source's names stand for."""
-    made: dict[str, Any] = {"OTHER": Other, "cat": torch.cat, "Tensor": Tensor}
+    made: dict[str, Any] = {"OTHER": Other, "cat": torch.cat, "places": places, "Tensor": Tensor}
     made |= {f"run{at}": runner for at, runner in enumerate(runners)}
     kinds = {
         "aten": resolve,
@@ -68,7 +70,7 @@ class Writer:
                 if region.level == level:
                     self._region(*regions[id(region)])
         self._output()
-        body = "\n".join(f"    {line}" for line in _freed(self.lines))
+        body = "\n".join(f"    {line}" for line in _freed(_read(self.lines)))
         return f"def call(args, kwargs, t, p):\n{body}\n"
 
     def _new(self, prefix: str = "v") -> str:
@@ -233,10 +235,58 @@ class Writer:
     # Regions
 
     def _region(self, at: int, emitted: Emitted) -> None:
-        x = self._rows(emitted.sources)
+        if any(emitted.lookups):
+            x = self._looked_up(emitted)
+        else:
+            x = self._rows(emitted.sources)
         made = self._new("r")
         self._add(f"{made} = run{at}({x}, p[{at}])")
         self._take(made, emitted.outputs)
+
+    def _looked_up(self, emitted: Emitted) -> str:
+        """A region's ids ``[B, tables]`` and its tables, as the feature form takes them."""
+        parts: list[str] = []
+        tables: list[str] = []
+        base = one_base(emitted.lookups)
+        for source, lookup in zip(emitted.sources, emitted.lookups, strict=True):
+            if lookup is None:
+                tables.append(self._rows([source]))
+                if base is None:
+                    parts.append(f"places({tables[-1]}.shape[0])")
+                continue
+            tables += [f"t[{self._tensor_at[lookup.table]}]"] * lookup.count
+            if base is None:
+                name = self._names[lookup.ids]
+                parts.append(name if len(shape_of(lookup.ids) or ()) == 2 else f"{name}.unsqueeze(1)")
+        if base is not None:
+            parts = self._by_base(base, emitted, tables)
+        ids = self._assigned(f"cat([{', '.join(parts)}], 1)" if len(parts) > 1 else parts[0])
+        if any(one is not None and one.ids.meta["val"].dtype != torch.int64 for one in emitted.lookups):
+            ids = self._assigned(f"{ids}.long()")
+        return f"{ids}, [{', '.join(tables)}]"
+
+    def _by_base(self, base: Columns, emitted: Emitted, tables: list[str]) -> list[str]:
+        """The ids of all tables from one matrix: its columns in one step, and places for what is no table."""
+        name, columns = self._names[base.base], base.columns
+        if columns == tuple(range(columns[0], columns[0] + len(columns))):
+            expression = f"{name}[:, {columns[0]}:{columns[0] + len(columns)}].long()"
+        else:
+            chosen = self._named("value", torch.tensor(columns), "c")
+            expression = f"{name}.index_select(1, {chosen}).long()"
+        looked = self._assigned(expression)
+        if all(emitted.lookups):
+            return [looked]
+        parts: list[str] = []
+        at = begun = 0
+        for table, lookup in zip(_per_source(tables, emitted), emitted.lookups, strict=True):
+            if lookup is not None:
+                at += lookup.count
+                continue
+            if at > begun:
+                parts.append(f"{looked}[:, {begun}:{at}]")
+            parts.append(f"places({table}.shape[0])")
+            begun = at
+        return [*parts, f"{looked}[:, {begun}:{at}]"] if at > begun else parts
 
     def _rows(self, sources: Sequence[Source]) -> str:
         """The region's input rows ``[B, D]``."""
@@ -321,6 +371,27 @@ class Writer:
             return "{" + ", ".join(f"{key!r}: {one}" for key, one in zip(spec.context, made, strict=True)) + "}"
         inside = ", ".join(made)
         return f"[{inside}]" if spec.type is list else f"({inside},)" if made else "()"
+
+
+def _per_source(tables: Sequence[str], emitted: Emitted) -> list[str]:
+    """The first table of each source."""
+    firsts, at = [], 0
+    for lookup in emitted.lookups:
+        firsts.append(tables[at])
+        at += 1 if lookup is None else lookup.count
+    return firsts
+
+
+def _read(lines: Sequence[str]) -> list[str]:
+    """The lines without assignments that no later line reads: every op of an exported graph is pure."""
+    kept: list[str] = []
+    read: set[str] = set()
+    for line in reversed(lines):
+        match = re.match(r"((?:[vrx]\d+, )*[vrx]\d+) = ", line)
+        if match is None or read.intersection(match[1].split(", ")):
+            kept.append(line)
+            read.update(re.findall(r"\b[vrx]\d+\b", line[match.end() :] if match else line))
+    return kept[::-1]
 
 
 def _is_live(traced: Traced, node: fx.Node) -> bool:
