@@ -115,7 +115,11 @@ def _gated(low: Lowering, fields: Ids, like: Rows) -> Ids | None:
         return None
     if len(draft.factors) != 1 or len(draft.factors[0]) != len(fields) or fields.shape[1] == 1:
         return None
-    return mixed(low, draft.factors[0], draft.inputs.reshape(fields.shape), like)
+    made = mixed(low, draft.factors[0], draft.inputs.reshape(fields.shape), like)
+    mix = low.whole(made)
+    assert mix is not None
+    mix.origin = ("fields", fields)
+    return made
 
 
 @handles("cosine_similarity")

@@ -18,11 +18,14 @@ from .lookups import look_up, scored
 from .lowering import FLOATS, Lowering
 from .regions import Cut, Cutter, Region
 from .report import Report, make_report
-from .rows import Draft, Root
+from .rows import Draft, Root, values_of
 from .source import Table, Writer
 from .trace import Traced, trace
 
 _ROUNDS = 6
+# Positions of a candidate that are rows of their own are many: less than this a number, and moving them costs more than
+# PyTorch's product does (an attention's projections).
+_DENSE = 12
 
 
 @dataclass
@@ -96,8 +99,20 @@ def _pays(low: Lowering, region: Region) -> bool:
     drafts = [_draft(low, place) for place in region.drafts]
     replaced = len({draft.node for draft in drafts})
     outputs = len(region.outputs) + len(region.exports)
+    if len(region.batch) > 1 and isinstance(region.batch[-1], int) and _products_per_column(low, region) < _DENSE:
+        return False
     gained = replaced >= max(2, outputs + (outputs > 2))
     return gained and any(draft.kind == "linear" for draft in drafts)
+
+
+def _products_per_column(low: Lowering, region: Region) -> float:
+    """Multiply-adds for each number that a region reads or gives."""
+    drafts = [_draft(low, place) for place in region.drafts]
+    products = sum(len(draft.inputs) * draft.width for draft in drafts if draft.kind == "linear")
+    own = set(region.drafts)
+    read = {int(one) for draft in drafts for ids in draft.reads() for one in ids if int(values_of(one)) not in own}
+    given = sum(low.env[node].ids.size for node in region.outputs)
+    return products / (len(read) + given)
 
 
 def _draft(low: Lowering, place: int) -> Draft:

@@ -11,10 +11,11 @@ from torch import fx
 from .constants import Const
 from .elementwise import affine, computed, total
 from .lowering import Lowering, Opaque, handles, rows
-from .rows import Ids, NotLowered, Rows
+from .rows import Ids, NotLowered, Rows, runs
 
 _MOST_COPIES = 16  # of one linear layer, for the fields or experts that share it
-_MOST_PRODUCTS = 4096  # of rows with rows, a row
+_MOST_PRODUCTS = 4096  # of an outer product of a row's numbers
+_MOST_MIXED = 256  # segments that all mixes of a matrix product read: attention reads many narrow ones
 
 
 @handles("linear")
@@ -157,13 +158,12 @@ def _pair(low: Lowering, x: Ids, y: Ids, like: Rows) -> Ids:
     (n, k), m = x.shape, y.shape[1]
     if n == m and n > 2 and np.array_equal(x, y.T):
         return _gram(low, x, like)
-    if n * k * m > _MOST_PRODUCTS:
-        raise NotLowered("every position of a candidate meets every other, as in attention")
-    if k == 1:
+    if k == 1 and n * m <= _MOST_PRODUCTS:
         return _outer(low, x[:, 0], y[0], like)
-    if n <= m:
-        return np.stack([mixed(low, gates, y, like) for gates in x])
-    return np.stack([mixed(low, gates, x.T, like) for gates in y.T], 1)
+    gates, values = (x, y) if n <= m else (y.T, x.T)
+    if len(gates) * sum(len(runs(one)) for one in values) > _MOST_MIXED:
+        raise NotLowered("every position of a candidate meets every other, as in attention")
+    return np.stack([mixed(low, one, values, like) for one in gates], 0 if n <= m else 1)
 
 
 def mixed(low: Lowering, gates: Ids, values: Ids, like: Rows) -> Ids:
