@@ -9,7 +9,8 @@
 //   Value                        16 lanes or one float, with + - * /
 //   constant(float)              a Value
 //   RESFLOW_FORMULA              what a function of the backend begins with
-//   multiply_add, at_least, at_most, less, select, negative, exp, tanh, sigmoid
+//   multiply_add, at_least, at_most, less, select, negative, absolute, exp, tanh, sigmoid
+//   log1p_unit(v)                log(1 + v) of v from 0 to 1, exact to a few units of float32 beside 1
 //   erf_beside_one(v)            erf with an absolute error of a few units in the last place of 1: for sums with 1
 //   gated_by_tanh(v, argument)   v (1 + tanh(u)) / 2, where argument(f) is f u: one backend computes the tanh of u, the
 //                                other the sigmoid of 2 u
@@ -130,7 +131,9 @@ struct ActivationFormula<Activation::elu> {
 template <>
 struct ActivationFormula<Activation::softplus> {
   static constexpr bool kManyRegisters = true;
-  static RESFLOW_FORMULA Value value(Value v, Value) { return negative(log_sigmoid(negative(v))); }
+  static RESFLOW_FORMULA Value value(Value v, Value) {
+    return at_least(v, constant(0.0f)) + log1p_unit(exp(negative(absolute(v))));
+  }
   static RESFLOW_FORMULA Value derivative(Value v, Value) { return sigmoid(v); }
 };
 

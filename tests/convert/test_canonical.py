@@ -1,4 +1,4 @@
-"""Canonical weights survive the way into a module and back, to the bit."""
+"""Canonical weights are bitwise the same after a module has taken them."""
 
 from __future__ import annotations
 

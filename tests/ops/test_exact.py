@@ -25,7 +25,7 @@ WIDE = Plan(576, (128, 64), chain(16), "gelu")
 def sizes(device: Device) -> tuple[int, ...]:
     """Batches of the workloads: each takes another kernel of a GPU."""
     if device.slow:
-        return (1, 17) if device.name == "emulated" else (9,)
+        return (9,) if device.interpreted else (1, 33)
     return (200,) if device.place == "cpu" else (1, 16, 257, 3000, 40_000)
 
 
@@ -110,7 +110,7 @@ def test_towers_of_128_and_64(
 
 
 def test_rows_of_16_bits(device: Device, precision: str) -> None:
-    """Read as they are: the scores are those of the same rows in float32, to the bit."""
+    """Read as they are: the scores are bitwise those of the same rows in float32."""
     for width in (8, 37):  # aligned to 16 bytes, and not
         case = TowerCase(Plan(width, (40, 8), (-1, 0), precision=precision), 21, ops=device)
         for dtype in device.rows:
@@ -223,7 +223,8 @@ def test_catalog_scores(
     case = CatalogCase(plan, batch, requests, fusion, per, seed, dtype=dtype, ops=device)
     held, exact = case.held, case.exact_rows()
     step = {"float32": 1e-5, "bfloat16": 2**-8, "int8": 1 / 120}[dtype]
-    slack = {"bfloat16": 0.02, "int8": 0.02}.get(plan.precision, 0.0)  # a float32 at a rounding's edge, see testing
+    # A float32 at a rounding's edge, see testing; a GPU's kernels need no allowance for it.
+    slack = 0.02 if device.raises and plan.precision != "float32" else 0.0
     assert ((held - exact).abs() <= (step + slack) * (exact.abs().amax((1, 2), keepdim=True) + 1)).all()
 
     got = case.scores()

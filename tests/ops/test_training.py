@@ -131,7 +131,7 @@ def test_bad_input_is_named(change: dict[str, object], text: str, device: str) -
         torch.ops.resflow.train_forward(x, weights, plan.encoded, arguments["statistics"], 1e-3, True)
 
 
-def test_a_matrix_the_wrong_way_round_is_named() -> None:
+def test_a_transposed_matrix_is_named() -> None:
     plan = Plan(4, (3,), (-1,), "tanh")
     weights = [weight.detach() for weight in parameters(plan)]
     weights[0] = weights[0].T.contiguous()
@@ -141,7 +141,7 @@ def test_a_matrix_the_wrong_way_round_is_named() -> None:
         ops.training_logits(torch.zeros(3, 4), weights, plan, "moving")
 
 
-def test_what_the_way_back_is_given_is_checked() -> None:
+def test_the_arguments_of_backward_are_checked() -> None:
     plan = Plan(4, (3,), (-1,), "tanh")
     weights = [weight.detach() for weight in parameters(plan)]
     x = torch.zeros(3, 4)

@@ -81,7 +81,7 @@ def test_scores_are_exact(
 def test_tables_are_near_their_vectors(
     device: Device, tasks: int, width: int, items: int, dtype: str, seed: int
 ) -> None:
-    """Rounding is defined to the bit, so a table may be built on any device."""
+    """Rounding is defined bitwise, so a table may be built on any device."""
     case = TwinCase(tasks, width, items, 1, dtype, seed=seed, ops=device)
     vectors = case.vectors.double().reshape(items, tasks, width)
     held = twin.held_vectors(case.table, case.scales, tasks)

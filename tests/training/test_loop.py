@@ -1,4 +1,4 @@
-"""The loop: what a step is, early stopping, and runs that are killed and resumed to the bit."""
+"""The loop: what a step is, early stopping, and runs that are killed and resumed bitwise."""
 
 from __future__ import annotations
 

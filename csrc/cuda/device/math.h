@@ -20,6 +20,9 @@ RESFLOW_DEVICE float at_most(float value, float bound) { return value > bound ? 
 RESFLOW_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 // log(sigmoid(x)) = min(x, 0) - log(1 + e^-|x|)
+// Without log1pf, which takes Hopper's kernels more registers than they have.
+RESFLOW_DEVICE float log1p_unit(float x) { return logf(1.0f + x); }
+
 RESFLOW_DEVICE float log_sigmoid(float x) { return at_most(x, 0.0f) - log1pf(expf(-fabsf(x))); }
 
 // -log(e^-a + e^-b + e^-(a+b)): the logit of sigmoid(a) * sigmoid(b).
@@ -47,6 +50,7 @@ using Value = float;
 
 RESFLOW_DEVICE float constant(float value) { return value; }
 RESFLOW_DEVICE float negative(float x) { return -x; }
+RESFLOW_DEVICE float absolute(float x) { return fabsf(x); }
 RESFLOW_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 RESFLOW_DEVICE bool less(float a, float b) { return a < b; }
 RESFLOW_DEVICE float select(bool where, float then, float otherwise) { return where ? then : otherwise; }

@@ -19,6 +19,7 @@ from torch import Tensor
 from resflow_kernels import ops
 from resflow_kernels.contract import ACTIVATIONS, STATISTICS
 from resflow_kernels.core.plan import Plan, chain
+from tests.support.comparisons import same_bits
 from tests.support.draws import plans
 from tests.support.gradients import EPS, assert_gradients, gradients_of, parameters
 
@@ -43,10 +44,6 @@ def case(plan: Plan, rows: int) -> tuple[Tensor, list[Tensor]]:
     device = "cuda" if torch.cuda.device_count() else "cpu"
     x = torch.randn(rows, plan.in_features)
     return x.to(device), [weight.detach().to(device) for weight in parameters(plan)]
-
-
-def same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
-    return all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(first, second, strict=True))
 
 
 @settings(max_examples=12)
