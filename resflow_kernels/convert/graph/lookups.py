@@ -26,6 +26,7 @@ _FEWEST = 2  # tables: one alone is as fast in front
 class Lookup:
     """A source that is rows of a table: ``ids`` of shape ``[B]`` or ``[B, count]``."""
 
+    node: fx.Node
     table: fx.Node
     ids: fx.Node
     count: int  # of ids per candidate, one feature each
@@ -77,7 +78,7 @@ def _lookup(traced: Traced, low: Lowering, source: Source) -> Lookup | None:
     if not isinstance(count, int) or count < 1 or source.width != count * weight.shape[1]:
         return None
     fits = weight.dtype == torch.float32 and weight.stride(1) == 1 and index.dtype in (torch.int64, torch.int32)
-    return Lookup(table, ids, count) if fits else None
+    return Lookup(node, table, ids, count) if fits else None
 
 
 def _one_batch(low: Lowering, source: Source) -> bool:
@@ -89,39 +90,34 @@ def _is_matrix(low: Lowering, source: Source) -> bool:
     return _one_batch(low, source) and (source.node is None or source.node.meta["val"].dtype == torch.float32)
 
 
-def columns_of(node: fx.Node) -> Columns | None:
-    """Ids that are single columns of a matrix, through casts, slices and axes of one."""
-    found = _walk(node)
-    if found is None or isinstance(found, fx.Node):
-        return None
-    return found
-
-
-def _walk(node: Any) -> Columns | None:
+def columns_of(node: Any) -> Columns | None:
+    """Ids that are columns of a matrix of the call, through casts to integers, slices and axes of one."""
     if not isinstance(node, fx.Node):
         return None
     shape = shape_of(node)
     if node.op == "placeholder":
-        if shape is None or len(shape) != 2 or not isinstance(shape[1], int):
+        if shape is None or len(shape) != 2 or not isinstance(shape[0], str) or not isinstance(shape[1], int):
             return None
         return Columns(node, tuple(range(shape[1])))
     if node.op != "call_function":
         return None
     name = name_of(node)
-    inner = _walk(node.args[0]) if node.args else None
+    inner = columns_of(node.args[0]) if node.args else None
     if inner is None:
         return None
     if name in ("to.dtype", "_to_copy.default", "to.dtype_layout", "alias.default"):
-        return inner if not node.meta["val"].dtype.is_floating_point else None
+        return inner if node.meta["val"].dtype in (torch.int64, torch.int32) else None
+    rest: list[Any] = list(node.args[1:])
     if name == "slice.Tensor":
-        dim, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
-        if step != 1:
+        defaults: list[Any] = [0, None, None, 1]
+        dim, start, end, step = rest + defaults[len(rest) :]
+        if step != 1 or not all(one is None or isinstance(one, int) for one in (start, end)):
             return None
         if dim == 0:
-            return inner if start in (0, None) and (end is None or end == 9223372036854775807) else None
+            return inner if start in (0, None) and end in (None, 9223372036854775807) else None
         return replace(inner, columns=inner.columns[start:end]) if dim in (1, -1) else None
     if name == "select.int":
-        dim, at = node.args[1:]
+        dim, at = rest
         return replace(inner, columns=(inner.columns[at],)) if dim in (1, -1) and isinstance(at, int) else None
     if name in ("squeeze.dim", "unsqueeze.default", "squeeze.dims"):
         return inner if len(inner.columns) == 1 and shape is not None and len(shape) <= 2 else None

@@ -56,13 +56,13 @@ def make_plan(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             f"{type(model).__name__}: it is in float64, the kernels compute in float32; fuse model.float()"
         )
     low, cut, emitted = _lowered(traced)
-    report = make_report(model, traced, low, cut)
-    if not emitted:
-        raise CannotFuse(f"{type(model).__name__}: no part of it fuses.\n{report.reasons()}")
     for at, one in enumerate(emitted):
         one.lookups = look_up(traced, low, one)
         if any(one.lookups):
             emitted[at] = scored(one)
+    report = make_report(model, traced, low, cut, [one.lookups for one in emitted])
+    if not emitted:
+        raise CannotFuse(f"{type(model).__name__}: no part of it fuses.\n{report.reasons()}")
     writer = Writer(traced, low, cut, emitted)
     source = writer.write()
     return FusedPlan(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import fx, nn
 
+from .lookups import Lookup
 from .lowering import Lowering, name_of
 from .regions import Cut
 from .rows import Draft, shape_of
@@ -35,6 +37,7 @@ class Part:
     multiply_adds: int
     reason: str = ""
     steps: int = 0
+    tables: int = 0  # looked up inside
 
 
 @dataclass
@@ -58,7 +61,8 @@ class Report:
                  f"{self.share_inside:.1%} of the multiply-adds inside"]  # fmt: skip
         for at, part in enumerate(self.regions):
             lines.append(
-                f"  region {at}  {part.multiply_adds:>12,} multiply-adds  {part.steps} steps  {_names(part.modules)}"
+                f"  region {at}  {part.multiply_adds:>12,} multiply-adds  {part.steps} steps  {part.tables} tables  "
+                + _names(part.modules)
             )
         if self.left:
             lines.append("stays PyTorch's:")
@@ -72,14 +76,23 @@ class Report:
         )
 
 
-def make_report(model: nn.Module, traced: Traced, low: Lowering, cut: Cut) -> Report:
-    """The report of a cut graph."""
+def make_report(
+    model: nn.Module, traced: Traced, low: Lowering, cut: Cut, lookups: Sequence[Sequence[Lookup | None]] = ()
+) -> Report:
+    """The report of a cut graph; ``lookups`` are those that each region takes in."""
     report = Report(type(model).__name__)
     for region in cut.regions:
         nodes = list(dict.fromkeys(low.values[place].node for place in region.drafts))
         report.regions.append(Part(_modules(nodes), sum(_products(node) for node in nodes), "", len(region.drafts)))
     parts: dict[str, Part] = {}
+    inside: set[fx.Node] = set()
+    for part, own in zip(report.regions, lookups, strict=False):
+        taken = [one for one in own if one is not None]
+        part.tables = len({one.table for one in taken})
+        inside.update(one.node for one in taken)
     for node in cut.kept:
+        if node in inside:
+            continue
         count = _products(node)
         reason = low.reasons.get(node, "")
         if node.op != "call_function" or (

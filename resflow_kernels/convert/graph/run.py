@@ -34,6 +34,11 @@ class LookUp:
         return logits
 
 
+def matrix(x: Tensor) -> Tensor:
+    """A matrix with contiguous rows, as a table."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
 @lru_cache(maxsize=8)
 def places(count: int) -> Tensor:
     """``[count, 1]``: the ids of a table of which candidate ``i`` reads row ``i``."""

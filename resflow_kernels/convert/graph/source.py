@@ -23,7 +23,7 @@ from .lookups import Columns, one_base
 from .lowering import Lowering, name_of
 from .regions import Cut
 from .rows import Draft, Root, shape_of
-from .run import places
+from .run import matrix, places
 from .trace import Traced
 
 Table = dict[str, tuple[str, Any]]  # a name in the source: what kind of thing it is, and which
@@ -35,7 +35,7 @@ class Other:
 
 def namespace(table: Table, runners: Sequence[Any]) -> dict[str, Any]:
     """What a source's names stand for."""
-    made: dict[str, Any] = {"OTHER": Other, "cat": torch.cat, "places": places, "Tensor": Tensor}
+    made: dict[str, Any] = {"OTHER": Other, "cat": torch.cat, "matrix": matrix, "places": places, "Tensor": Tensor}
     made |= {f"run{at}": runner for at, runner in enumerate(runners)}
     kinds = {
         "aten": resolve,
@@ -235,10 +235,7 @@ class Writer:
     # Regions
 
     def _region(self, at: int, emitted: Emitted) -> None:
-        if any(emitted.lookups):
-            x = self._looked_up(emitted)
-        else:
-            x = self._rows(emitted.sources)
+        x = self._looked_up(emitted) if any(emitted.lookups) else self._rows(emitted.sources)
         made = self._new("r")
         self._add(f"{made} = run{at}({x}, p[{at}])")
         self._take(made, emitted.outputs)
@@ -250,7 +247,7 @@ class Writer:
         base = one_base(emitted.lookups)
         for source, lookup in zip(emitted.sources, emitted.lookups, strict=True):
             if lookup is None:
-                tables.append(self._rows([source]))
+                tables.append(self._assigned(f"matrix({self._rows([source])})"))
                 if base is None:
                     parts.append(f"places({tables[-1]}.shape[0])")
                 continue
