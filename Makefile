@@ -1,30 +1,30 @@
-# make build        .venv with all that is needed, and the compiled extension (so does `make` alone)
-# make score        the main job: train on the KuaiRand slice, rank its catalog for 512 users
-# make test         the tests
+# make build        .venv with everything needed, and the compiled extension (same as `make`)
+# make score        the main example: train on the KuaiRand slice, rank its catalog for 512 users
+# make test         run the tests
 # make check        ruff, mypy, clang-format
-# make format       what they can put right by themselves
+# make format       let these tools fix what they can
 # make bench        compare with PyTorch, ONNX Runtime and OpenVINO: bench/results/<machine>.md (bench-quick: 3 minutes)
 # make gpu          on a machine with an NVIDIA GPU: build, tests, sanitizer and benchmarks within 9 minutes, without
-#                   network; PYTHON needs torch (a CUDA build) and NumPy, PATH nvcc and CMake:
-#                   bench/results/gpu-<name>.md, and with OUT=folder the report and the logs there too
-# make test-matrix  the wheel, built once, tested with the oldest torch, the usual and the newest that pip finds:
+#                   network; PYTHON needs torch (a CUDA build) and NumPy, PATH needs nvcc and CMake:
+#                   bench/results/gpu-<name>.md; OUT=folder also copies the report and the logs there
+# make test-matrix  test the wheel, built once, with the oldest torch, the usual one and the newest that pip finds:
 #                   gigabytes of downloads
-# make clean        deletes what was compiled and what the example wrote; .venv stays
-# make help         this list
+# make clean        delete compiled files and the example's output; keeps .venv
+# make help         print this list
 #
 # PYTHON=python3.12        the interpreter to build with
-# TORCH=torch==2.11.0      another torch (2.10 or newer); TORCH=installed uses the one PYTHON has
-#                          Both are remembered with .venv; other ones make it anew.
-# RESFLOW_CUDA=OFF         no GPU kernels, though there is an nvcc; ON: an error where there is none
+# TORCH=torch==2.11.0      another torch (2.10 or newer); TORCH=installed uses the one that PYTHON has
+#                          Both are remembered with .venv; other values make it anew.
+# RESFLOW_CUDA=OFF         no GPU kernels even if there is an nvcc; ON: an error if there is none
 # MATRIX="2.10.0 2.15.0"   for test-matrix: other versions of torch
-# MATRIX_FOLDER=folder     for test-matrix: where the environments are made, build/matrix otherwise
+# MATRIX_FOLDER=folder     for test-matrix: the folder of the environments, by default build/matrix
 .DEFAULT_GOAL := build
 
 VENV := .venv
 BIN := $(VENV)/bin
 EXAMPLE := out
 
-# Settings that are not given are those that .venv was made with, if they were given then.
+# Settings that are not given are those with which .venv was made, if it was made with any.
 given = $(or $($1),$(shell cat $(VENV)/settings $(VENV)/options 2>/dev/null | sed -n 's/^$1=//p'))
 GIVEN_PYTHON := $(call given,PYTHON)
 GIVEN_TORCH := $(call given,TORCH)
@@ -32,11 +32,11 @@ PYTHON := $(or $(GIVEN_PYTHON),python3)
 USUAL := 2.13.0
 TORCH := $(or $(GIVEN_TORCH),torch==$(USUAL))
 export RESFLOW_CUDA := $(or $(call given,RESFLOW_CUDA),AUTO)
-# For a torch that brings no Triton.
+# For a torch that does not bring Triton.
 TRITON := triton==3.6.0
 
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-# Nothing that is installed later may replace torch: what needs another one is an error.
+# Later installations may not replace torch: a package that needs another one is an error.
 INSTALL := $(PIP) install -c $(VENV)/constraints.txt
 NATIVE := $(shell find csrc python cmake tests resflow_kernels -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cmake' \
   -o -name '*.def') CMakeLists.txt setup.py
@@ -55,7 +55,7 @@ made with PYTHON=$(PYTHON) TORCH=$(TORCH)
 endef
 export SETTINGS
 
-# Looked at in every call, written when something else is asked for: then .venv is of no use any more.
+# Checked in every call, and rewritten when other settings are given: .venv is then outdated.
 $(VENV)/settings: always
 	@[ "$$(cat $@ 2>/dev/null)" = "$$SETTINGS" ] || { \
 	  if [ -e $@ ]; then echo "== .venv is made anew: it was $$(tail -n 1 $@), now PYTHON=$(PYTHON) TORCH=$(TORCH)"; rm -rf $(VENV); fi; \
@@ -78,7 +78,7 @@ endif
 	$(INSTALL) "setuptools>=77" wheel "cmake>=3.25" "pybind11>=2.13"
 	@touch $@
 
-# Not by pip, which would not show how far it is; afterwards it finds all compiled.
+# pip would not show the progress of the compilation; afterwards it finds everything compiled.
 $(VENV)/built: $(VENV)/torch $(VENV)/options $(NATIVE)
 	@echo "== compiling"
 	@$(BIN)/python setup.py --quiet build_ext --inplace
@@ -117,7 +117,7 @@ format: build
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-# The baselines are not part of a development install, so that it stays small.
+# The baselines are not part of a development install, to keep that small.
 $(VENV)/baselines: $(VENV)/packages
 	@echo "== baselines"
 	$(INSTALL) --no-build-isolation -e ".[bench]"
@@ -130,7 +130,7 @@ bench: build $(VENV)/baselines
 bench-quick: build $(VENV)/baselines
 	$(BIN)/python -m bench.run --quick
 
-# Not through .venv: what the machine's Python has is all there is.
+# Does not use .venv: only the packages of the machine's Python are available.
 gpu:
 	$(PYTHON) -m bench.gpu.run
 

@@ -1,7 +1,7 @@
 """Builds the native code with CMake; everything else about the package is in pyproject.toml.
 
-What cannot be built is an error that says what is missing. ``RESFLOW_WITHOUT=torch`` or ``numpy``, or both with a comma
-between, asks for a build without the torch ops or without the NumPy runtime.
+If something cannot be built, an error says what is missing. ``RESFLOW_WITHOUT=torch`` or ``numpy``, or both separated
+by a comma, requests a build without the torch ops or without the NumPy runtime.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 PARTS = {"torch": "the torch ops", "numpy": "the NumPy runtime"}
-# Commands that compile. Others, as those that write a source archive, need neither a compiler nor torch.
+# Commands that compile. Others, such as those that write a source archive, need neither a compiler nor torch.
 COMPILING = {"build_ext", "bdist_wheel", "editable_wheel", "build", "develop", "install"}
 
 
@@ -32,12 +32,12 @@ def refuse(reasons: list[str]) -> NoReturn:
 
 
 def version(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: those of ``2.13.0+cpu`` are 2, 13 and 0."""
+    """The leading numbers of a version: 2, 13 and 0 for ``2.13.0+cpu``."""
     return tuple(map(int, re.findall(r"\d+", re.split(r"[^\d.]", text)[0])))
 
 
 def package_problem(package: str, least: str) -> str | None:
-    """What is wrong with an installed package, and what to type."""
+    """The problem with an installed package, and the command that fixes it; ``None`` if there is none."""
     try:
         found = metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -48,7 +48,7 @@ def package_problem(package: str, least: str) -> str | None:
 
 
 def find_cmake() -> str | None:
-    """A CMake that runs and is new enough: pip may have put one beside this Python, where PATH does not look."""
+    """A CMake that runs and is new enough; pip may have installed one next to this Python, outside of PATH."""
     for place in (sysconfig.get_path("scripts"), None):
         cmake = shutil.which("cmake", path=place)
         if cmake is None:
@@ -61,7 +61,7 @@ def find_cmake() -> str | None:
 
 
 def compiler_problem() -> str | None:
-    """Why there is no C++ compiler to build with."""
+    """Why there is no C++ compiler to build with; ``None`` if there is one."""
     asked = os.environ.get("CXX", "").split()
     names = asked[:1] or ["c++", "g++", "clang++"]
     compiler = next(filter(None, map(shutil.which, names)), None)
@@ -97,11 +97,11 @@ def asked_without() -> set[str]:
 
 
 def check() -> None:
-    """Before anything is built or downloaded, so that the reason is not below pages of other output."""
+    """Run before anything is built or downloaded, so that the reason is not below pages of other output."""
     asked = set(sys.argv)
-    # Older ones do not know pyproject.toml's form of a licence, and say so in thirty lines.
+    # Older versions do not support pyproject.toml's form of a licence, and report it in thirty lines.
     found = [package_problem("setuptools", "77")]
-    if asked & {*COMPILING, "dist_info"}:  # which pip calls first, before it downloads what the package needs
+    if asked & {*COMPILING, "dist_info"}:  # pip calls it first, before it downloads dependencies
         found += package_problems(asked_without())
     if asked & COMPILING:
         found += tool_problems()
@@ -111,20 +111,20 @@ def check() -> None:
 
 
 class CMakeExtension(Extension):
-    """The libraries that CMakeLists.txt makes, named by one of them."""
+    """The libraries that CMakeLists.txt builds, represented by one of them."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, sources=[])
 
 
 class CMakeBuild(build_ext):
-    """``cmake`` and ``cmake --build``, into the package's folder (the source's own for an editable install)."""
+    """Run ``cmake`` and ``cmake --build`` into the package's folder (the source's own for an editable install)."""
 
     def run(self) -> None:
         source = Path(__file__).parent.resolve()
         editable = bool(self.inplace or self.editable_mode)
         output = (source if editable else Path(self.build_lib).resolve()) / "resflow_kernels"
-        # One build folder for each interpreter and output, so that an editable install and a wheel do not mix.
+        # One build folder per interpreter and kind of install, so that an editable install and a wheel do not mix.
         build = source / "build" / f"{sys.implementation.cache_tag}-{'editable' if editable else 'wheel'}"
         cmake, without = find_cmake() or "cmake", asked_without()
         settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-DRESFLOW_OUTPUT={output}"]
@@ -137,7 +137,7 @@ class CMakeBuild(build_ext):
         call([cmake, "--build", str(build), "--parallel", jobs, "--target", target])
 
     def check_parts(self, output: Path, without: set[str]) -> None:
-        """CMake leaves out what it cannot build (no headers, a torch that fails); here that has to be asked for."""
+        """Fail if CMake left out a part that was not excluded (no headers, a torch that does not load)."""
         left_out = json.loads((output / "_build.json").read_text(encoding="utf-8"))["left_out"]
         lost = {part: left_out[part] for part in PARTS if part in left_out and part not in without}
         if lost:
@@ -145,9 +145,9 @@ class CMakeBuild(build_ext):
 
 
 def call(command: list[str]) -> None:
-    """A command whose output goes straight on, and whose own words are the error's: no traceback below them."""
+    """Run a command with its output unchanged; its own message is the error, without a traceback below."""
     sys.stdout.flush()
-    # A make that runs this one has nothing to say to the makes below, which would tell of each folder they enter.
+    # Clears the flags of an outer make, with which inner ones would report every folder that they enter.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
     }
@@ -157,7 +157,7 @@ def call(command: list[str]) -> None:
 
 
 def generator(build: Path) -> list[str]:
-    """Ninja where make is missing. A folder that was configured keeps what it has."""
+    """Ninja if make is missing. A folder that is already configured keeps its generator."""
     chosen = "CMAKE_GENERATOR" in os.environ or (build / "CMakeCache.txt").exists()
     return [] if chosen or shutil.which("make") else ["-G", "Ninja"]
 

@@ -1,1 +1,1 @@
-"""The benchmarks: ``make bench``, ``make bench-quick``. What they measure with is resflow_kernels.benchmark."""
+"""The benchmarks of ``make bench`` and ``make bench-quick``; they measure with resflow_kernels.benchmark."""

@@ -27,7 +27,7 @@ MODES = ("back to back", "1 ms pauses", "busy neighbour")
 
 @dataclass(frozen=True)
 class Case:
-    """What all implementations score in one measurement.
+    """The inputs that all implementations score in one measurement.
 
     Args:
         form: "dense" or "request"; names the table it is reported in.
@@ -128,7 +128,7 @@ _PEAK_SECONDS = 0.01
 
 
 def schedule_of(case: Case, quick: bool) -> Schedule:
-    """Enough calls for a P99 where calls are short, few where they take a second."""
+    """Enough calls for a P99 if calls are short, few if they take a second."""
     if case.mode == "1 ms pauses":
         return Schedule(rounds=8 if quick else 20, burst_seconds=0.1, pause_seconds=_PAUSE)
     if case.all_candidates <= 16:

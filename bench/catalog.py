@@ -11,14 +11,14 @@ import torch
 from resflow_kernels import ops
 from resflow_kernels.benchmark.baselines import OURS, Implementation, Model, Resflow, exact_scores
 from resflow_kernels.benchmark.interleave import Call
-from resflow_kernels.benchmark.suite import Entry, Floats, check
-from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.benchmark.suite import TOLERANCES, Entry, Floats, check
+from resflow_kernels.contract import TABLE_PRECISIONS
 
 # Each call takes the next list of ids: together the lists touch more rows than caches can hold.
 _LISTS = 32
 _BLOCK = 50_000
 
-WAYS = tuple(f"{element} table" for element in PRECISIONS)
+WAYS = tuple(f"{element} table" for element in TABLE_PRECISIONS)
 
 
 class CatalogInputs:
@@ -36,7 +36,7 @@ class CatalogInputs:
         self.user = rng.standard_normal((1, model.user_width), dtype=np.float32)
         self.ids = [torch.from_numpy(rng.integers(0, items, candidates)) for _ in range(_LISTS)]
         packed = ops.pack_towers([torch.from_numpy(weight) for weight in model.weights], plan)
-        self.tables = {element: _empty(plan.table_width, items, element) for element in PRECISIONS}
+        self.tables = {element: _empty(plan.table_width, items, element) for element in TABLE_PRECISIONS}
         first = self.ids[0].numpy()
         self.rows = np.empty((candidates, plan.in_features), np.float32)
         self.rows[:, : model.user_width] = self.user
@@ -59,7 +59,7 @@ class CatalogInputs:
                 entry = Entry(implementation, way)
                 entry.call = self._call(implementation(self.model, threads), way.split()[0])
                 # The coarser of the table's and the kernels' precision sets the bound.
-                coarsest = max(implementation.precision, way.split()[0], key=PRECISIONS.index)
+                coarsest = max(implementation.precision, way.split()[0], key=TOLERANCES.__getitem__)
                 check(entry, *Resflow.result(entry.call()), *exact, precision=coarsest)
                 made.append(entry)
         return made

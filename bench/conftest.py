@@ -1,4 +1,4 @@
-"""Options, the machine's facts in the results, and how interleaved measurements reach pytest-benchmark."""
+"""Options, the machine's facts in the results, and the transfer of interleaved measurements to pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from resflow_kernels.benchmark.baselines import Implementation, label
 
 
 class Replay:
-    """A timer that hands pytest-benchmark the times of calls already measured, interleaved with other implementations.
+    """A timer that passes pytest-benchmark the times of calls already measured, interleaved with other implementations.
 
-    pytest-benchmark times one block of calls per test, so an implementation would be charged with whatever disturbed
-    the machine during that block. It reads its timer twice per round: here 0, then the round's time.
+    pytest-benchmark times one block of calls per test, so anything that disturbs the machine during that block would be
+    charged to one implementation. It reads its timer twice per round: this one returns 0, then the round's time.
     """
 
     __name__ = "interleaved"
@@ -29,7 +29,7 @@ class Replay:
         self._readings: Iterator[float] = iter(())
 
     def load(self, samples: Sequence[float]) -> None:
-        """Set the seconds of the rounds to come."""
+        """Set the seconds of the next rounds."""
         self._readings = iter([reading for sample in samples for reading in (0.0, sample)])
 
     def __call__(self) -> float:
@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test module lists its cases in ``cases(quick)``; here they become parameters."""
+    """Turn the cases that a test module lists in ``cases(quick)`` into parameters."""
     if "implementation" in metafunc.fixturenames:
         from bench.cases import identify, parameters
 
@@ -77,7 +77,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """List what was not timed, and why: nothing is left out silently."""
+    """List the implementations that were not timed, and why: none is left out silently."""
     for problem in config.stash[_PROBLEMS]:
         terminalreporter.write_line(f"NOT TIMED {problem}")
     for implementation in ALL:
@@ -115,7 +115,7 @@ def _read_gbytes_per_second() -> float:
 
 @pytest.fixture
 def record(benchmark: Any) -> Callable[[Sequence[float], dict[str, object]], None]:
-    """Hand pytest-benchmark a row: the seconds of its calls, and its facts."""
+    """Pass pytest-benchmark a row: the seconds of its calls, and its facts."""
 
     def write(samples: Sequence[float], info: dict[str, object]) -> None:
         benchmark.extra_info.update(info)

@@ -1,7 +1,7 @@
-"""Measures whether other processes used the machine during a run: disturbed times are not to be quoted.
+"""Measures whether other processes used the machine during a run: disturbed times must not be quoted.
 
 Other processes do not slow every implementation equally. Implementations that synchronise at barriers lose whole time
-slices, ours does not wait for a thread that has not begun, and a disturbed multiply-add peak makes every share of it
+slices; ours does not wait for a thread that has not begun; and a disturbed multiply-add peak makes every share of it
 too high.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 _STAT = Path("/proc/stat")
 
-# Largest share of all cores' time that counts as quiet: an idle system's own services were seen to take a little less.
+# Largest share of all cores' time that counts as quiet: an idle system's own services were measured slightly below it.
 MAX_OTHERS_SHARE = 0.03
 
 

@@ -94,7 +94,7 @@ def _head(results: Results) -> str:
 
 
 def _problems(results: Results) -> str:
-    """A list of the baselines that could not be timed, and why."""
+    """A list of the baselines that could not be timed, with the reasons."""
     baselines = results.machine["resflow"]["baselines"]
     missing = [f"- **{name}: {state}**" for name, state in baselines.items() if state.startswith("missing")]
     others: dict[tuple[str, str], int] = {}

@@ -43,7 +43,7 @@ class Results:
 
     @property
     def disturbance(self) -> str | None:
-        """The report's remark on a run during which others used the machine; None for a quiet run."""
+        """The report's remark on a run during which other processes used the machine; None for a quiet run."""
         taken = self.machine["resflow"]["others_share"]
         if taken is None:
             return "It is not known here whether other processes used the machine meanwhile."

@@ -1,8 +1,8 @@
 """The feature form against its PyTorch equivalent: ``nn.Embedding``, ``nn.EmbeddingBag``, a concatenation, the towers.
 
-Eight features of one id and two lists of five ids on average in tables of a million rows, and small tables up to the
-576 columns of ``prerank3``. Ids are random and every call has new ones, so that table rows come from memory as they do
-in service. Each case asserts first that the numbers are right; the calls are interleaved. Run with ``make bench``.
+Eight features of one id and two lists of five ids on average, in tables of a million rows, and small tables up to the
+576 columns of ``prerank3``. Ids are random and new in every call, so that table rows come from memory as in service.
+Each case first asserts that the numbers are right; the calls are interleaved. Run with ``make bench``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.cases import CORES
 from resflow_kernels import FeatureRanker, ResFlow, ops
 from resflow_kernels.benchmark.baselines import threads_of
 from resflow_kernels.benchmark.interleave import Schedule, interleave
-from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.contract import PRECISIONS, TABLE_PRECISIONS
 from resflow_kernels.nn.feature import round_table
 from resflow_kernels.ops import FeatureIds, FeatureTables
 from resflow_kernels.testing import WORKLOADS, random_weights
@@ -35,7 +35,7 @@ CALLS = 24  # distinct batches: at 1024 candidates 58 MB of float32 rows, more t
 
 class Batch(NamedTuple):
     ours: FeatureIds
-    columns: list[Tensor]  # ids of a feature, contiguous, as a data loader hands them to nn.Embedding
+    columns: list[Tensor]  # ids of a feature, contiguous, as a data loader passes them to nn.Embedding
     lists: list[tuple[Tensor, Tensor]]  # values and offsets
 
 
@@ -116,7 +116,7 @@ def test_against_embedding_bags(
 
     x = embedded(batches[0])
     calls: dict[str, Callable[[Batch], object]] = {
-        **{f"{element} tables": ours(element) for element in PRECISIONS},
+        **{f"{element} tables": ours(element) for element in TABLE_PRECISIONS},
         "bags, concat, dense op": dense,
         "eager": lambda batch: module().towers._reference_logits(embedded(batch)),
         "dense op alone": lambda _: ops.dense_scores(x, packed, plan, fusion_weights),

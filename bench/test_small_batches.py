@@ -1,4 +1,4 @@
-"""Small batches as in online serving (back to back, after a pause, beside a busy neighbour), and the op's overhead."""
+"""Small batches as in online serving (back to back, after a pause, next to a busy process), and the op's overhead."""
 
 from __future__ import annotations
 

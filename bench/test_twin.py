@@ -1,7 +1,7 @@
 """The twin tower stream against the machine's read bandwidth and against PyTorch.
 
 A million items, three tasks of width 64, the best 100 for one request. The bandwidth is measured in the same run,
-interleaved with the op, by reading the table front to back with the same number of threads. Each case asserts first
+interleaved with the op, by reading the table front to back with the same number of threads. Each case first asserts
 that the op finds what the reference finds. Run with ``make bench``.
 """
 

@@ -1,5 +1,5 @@
-# The GPU kernels: _cuda.so by nvcc (left out, with a message, without one), and for development _emulated.so, the same
-# sources by the C++ compiler, which the tests of the kernels run where there is no GPU.
+# The GPU kernels: _cuda.so by nvcc (left out, with a message, without one) and, for development, _emulated.so: the same
+# sources by the C++ compiler, with which the tests run the kernels where there is no GPU.
 
 set(RESFLOW_CUDA AUTO CACHE STRING "Build the GPU kernels: AUTO (where nvcc is found), ON or OFF")
 set_property(CACHE RESFLOW_CUDA PROPERTY STRINGS AUTO ON OFF)
@@ -33,7 +33,7 @@ if(CUDA_LEFT_OUT AND RESFLOW_CUDA STREQUAL "ON")
   message(FATAL_ERROR "GPU kernels: RESFLOW_CUDA=ON, but ${CUDA_LEFT_OUT}")
 endif()
 
-# What the package says of this build, of what is in it and what is not (resflow_kernels/_build.py).
+# Facts about this build for the package (resflow_kernels/_build.json): what it contains, and what is missing and why.
 set(left_out "")
 foreach(part TORCH NUMPY CUDA)
   if(${part}_LEFT_OUT)
@@ -62,7 +62,7 @@ if(NOT CUDA_LEFT_OUT)
   find_library(CUDART_STATIC cudart_static PATHS ${CUDA_FOLDER} PATH_SUFFIXES lib64 lib targets/x86_64-linux/lib
     NO_DEFAULT_PATH REQUIRED)
 
-  # As the host's code: what is contracted to one rounding is the source's choice (fmaf), not the compiler's, or two
+  # As in host code, the source (fmaf), not the compiler, decides what is contracted to one rounding. Otherwise two
   # kernels could score the same candidate differently.
   set(nvcc_flags -std=c++20 -O3 --fmad=false --expt-relaxed-constexpr ${RESFLOW_GENCODE} -Xptxas -v
     -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Werror=switch -I ${CMAKE_SOURCE_DIR}/csrc
@@ -72,7 +72,7 @@ if(NOT CUDA_LEFT_OUT)
   foreach(kernel ${RESFLOW_KERNELS})
     get_filename_component(name ${kernel} NAME)
     set(object ${CMAKE_BINARY_DIR}/cuda/${name}.o)
-    # ptxas tells registers, shared memory and spills on the error stream: kept for tests/cuda/test_binaries.py.
+    # ptxas reports registers, shared memory and spills on stderr; the log is kept for tests/cuda/test_binaries.py.
     add_custom_command(
       OUTPUT ${object}
       COMMAND ${RESFLOW_NVCC} ${nvcc_flags} -MD -MF ${object}.d -MT ${object} -c ${kernel} -o ${object}
@@ -85,13 +85,13 @@ if(NOT CUDA_LEFT_OUT)
   resflow_torch_library(_cuda ${RESFLOW_CUDA_OPS} ${objects})
   target_include_directories(_cuda SYSTEM PRIVATE ${CUDA_INCLUDE})
   target_compile_definitions(_cuda PRIVATE USE_CUDA)
-  # libtorch, though nothing names it: in a CUDA build of torch it brings the library that has the CUDA shims.
+  # Links libtorch although no symbol is used: in a CUDA build of torch it brings the library with the CUDA shims.
   target_link_options(_cuda PRIVATE -Wl,--no-as-needed)
   target_link_libraries(_cuda PRIVATE ${TORCH_FOLDER}/lib/libtorch.so ${CUDART_STATIC} dl rt)
   add_dependencies(extensions _cuda)
 endif()
 
-# The same kernels in the emulator. #pragma unroll is nvcc's.
+# The same kernels for the emulator. Only nvcc knows #pragma unroll.
 set_source_files_properties(
   ${RESFLOW_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
 add_library(resflow_cuda_emulated STATIC EXCLUDE_FROM_ALL ${RESFLOW_KERNELS})

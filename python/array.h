@@ -33,6 +33,7 @@ struct NumpyCall {
   using Unlocked = py::gil_scoped_release;
 
   static constexpr auto catalog_rows = cpu::catalog_rows;
+  static constexpr auto program_outputs = cpu::program_outputs;
   static constexpr auto twin_rows = cpu::twin_rows;
 
   NumpyCall(const char* op, int64_t threads) : name(op), threads(threads) {}
@@ -41,7 +42,7 @@ struct NumpyCall {
   static constexpr bool rereads_values() { return false; }
   int64_t resources() const { return thread_count(threads); }
 
-  // NumPy counts strides in bytes, a view in elements; it has no bfloat16: a table's bits come as uint16.
+  // NumPy counts strides in bytes, a view in elements; NumPy has no bfloat16, so a table's bits are passed as uint16.
   TensorView view(std::string_view argument, const py::array& array) {
     Shape& shape = shapes.emplace_back();
     shape.dtype = py::str(array.dtype());
@@ -78,7 +79,7 @@ struct NumpyCall {
 
   const char* name;
   int64_t threads;
-  std::deque<Shape> shapes;  // what views point to
+  std::deque<Shape> shapes;  // referenced by views
 };
 
 inline py::array returned(NumpyCall::Output result) { return std::move(result.array); }
@@ -87,7 +88,7 @@ py::tuple returned(std::tuple<Outputs...> results) {
   return std::apply([](auto&... own) { return py::make_tuple(std::move(own.array)...); }, results);
 }
 
-// With the schema's arguments, and threads: 0 for all usable cores.
+// Defines an op with the schema's arguments and `threads`, where 0 means all usable cores.
 template <class Op>
 void define(py::module_& m) {
   [&]<size_t... I>(std::index_sequence<I...>) {

@@ -1,4 +1,4 @@
-// resflow_kernels._runtime: the CPU kernels on NumPy arrays, without torch. The public face is
+// resflow_kernels._runtime: the CPU kernels on NumPy arrays, without torch. Its public interface is
 // resflow_kernels/serving/scorer.py.
 #include <algorithm>
 #include <chrono>
@@ -23,8 +23,7 @@ double measure_read_bandwidth(const py::array& array, int64_t threads) {
   return cpu::measure_read_bandwidth(from, bytes, thread_count(threads));
 }
 
-// Seconds of each of `calls` calls from C++ into outputs that are there already: what the calls of other languages
-// are held against.
+// Seconds of each of `calls` calls from C++ into existing outputs, with which calls from other languages are compared.
 std::vector<double> measure_dense_seconds(const py::array& x, const py::array& packed, const py::array& fusion_weights,
                                           const Integers& plan, int64_t fusion, int64_t threads, int64_t calls) {
   using Clock = std::chrono::steady_clock;

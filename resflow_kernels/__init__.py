@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from .metrics.fusion_search import TunedFusion, plot_surface, tune_fusion
     from .nn import (
         AITM,
+        DLRM,
         ESMM,
         METHODS,
         NSE,
+        PLE,
+        DCNv2,
         FeatureRanker,
         MMoE,
         PackedFeatureRanker,
@@ -45,11 +48,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AITM",
+    "DLRM",
     "ESMM",
     "METHODS",
     "NSE",
+    "PLE",
     "Additive",
     "Catalog",
+    "DCNv2",
     "ExpectedValue",
     "FeatureRanker",
     "MMoE",
@@ -78,7 +84,7 @@ __all__ = [
     "tune_fusion",
 ]
 
-# Where each name is defined. `bundle` is a module of its own: bundle.load, bundle.save.
+# The module that defines each name. `bundle` is a module of its own: bundle.load, bundle.save.
 _HOMES = {
     "contract.results": ("Scores", "TopK"),
     "convert": ("fuse",),
@@ -87,9 +93,12 @@ _HOMES = {
     "metrics.fusion_search": ("TunedFusion", "plot_surface", "tune_fusion"),
     "nn": (
         "AITM",
+        "DLRM",
         "ESMM",
         "METHODS",
         "NSE",
+        "PLE",
+        "DCNv2",
         "FeatureRanker",
         "MMoE",
         "PackedFeatureRanker",
@@ -134,7 +143,7 @@ def __getattr__(name: str) -> Any:
     home = f"{__name__}.{_HOME_OF[name]}"
     module = import_module(home)
     value = getattr(module, name) if hasattr(module, name) else import_module(f"{home}.{name}")
-    globals()[name] = value  # found without this function from now on
+    globals()[name] = value  # later accesses find the name without this function
     return value
 
 

@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of the README and of docs/ run as they stand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from resflow_kernels import ResFlow
 from resflow_kernels.serving.bundle import save_model
 
 README = Path(__file__).parents[1] / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+PAGES = (README, *sorted((README.parent / "docs").glob("*.md")))
+EXAMPLES = [
+    example
+    for page in PAGES
+    for example in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+]
 CONFIGS = re.findall(r"```toml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 BUNDLE = "out/kuairand.safetensors"
 

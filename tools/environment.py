@@ -1,10 +1,10 @@
-"""What the Makefile needs to know about `.venv`; the standard library alone, and any Python that runs.
+"""Facts about `.venv` for the Makefile; needs only the standard library, and any Python that runs.
 
-python tools/environment.py start       whether this Python and this machine will do
-python tools/environment.py parents     the folders where this Python finds packages, one on each line
+python tools/environment.py start       check this Python and this machine
+python tools/environment.py parents     the folders where this Python finds packages, one per line
 python tools/environment.py home        the folder where this Python installs packages
-python tools/environment.py constraint  the torch that is installed, as a line of a constraints file
-python tools/environment.py check FILE  whether torch is still the one of that file
+python tools/environment.py constraint  the installed torch, as a line of a constraints file
+python tools/environment.py check FILE  whether torch is still the one in that file
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OLDEST = (2, 10)
 
 
 def start() -> None:
-    """What would be found missing only after minutes of downloads."""
+    """Report problems that would otherwise appear only after minutes of downloads."""
     if sys.version_info < (3, 10):  # noqa: UP036 - PYTHON may be any
         found = f"{sys.executable} is {sys.version.split()[0]}"
         raise SystemExit(f"Python 3.10 or newer is needed, {found}: choose one by PYTHON=python3.12")
@@ -30,7 +30,7 @@ def start() -> None:
 
 
 def parents() -> str:
-    """For a `.pth` file: a venv made from a venv's Python sees the packages of the base Python alone."""
+    """For a `.pth` file: a venv made from a venv's Python only sees the packages of the base Python."""
     return "\n".join(path for path in sys.path if Path(path).name in ("site-packages", "dist-packages"))
 
 

@@ -1,10 +1,10 @@
-"""One wheel under several versions of torch, on the CPU: `make test-matrix`.
+"""Tests one wheel with several versions of torch, on the CPU: `make test-matrix`.
 
     python -m tools.matrix [--folder build/matrix] VERSION ...    2.10.0 and the like, or `newest`
 
-The ops are one binary for every torch from 2.10 on. So the wheel is built once, with the torch of the Python that runs
-this, and each version gets an environment of its own that is kept for the next time. Most versions come with CUDA and
-take gigabytes. A version that cannot be had is skipped, with pip's reason.
+The ops are one binary for every torch from 2.10 on, so the wheel is built once, with the torch of the Python that runs
+this, and each version gets an environment of its own, which is kept for later runs. Most versions come with CUDA and
+take gigabytes. A version that cannot be installed is skipped, with pip's reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = ("contract", "nn", "ops")
-LEFT_OUT = "not every_instruction_set"  # the same tests once more for each, which is nothing that torch decides on
+LEFT_OUT = "not every_instruction_set"  # repeats the tests per instruction set, which is independent of torch
 PACKAGES = ("numpy", "safetensors", "hypothesis", "pytest", "pytest-xdist", "setuptools")
 
 
@@ -43,7 +43,7 @@ def main() -> None:
 def build_wheel(folder: Path) -> Path:
     print("== the wheel", flush=True)
     shutil.rmtree(folder / "wheel", ignore_errors=True)
-    # A folder that is used again would bring files into the wheel that have been moved since.
+    # A reused folder would bring files into the wheel that have been moved since.
     base = ["build", "--build-base", str(folder / "base")]
     shutil.rmtree(folder / "base", ignore_errors=True)
     command = [sys.executable, "setup.py", "--quiet", *base, "bdist_wheel", "--dist-dir", str(folder / "wheel")]
@@ -52,7 +52,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def copy_tests(folder: Path) -> Path:
-    """Tests beside which there is no package: in the checkout they would find the checkout's own."""
+    """Copy the tests to a folder without a package: in the checkout they would import the checkout's own."""
     copy = folder / "checkout"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -61,7 +61,7 @@ def copy_tests(folder: Path) -> Path:
 
 
 def run(folder: Path, wheel: Path, tests: Path, version: str) -> tuple[str, bool]:
-    """A line on one version of torch, and whether its tests failed."""
+    """A line about one version of torch, and whether its tests failed."""
     python = folder / f"torch-{version}" / "bin" / "python"
     print(f"== torch {version}", flush=True)
     problem = prepare(python, wheel, version)
@@ -75,7 +75,7 @@ def run(folder: Path, wheel: Path, tests: Path, version: str) -> tuple[str, bool
 
 
 def prepare(python: Path, wheel: Path, version: str) -> str | None:
-    """Makes or refreshes an environment; pip's reason if torch cannot be had."""
+    """Make or refresh an environment; returns pip's reason if torch cannot be installed."""
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
     torch = "torch" if version == "newest" else f"torch=={version}"
@@ -94,7 +94,7 @@ def output(python: Path, *arguments: str) -> str:
 
 
 def show(command: list[str], folder: Path) -> tuple[int, str]:
-    """Runs a command whose output goes on as it comes; its exit code and its last line."""
+    """Run a command and print its output as it comes; returns its exit code and its last line."""
     last = ""
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
     process = subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, text=True)

@@ -41,7 +41,7 @@ class Outcome:
 def run(
     steps: Sequence[Step], seconds: float, logs: Path, clock: Callable[[], float] = time.monotonic
 ) -> list[Outcome]:
-    """Run steps one after another within ``seconds`` in all; each writes ``logs/<name>.log``."""
+    """Run the steps in order within ``seconds`` in total; each writes ``logs/<name>.log``."""
     end, outcomes = clock() + seconds, list[Outcome]()
     broken: str | None = None
     for step in steps:

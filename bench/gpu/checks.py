@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resflow_kernels import ops, reference
 from resflow_kernels.contract import FUSIONS
-from resflow_kernels.contract import PRECISIONS as ELEMENTS
+from resflow_kernels.contract import TABLE_PRECISIONS as ELEMENTS
 from resflow_kernels.core.checks import precisions_of
 from resflow_kernels.core.fusion import weight_count
 from resflow_kernels.core.plan import Plan, chain
@@ -51,7 +51,7 @@ class Checks:
             packed, doubles = self._packed(plan)
             for batch in SMALL_BATCHES if self.small else BATCHES:
                 x = self._normal(batch, plan.in_features)
-                if plan.precision in ("bfloat16", "float16"):  # the inputs that Hopper's kernel takes
+                if plan.precision in ("bfloat16", "float16"):  # inputs for Hopper's kernel
                     x = x.to(getattr(torch, plan.precision))
                 alpha = torch.ones(plan.tasks).double()
                 logits = reference.dense_scores(x.double(), doubles, plan, alpha, 0, 0).logits
@@ -59,7 +59,7 @@ class Checks:
                     weights = torch.rand(weight_count(fusion, plan.tasks), generator=self.generator)
                     got = self.device.dense_scores(x, packed, plan, weights, fusion)
                     assert_exact(got, reference.finish(logits, weights.double(), fusion), weights, plan.precision)
-                    if x.dtype != torch.float32:  # and float32 inputs, which it leaves to the general kernel
+                    if x.dtype != torch.float32:  # float32 inputs, for which the general kernel is used
                         got = self.device.dense_scores(x.float(), packed, plan, weights, fusion)
                         assert_exact(got, reference.finish(logits, weights.double(), fusion), weights, plan.precision)
 

@@ -1,7 +1,7 @@
-"""``make gpu``: build, checks, tests, sanitizer, benchmarks and report, one after another within nine minutes.
+"""``make gpu``: build, checks, tests, sanitizer, benchmarks and report, in this order within nine minutes.
 
-Uses the installed torch (a CUDA build), NumPy, CMake and nvcc. Nothing is downloaded or installed; the report says what
-is missing.
+Uses the installed torch (a CUDA build), NumPy, CMake and nvcc. Nothing is downloaded or installed; the report lists
+what is missing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.gpu.budget import Outcome, Step, run
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 520  # of ten minutes: the rest is left for starting and ending
+SECONDS = 520  # out of ten minutes: the rest is for starting and ending
 
 
 def steps(have: Callable[[str], bool], rows: Path) -> list[Step]:
@@ -27,7 +27,7 @@ def steps(have: Callable[[str], bool], rows: Path) -> list[Step]:
     no_cmake = None if have("cmake") else "cmake is not there"
     no_tests = next((f"{name} is not installed" for name in ("pytest", "hypothesis") if not have(name)), None)
     no_sanitizer = None if have("compute-sanitizer") else "compute-sanitizer is not there"
-    # -v prints one line per test, so that the log of a stopped run says what passed.
+    # -v prints one line per test, so that the log of a stopped run shows which tests passed.
     tests = [
         python,
         "-m",
@@ -66,7 +66,7 @@ PACKAGES = ("pytest", "hypothesis", "xdist")  # names of Python packages; other 
 
 
 def have(name: str) -> bool:
-    """Whether there is a program, or for the tests a package, of this name."""
+    """Whether a program, or for the tests a package, of this name exists."""
     return find_spec(name) is not None if name in PACKAGES else shutil.which(name) is not None
 
 

@@ -128,7 +128,7 @@ class Inputs:
         towers: Any = Towers(self.plan, self.weights, Additive(), self.user_features, dtype).to(DEVICE).eval()
         score = towers if self.case.form == "dense" else towers.split
         if compiled:
-            torch.compiler.reset()  # without it the compiler gives up a function after its eighth shape
+            torch.compiler.reset()  # otherwise the compiler gives up on a function after its eighth shape
             # No CUDA graphs by the compiler: as_graphs captures them, for all implementations alike.
             score = torch.compile(score, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
         if self.case.form == "dense":

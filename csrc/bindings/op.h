@@ -1,15 +1,19 @@
-// The ops of contract/ops.def, written once for all bindings: a form's inputs (core/forms.h) become a checked call,
-// which one of the model's kernels ends in scores or in the k best of each request.
+// The ops of contract/ops.def, written once for all bindings: a form's inputs (core/forms.h) become a checked call, and
+// a kernel of the form's model ends the call in scores or in the k best of each request.
 //
-// A binding is a policy P, a class of which each call of an op makes an object:
-//   P::Tensor, P::Output         an argument that is a tensor; a new tensor, with data<T>()
-//   op()                         the op's name
-//   view(argument, tensor)       what the checks see of a tensor
-//   rereads_values()             whether the checks run again, with what views do not show of a GPU's memory
-//   empty<T>(sizes)              an Output of float, int64_t or uint8_t; empty_table(precision, sizes): of a table's
-//   rows pack(plan, views, weights)   packed weights resources()                  what kernels take last: threads, or a
-//   GPU's queue P::Unlocked                  an object of it lives while a kernel runs P::towers_scores, ...        the
-//   kernels, <model>_<ending>, and those of the ops that prepare
+// A binding is a policy class P. Each call of an op constructs one object of it, which provides:
+//
+//   P::Tensor                        an argument that is a tensor
+//   P::Output                        a new tensor, with data<T>()
+//   P::Unlocked                      an object of it exists while a kernel runs
+//   P::towers_scores, ...            the kernels <model>_<ending>, and those of the ops that prepare inputs
+//   op()                             the op's name
+//   view(argument, tensor)           the view of a tensor that the checks read
+//   rereads_values()                 whether the checks run again, on values that are in a GPU's memory
+//   empty<T>(sizes)                  an Output of float, int64_t or uint8_t
+//   empty_table(precision, sizes)    an Output for a table's rows
+//   pack(plan, views, weights)       packed weights
+//   resources()                      the last argument of kernels: a number of threads, or a GPU's queue
 #pragma once
 
 #include <tuple>
@@ -24,7 +28,7 @@ namespace resflow::bindings {
 
 using forms::Views;
 
-// What the models' own arguments become.
+// The types that the models' own arguments become.
 namespace models {
 using towers = ScoringArgs;
 using twin = TwinArgs;
@@ -32,7 +36,7 @@ using twin = TwinArgs;
 
 constexpr size_t argument_count(std::string_view list) { return arguments_of(list).count; }
 
-// What an op gives back: new tensors, where a kernel writes.
+// An op's results: new tensors, which a kernel fills.
 namespace endings {
 
 template <class P>
@@ -73,13 +77,13 @@ struct Op {
   static constexpr auto kNameText = Text<kSchema.view().find('(')>(kSchema.view());
   static constexpr const char* kName = kNameText.characters;
 
-  // What a binding's function takes for an argument, by its Kind.
+  // The type of a binding function's argument, by its Kind.
   using Types = std::tuple<typename Policy::Tensor, std::vector<typename Policy::Tensor>, Integers, int64_t, bool>;
   template <size_t kIndex>
   using ArgumentOf = std::tuple_element_t<static_cast<size_t>(kArguments.all[kIndex].kind), Types>;
 };
 
-// What the checks take for an argument.
+// Converts an argument to what the checks take.
 template <class P, class Input>
 decltype(auto) view_of(P& call, std::string_view name, const Input& input) {
   if constexpr (std::is_same_v<Input, typename P::Tensor>) {
@@ -94,7 +98,7 @@ decltype(auto) view_of(P& call, std::string_view name, const Input& input) {
   }
 }
 
-// function(some of a tuple's elements...).
+// Calls function with kCount elements of a tuple, from kFirst on.
 template <size_t kFirst, size_t kCount, class All, class Function>
 auto apply_part(const All& all, Function function) {
   return [&]<size_t... I>(std::index_sequence<I...>) {
@@ -133,13 +137,13 @@ struct ScoringOp : Op<P, kSchema> {
  private:
   template <size_t... I, class... T>
   static auto views_of(P& call, std::index_sequence<I...>, const T&... arguments) {
-    // In braces: from the first to the last.
+    // In a braced list the calls are evaluated in order.
     return std::tuple<decltype(view_of(call, {}, arguments))...>{
         view_of(call, ScoringOp::kArguments.all[I].name, arguments)...};
   }
 };
 
-// A table's rows and the scales of int8 ones, as write(precision, rows, scales) fills them.
+// Returns a table's rows and the scales of int8 ones, as filled by write(precision, rows, scales).
 template <class P, class Write>
 auto table_rows(P& call, int64_t dtype, int64_t count, int64_t width, std::initializer_list<int64_t> scale_sizes,
                 Write write) {
@@ -159,7 +163,7 @@ constexpr int64_t scaled_rows(int64_t dtype, int64_t count) {
   return dtype == static_cast<int64_t>(Precision::int8) ? count : 0;
 }
 
-// The ops by their names: those of forms, and those that prepare what forms take.
+// The ops by name: those of forms, and those that prepare a form's inputs.
 namespace ops {
 
 #define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)                                                         \
@@ -180,6 +184,22 @@ struct pack_towers : Op<P, schemas::pack_towers> {
     const Views views = view_of(call, "weights", weights);
     check_weights(call.op(), plan, views.data(), static_cast<int64_t>(views.size()));
     return call.pack(plan, views, weights);
+  }
+};
+
+template <class P>
+struct program_outputs : Op<P, schemas::program_outputs> {
+  static auto run(P& call, const typename P::Tensor& x, const typename P::Tensor& packed, const Integers& encoded) {
+    const Plan& plan = decoded(call.op(), encoded);
+    const TensorView rows = call.view("x", x), weights = call.view("packed", packed);
+    check_program_outputs(call.op(), plan, rows, weights);
+    auto outputs = call.template empty<float>({rows.sizes[0], plan.program->output_columns});
+    if constexpr (requires { P::program_outputs; }) {  // GPUs have refused the plan
+      [[maybe_unused]] const typename P::Unlocked unlocked;
+      P::program_outputs({plan, weights.data}, rows_of(rows), rows.sizes[0], outputs.template data<float>(),
+                         call.resources());
+    }
+    return outputs;
   }
 };
 

@@ -8,7 +8,7 @@
 
 namespace resflow::bindings {
 
-// A text that can be a template's argument.
+// A text that can be a template argument.
 template <size_t kSize>
 struct Text {
   char characters[kSize + 1] = {};
@@ -47,11 +47,11 @@ constexpr Kind kind_of(std::string_view type) {
   return type == "int" ? Kind::integer : throw "a type of contract/ops.def that no op has taken so far";
 }
 
-// Of a schema, "name(Tensor x, int[] plan) -> Tensor", or of a part of one, ", int k".
+// Returns the arguments of a schema, "name(Tensor x, int[] plan) -> Tensor", or of a part of one, ", int k".
 constexpr Arguments arguments_of(std::string_view text) {
   Arguments arguments;
   text = text.substr(0, text.find(')'));
-  text.remove_prefix(text.find('(') + 1);  // of none: npos + 1 is 0
+  text.remove_prefix(text.find('(') + 1);  // without '(': npos + 1 is 0
   while (true) {
     text.remove_prefix(std::min(text.find_first_not_of(", "), text.size()));
     if (text.empty()) return arguments;

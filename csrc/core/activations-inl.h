@@ -3,20 +3,21 @@
 // To add an activation: its name in contract/enums.def, its formula here, and its row and Triton formulas in
 // resflow_kernels/reference/activations.py.
 //
-// This text is included once in the namespace of each backend (cpu/simd/formulas-inl.h, cuda/device/math.h), which has
-// defined before:
+// This file is included once in the namespace of each backend (cpu/simd/formulas-inl.h, cuda/device/math.h), which must
+// first define:
 //
 //   Value                        16 lanes or one float, with + - * /
 //   constant(float)              a Value
 //   RESFLOW_FORMULA              what a function of the backend begins with
-//   multiply_add, at_least, at_most, less, select, negative, exp, tanh, sigmoid
-//   erf_beside_one(v)            erf, exact to a few units of float32 beside 1: for sums with 1
+//   multiply_add, at_least, at_most, less, select, negative, absolute, exp, tanh, sigmoid
+//   log1p_unit(v)                log(1 + v) of v from 0 to 1, exact to a few units of float32 beside 1
+//   erf_beside_one(v)            erf with an absolute error of a few units in the last place of 1: for sums with 1
 //   gated_by_tanh(v, argument)   v (1 + tanh(u)) / 2, where argument(f) is f u: one backend computes the tanh of u, the
 //                                other the sigmoid of 2 u
 //
 // Bounds are comparisons that are false for NaN, so NaN stays NaN.
 
-// What one activation computes: value(v, slope) and derivative(v, slope), d value / dv; where there is a kink, or v is
+// The formulas of one activation: value(v, slope), and derivative(v, slope) = d value / dv. At a kink, or where v is
 // NaN, the derivative is that of the negative side. kManyRegisters: see TowerGroup in cuda/towers/tower_sm90.h.
 template <Activation kActivation>
 struct ActivationFormula {
@@ -114,6 +115,28 @@ struct ActivationFormula<Activation::sigmoid> {
   }
 };
 
+// v, or e^v - 1 below 0
+template <>
+struct ActivationFormula<Activation::elu> {
+  static constexpr bool kManyRegisters = false;
+  static RESFLOW_FORMULA Value value(Value v, Value) {
+    return at_least(v, constant(0.0f)) + (exp(at_most(v, constant(0.0f))) - constant(1.0f));
+  }
+  static RESFLOW_FORMULA Value derivative(Value v, Value) {
+    return select(less(constant(0.0f), v), constant(1.0f), exp(at_most(v, constant(0.0f))));
+  }
+};
+
+// log(1 + e^v)
+template <>
+struct ActivationFormula<Activation::softplus> {
+  static constexpr bool kManyRegisters = true;
+  static RESFLOW_FORMULA Value value(Value v, Value) {
+    return at_least(v, constant(0.0f)) + log1p_unit(exp(negative(absolute(v))));
+  }
+  static RESFLOW_FORMULA Value derivative(Value v, Value) { return sigmoid(v); }
+};
+
 template <Activation kActivation>
 RESFLOW_FORMULA Value activate(Value v, Value slope) {
   return ActivationFormula<kActivation>::value(v, slope);
@@ -129,7 +152,7 @@ struct ActivationConstant {
   static constexpr Activation value = kActivation;
 };
 
-// Calls run with the activation as a constant.
+// Calls run with the activation as a compile-time constant.
 template <class Run>
 RESFLOW_FORMULA void with_activation(Activation activation, Run run) {
   switch (activation) {

@@ -1,4 +1,4 @@
-// What is scored: checked arguments as plain pointers, on whatever device they lie.
+// The candidates of a call: checked arguments as plain pointers, in host or device memory.
 #pragma once
 
 #include <cstdint>
@@ -7,47 +7,50 @@
 
 namespace resflow {
 
-// Rows [rows][columns] of one kind.
+// A matrix [rows][columns] of one element type with contiguous rows.
 struct Rows {
   const void* data;
   Precision element;
   int64_t stride;  // in elements
 
+  Rows from_column(int64_t column) const {
+    return {static_cast<const char*>(data) + column * bytes_of(element), element, stride};
+  }
   Rows from(int64_t row) const {
     return {static_cast<const char*>(data) + row * stride * bytes_of(element), element, stride};
   }
 };
 
-// A feature of the input row: which rows of an embedding table a candidate has, summed.
+// One feature of the input row: the sum of the embedding-table rows that a candidate refers to.
 struct Feature {
   Rows table;
   int64_t width;
   int64_t rows;         // of the table
-  int64_t elements;     // from the table's first on that may be read: a row's tail is loaded with what follows it
+  int64_t elements;     // readable elements from the table's first on: loads of a row's tail include what follows it
   const float* scales;  // [rows] of an int8 table, or null
 
   // Candidate c has ids[c * stride], or a list: ids[offsets[c]] to ids[offsets[c + 1] - 1].
   const int64_t* ids;
   int64_t stride;
   const int64_t* offsets;  // null in a feature of one id
-  int64_t listed;          // ids in all lists
+  int64_t listed;          // total number of ids in all lists
 };
 
-// Features side by side: rows of `width` columns.
+// Concatenated features: input rows of `width` columns.
 struct Features {
   const Feature* all;
   int64_t count;
   int64_t width;
 };
 
-// A catalogue: every item's products with the item's side of all first layers, [items][tasks * first_padded()].
+// A catalog: every item's products with the item columns of all first layers, [items][tasks * first_padded()].
 struct Table {
   Rows rows;
   const float* scales;  // [items] of an int8 table, or null
   int64_t items;
 };
 
-// Input rows: in memory, or features pooled from their tables, a tile at a time.
+// Input rows: in memory, or pooled from the features' tables one tile at a time.
 struct Source {
   Rows rows;
   Features features;  // none: the rows are in memory
@@ -56,7 +59,7 @@ struct Source {
   bool exists() const { return rows.data || pooled(); }
 };
 
-// Candidates of the dense form (no user), the request form, or the catalogue form (ids instead of x).
+// Candidates of the dense form (no user), the request form, or the catalog form (ids instead of x).
 struct Candidates {
   Source x;  // [count, D], or the items [count, Di]
   int64_t count;
@@ -68,7 +71,7 @@ struct Candidates {
   Table table;
 };
 
-// Which row of the fusion weights is a candidate's.
+// Returns the row of the fusion weights that applies to a candidate.
 constexpr int64_t weights_row(WeightsPer per, int64_t request, int64_t candidate) {
   static_assert(static_cast<int>(WeightsPer::count) == 3, "a name of contract/enums.def without its row");
   return per == WeightsPer::call ? 0 : per == WeightsPer::request ? request : candidate;
@@ -89,7 +92,7 @@ struct Model {
   }
 };
 
-// One call of the towers, checked: what cpu:: and cuda::towers_scores and towers_topk take.
+// One checked call of the towers: the argument of cpu:: and cuda::towers_scores and towers_topk.
 struct ScoringCall {
   Model model;
   Candidates candidates;
@@ -115,7 +118,8 @@ struct TwinTable {
   int64_t items;
 };
 
-// Requests and their candidates: the items of a list each, or (ids is null) every item of the table for every request.
+// Requests and their candidates: one list of items per request, or (ids is null) every item of the table for every
+// request.
 struct TwinCall {
   TwinModel model;
   TwinTable table;
@@ -123,22 +127,22 @@ struct TwinCall {
   int64_t requests;
   const int64_t* ids;      // [count]
   const int64_t* offsets;  // [requests + 1]
-  int64_t count;           // of candidates a request, or of ids in all
-  FusionWeights weights;   // a candidate's: its item's where ids is null
+  int64_t count;           // candidates per request if ids is null, else the total number of ids
+  FusionWeights weights;   // "per candidate" means per item if ids is null
 
   int64_t tasks() const { return model.tasks; }
   int64_t scored() const { return ids ? count : requests * count; }
   int64_t request_count() const { return requests; }
 };
 
-// What a call that ends in scores writes.
+// Outputs of a call that ends in scores.
 struct ScoresOut {
-  float* logits;  // [candidates, tasks]; on a GPU null together with the next, if nobody asks for them
+  float* logits;  // [candidates, tasks]; on a GPU, logits and probs are both null if they are not needed
   float* probs;   // [candidates, tasks]
   float* score;   // [candidates]
 };
 
-// What a call that ends in the k best of each request writes.
+// Outputs of a call that ends in the k best of each request.
 struct TopKOut {
   int64_t k;
   float* scores;       // [requests, k]

@@ -31,7 +31,7 @@ const char* name_of(Precision precision) {
   return "unknown";
 }
 
-// "float32, bfloat16": the precisions with one of some flags.
+// Lists the precisions that have any of the flags, for example "float32, bfloat16".
 std::string names_with(uint32_t flags, const char* before_last = ", ") {
   std::vector<std::string> names;
   for (const NamedPrecision& one : kPrecisions) {
@@ -109,7 +109,7 @@ bool is_table_element(Precision element) { return has(element, precision_flag::i
 
 std::string table_precisions() { return names_with(precision_flag::in_tables, " or "); }
 
-// What a table holds, side by side in each row.
+// Checks a table's dtype, and that the elements of a row are contiguous.
 void check_table_element(const char* op, const TensorView& table) {
   if (!is_table_element(element_of(table))) {
     fail(op, "table", expected::dtype, table.dtype, table_precisions());
@@ -170,7 +170,7 @@ void check_ids(const char* op, const TensorView& ids, int64_t items) {
   check_vector(op, "ids", ids);
   if (!ids.readable) return;
   const auto* const values = ids.as<int64_t>();
-  // One comparison an id: a negative one is larger than any as an unsigned number.
+  // One comparison per id: as an unsigned number, a negative id is larger than any valid one.
   uint64_t largest = 0;
   for (int64_t at = 0; at < ids.sizes[0]; ++at) largest = std::max(largest, static_cast<uint64_t>(values[at]));
   if (ids.sizes[0] == 0 || largest < static_cast<uint64_t>(items)) return;
@@ -266,7 +266,20 @@ void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int6
   check_contiguous(op, "fusion_weights", weights);
 }
 
+void check_towers(const char* op, const Plan& plan) {
+  if (plan.program) fail(op, "plan", expected::towers, "a tile program");
+}
+
+void check_program(const char* op, const Plan& plan) {
+  if (!plan.program) fail(op, "plan", expected::program, "a forest of towers");
+}
+
+void check_scored(const char* op, const Plan& plan) {
+  if (plan.tasks == 0) fail(op, "plan", expected::scored, "a tile program of none");
+}
+
 void check_precision(const char* op, const Plan& plan, bool on_device) {
+  if (on_device && plan.program) fail(op, "plan", expected::towers, "a tile program, which runs on the CPU");
   const uint32_t flag = on_device ? precision_flag::on_gpu : precision_flag::on_cpu;
   if (has(plan.precision, flag)) return;
   fail(op, "plan precision", expected::precision, name_of(plan.precision), names_with(flag),

@@ -73,8 +73,8 @@ void check_list_offsets(const char* op, const std::string& argument, const Tenso
   }
 }
 
-// The first of `count` ids, `stride` apart, that is no row of a table; `count` if all are. One comparison an id: a
-// negative one is larger than any as an unsigned number.
+// Returns the index of the first of `count` ids, `stride` apart, that is no row of the table; `count` if all are. One
+// comparison per id: as an unsigned number, a negative id is larger than any valid one.
 int64_t first_outside(const int64_t* ids, int64_t count, int64_t stride, int64_t rows) {
   int64_t at = 0;
   while (at < count && static_cast<uint64_t>(ids[at * stride]) < static_cast<uint64_t>(rows)) ++at;

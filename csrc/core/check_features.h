@@ -1,4 +1,4 @@
-// What the ops ask of the feature form's inputs; see check.h.
+// Checks of the feature form's inputs; see check.h.
 #pragma once
 
 #include <string>
@@ -20,9 +20,9 @@ struct FeatureTables {
   const float* scales_of(int64_t table) const;
 };
 
-// What candidates (or users) look up in tables `first` to `last`: ids [rows, features that are not ragged], and the
-// lists of the ragged ones, values [total] and value_offsets [lists * rows + 1], list after list of the first of them,
-// then of the next. Messages put `prefix` before the arguments' names.
+// The ids by which candidates (or users) look up tables `first` to `last`: ids [rows, features that are not ragged],
+// and for the ragged features values [total] and value_offsets [lists * rows + 1], first the lists of the first ragged
+// feature, then those of the next. Messages put `prefix` before the arguments' names.
 struct FeatureIds {
   std::string prefix;
   TensorView ids, values, value_offsets;
@@ -31,10 +31,11 @@ struct FeatureIds {
   int64_t rows() const { return ids.sizes[0]; }
 };
 
-// Tables [rows, width] of any precision that make up the plan's input row, and a scale a row of the int8 ones.
+// Checks tables [rows, width] of any table precision that make up the plan's input row, and the scales of int8 ones,
+// one per row.
 void check_feature_tables(const char* op, const Plan& plan, const FeatureTables& tables);
 
-// Shapes and dtypes, offsets that cut up the values, and no id outside its table.
+// Checks shapes and dtypes, that the offsets partition the values, and that no id is outside its table.
 void check_feature_ids(const char* op, const FeatureTables& tables, const FeatureIds& ids);
 void check_feature_id_values(const char* op, const FeatureTables& tables, const FeatureIds& ids);
 

@@ -23,7 +23,7 @@ enum class Fusion : int32_t {
   count
 };
 
-// How many fusion weights a candidate has: one per task, and those that the fusion's row adds.
+// Number of fusion weights per candidate: one per task, plus those that the fusion adds.
 constexpr int64_t fusion_weight_count(Fusion fusion, int64_t tasks) {
   constexpr int64_t kExtra[] = {
 #define RESFLOW_FUSION(name, extra_weights) extra_weights,
@@ -59,7 +59,7 @@ constexpr uint32_t on_cpu = 1, on_gpu = 2, in_rows = 4, in_gpu_rows = 8, in_tabl
                    tensor_panels = 64;
 }  // namespace precision_flag
 
-// Of a code that is no precision: 0.
+// The flags of a precision; 0 for an unknown code.
 constexpr uint32_t flags_of(Precision precision) {
   using namespace precision_flag;
   switch (precision) {

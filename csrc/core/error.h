@@ -1,4 +1,4 @@
-// Bad input: one exception, one form of message, texts from contract/errors.def.
+// Bad input: one exception and one message format, with texts from contract/errors.def.
 #pragma once
 
 #include <stdexcept>
@@ -6,7 +6,7 @@
 
 namespace resflow {
 
-// Thrown for every input an op does not take: a ValueError in Python, under torch and NumPy alike.
+// Thrown for every input that an op does not accept: a ValueError in Python, under torch and NumPy alike.
 struct InvalidInput : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };

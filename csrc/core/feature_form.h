@@ -8,7 +8,7 @@
 
 namespace resflow {
 
-// Calls point into this object.
+// Calls hold pointers into this object.
 class FeatureForm {
  protected:
   static void check_ids(const ScoringArgs& args, const FeatureTables& tables, const FeatureIds& ids) {
@@ -16,7 +16,7 @@ class FeatureForm {
     check_feature_id_values(args.op, tables, ids);
   }
 
-  // Candidates, or users, by their ids.
+  // Returns the pooled rows of candidates, or of users, given their ids.
   Source source_of(const FeatureTables& tables, const FeatureIds& ids) {
     std::vector<Feature>& features = features_.emplace_back();
     int64_t column = 0, list = 0, width = 0;
@@ -34,7 +34,7 @@ class FeatureForm {
     const TensorView& view = tables.tables[table];
     const Rows rows = rows_of(view);
     const int64_t width = view.sizes[1];
-    // A negative stride (NumPy has them) leads to lower addresses: the first row's end is the last that may be read.
+    // A negative stride (possible in NumPy) leads to lower addresses: nothing past the first row's end may be read.
     const int64_t elements = width + (view.sizes[0] > 0 && rows.stride > 0 ? (view.sizes[0] - 1) * rows.stride : 0);
     Feature feature{rows, width, view.sizes[0], elements, tables.scales_of(table), nullptr, 0, nullptr, 0};
     if (tables.is_ragged(table)) {
@@ -48,7 +48,7 @@ class FeatureForm {
     return feature;
   }
 
-  std::vector<std::vector<Feature>> features_;  // of each side
+  std::vector<std::vector<Feature>> features_;  // one element per side: candidates, users
 };
 
 }  // namespace resflow

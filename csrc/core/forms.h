@@ -1,5 +1,5 @@
-// The forms of contract/ops.def: what each takes, in the order of its row, and how the checks make a call of it. A row
-// without its struct does not compile. An object lives as long as the call that it made.
+// The forms of contract/ops.def: the inputs of each, in the order of its row, and how they become a checked call. A row
+// without its struct does not compile. A form object must outlive the call that it made.
 //
 // The order of the checks is that of resflow_kernels/core/checks.py and resflow_kernels/ops.
 #pragma once
@@ -40,6 +40,7 @@ struct request {
 struct catalog {
   ScoringCall parse(const ScoringArgs& args, const TensorView& user, const TensorView& ids, const TensorView& offsets,
                     const TensorView& table, const TensorView& scales) {
+    check_towers(args.op, args.plan);
     check_side(args.op, "user", args.plan, user);
     check_table(args.op, args.plan, table, scales);
     check_ids(args.op, ids, table.sizes[0]);
@@ -103,7 +104,7 @@ struct twin {
   }
 };
 
-// The same with ids [N] of rows of the table, offsets [R + 1].
+// Like twin, for ids [N] of rows of the table and offsets [R + 1].
 struct twin_ids {
   TwinCall parse(const TwinArgs& args, const TensorView& user, const TensorView& ids, const TensorView& offsets,
                  const TensorView& table, const TensorView& scales) {
@@ -112,7 +113,7 @@ struct twin_ids {
     check_offsets(args.op, offsets, call.requests);
     check_offset_values(args.op, offsets, ids.sizes[0]);
     call.count = ids.sizes[0];
-    // Null would mean all items: an empty tensor has no address.
+    // Null would mean all items, and an empty tensor has no address.
     static const int64_t no_ids = 0;
     call.ids = ids.data ? ids.as<int64_t>() : &no_ids;
     call.offsets = offsets.as<int64_t>();

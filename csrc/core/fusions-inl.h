@@ -1,13 +1,13 @@
-// How tasks' own logits r_k become logits z_k, and their probabilities one score: one formula for the CPU's lanes and
-// the GPU's floats.
+// Formulas that turn the tasks' own logits r_k into logits z_k, and probabilities into one score: written once for the
+// CPU's lanes and the GPU's floats.
 //
 // To add a fusion: its name in contract/enums.def, its formula here, its class with its formulas for PyTorch, Triton
 // and ONNX in resflow_kernels/core/fusion.py, and the class's name in resflow_kernels/__init__.py.
 //
-// Included as core/activations-inl.h is, after it; further functions of the backend that are used here: log_sigmoid,
-// logit_of_product.
+// This file is included like core/activations-inl.h, and after it. It also uses these functions of the backend:
+// log_sigmoid, logit_of_product.
 
-// z_k of r_k and the parent's logit.
+// z_k from r_k and the parent's logit.
 RESFLOW_FORMULA Value residual_logit(Value own, Value parent, bool non_increasing) {
   return (non_increasing ? at_most(own, constant(0.0f)) : own) + parent;
 }
@@ -25,13 +25,13 @@ RESFLOW_FORMULA Value joined_logit(const Plan& plan, Value own, Value parent) {
   return own;
 }
 
-// A score under way, task by task; both begin as 0.
+// A score that is being accumulated task by task; both members begin as 0.
 struct FusionState {
   Value sum;
-  Value former;  // the former task's probability
+  Value former;  // the probability of the task before
 };
 
-// What one fusion computes: add() takes the tasks in order, end() gives the score. weight(i) is the i-th of the
+// The formula of one fusion: add() takes the tasks in order, end() returns the score. weight(i) is the i-th of the
 // candidate's fusion weights, 0 to fusion_weight_count - 1.
 template <Fusion kFusion>
 struct FusionFormula {
@@ -54,7 +54,7 @@ template <>
 struct FusionFormula<Fusion::multiplicative> {
   template <class Weight>
   static RESFLOW_FORMULA void add(FusionState& state, int32_t task, Value logit, Value, Weight weight) {
-    // p = 0 has log -inf, and -inf * 0 would be NaN: the bound makes p ^ 0 = 1.
+    // The logarithm of p = 0 is -inf, and -inf * 0 would be NaN: with the bound p ^ 0 is 1.
     state.sum = multiply_add(weight(task), at_least(log_sigmoid(logit), constant(-3.4028235e38f)), state.sum);
   }
   template <class Weight>
@@ -80,7 +80,7 @@ struct FusionFormula<Fusion::expected_value> {
   }
 };
 
-// Calls run with the fusion's formula as a type: run(FusionFormula<...>{}).
+// Calls run(FusionFormula<...>{}) with the fusion's formula.
 template <class Run>
 RESFLOW_FORMULA void with_fusion(Fusion fusion, Run run) {
   switch (fusion) {

@@ -1,5 +1,5 @@
-// The number formats that are narrower than a float: bfloat16 is the upper half of one, tensorfloat32 a float whose
-// last 13 bits are zero.
+// Number formats narrower than a float: bfloat16 is the upper half of one, tensorfloat32 a float whose last 13 bits are
+// zero, float16 is IEEE binary16.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace resflow {
 
-// To the nearest, ties to even; NaN stays NaN.
+// Rounds to nearest, ties to even; NaN stays NaN.
 inline uint16_t to_bfloat16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
@@ -22,16 +22,16 @@ inline float from_bfloat16(uint16_t value) {
   return result;
 }
 
-// To the nearest, ties to even; beyond 65504 to infinity; NaN stays NaN.
+// Rounds to nearest, ties to even; magnitudes from 65520 on become infinity; NaN stays NaN.
 inline uint16_t to_float16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) return sign | 0x7e00;
-  if (bits >= 0x477ff000) return sign | 0x7c00;  // from half a step above 65504 on
+  if (bits >= 0x477ff000) return sign | 0x7c00;  // 65520: half a step above the largest number, 65504
   if (bits < 0x38800000) {
-    // Below 2^-14 steps are 2^-24 apart: adding 0.5, whose steps are as large, rounds.
+    // Below 2^-14 float16's steps are 2^-24: adding 0.5, at which a float's steps are as large, rounds.
     float magnitude;
     std::memcpy(&magnitude, &bits, sizeof(bits));
     magnitude += 0.5f;
@@ -44,7 +44,7 @@ inline uint16_t to_float16(float value) {
 
 inline float from_float16(uint16_t value) {
   const uint32_t magnitude = value & 0x7fff;
-  // Times 2^112 moves float16's exponents to a float's, its subnormal numbers included.
+  // The factor 2^112 moves float16's exponents, subnormal numbers included, to those of a float.
   const uint32_t bits = magnitude << 13;
   float result;
   std::memcpy(&result, &bits, sizeof(result));
@@ -57,7 +57,7 @@ inline float from_float16(uint16_t value) {
   return result;
 }
 
-// To the nearest, ties away from zero, as GPUs round; infinities and NaN stay.
+// Rounds to nearest, ties away from zero, as GPUs do; infinities and NaN are unchanged.
 inline float to_tensorfloat32(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "core/error.h"
-#include "core/number_formats.h"
+#include "core/precision.h"
 #include "core/quantize.h"
 #include "core/tensor_panels.h"
 #include "core/weights.h"
@@ -32,7 +32,7 @@ float column_scale(const float* column, int64_t inputs, int64_t width) {
   return int8_scale(largest);
 }
 
-// weight [inputs, width] into panels of words: element(input, column) makes each of a word's elements.
+// Packs weight [inputs, width] into panels of words; element(input, column) makes each element of a word.
 template <class Element, class Make>
 void pack_matrix(const LayerLayout& layer, float* panels, Make element) {
   constexpr int64_t kPerWord = sizeof(float) / sizeof(Element);
@@ -52,37 +52,32 @@ void pack_layer(const Plan& plan, const LayerLayout& layer, const float* weight,
     return input < layer.inputs && column < layer.width ? weight[input * layer.width + column] : 0.0f;
   };
   float* const panels = task + layer.panels;
-  switch (plan.precision) {
-    case Precision::bfloat16:
-      return pack_matrix<uint16_t>(layer, panels, [&](int64_t k, int64_t c) { return to_bfloat16(value(k, c)); });
-    case Precision::float16:
-      return pack_matrix<uint16_t>(layer, panels, [&](int64_t k, int64_t c) { return to_float16(value(k, c)); });
-    case Precision::tensorfloat32:
-      return pack_matrix<float>(layer, panels, [&](int64_t k, int64_t c) { return to_tensorfloat32(value(k, c)); });
-    case Precision::int8: {
+  using namespace precision_flag;
+  with_precision<on_cpu | on_gpu>(plan.precision, [&](auto p) {
+    if constexpr (has(p.value, column_scales)) {
       float* const scales = task + layer.column_scale;
       for (int64_t c = 0; c < layer.width; ++c) scales[c] = column_scale(weight + c, layer.inputs, layer.width);
-      return pack_matrix<uint8_t>(layer, panels, [&](int64_t k, int64_t c) {
+      pack_matrix<uint8_t>(layer, panels, [&](int64_t k, int64_t c) {
         return static_cast<uint8_t>(128 + int8_divide(value(k, c), scales[c]));
       });
+    } else {
+      pack_matrix<Stored<p.value>>(layer, panels,
+                                   [&](int64_t k, int64_t c) { return StoredAs<p.value>::rounded(value(k, c)); });
     }
-    case Precision::float32:
-      return pack_matrix<float>(layer, panels, value);
-    case Precision::count:
-      return;
-  }
+  });
 }
 
-// The layer's tensor panels; what is not written is zero.
+// Writes the layer's tensor panels, whose padding is zero already.
 void pack_tensor_panels(const Plan& plan, const LayerLayout& layer, const float* weight, char* out) {
-  const auto round = plan.precision == Precision::bfloat16 ? to_bfloat16 : to_float16;
   const TensorPanels panels{layer.inputs, layer.padded};
-  for (int64_t k = 0; k < layer.inputs; ++k) {
-    for (int64_t c = 0; c < layer.width; ++c) {
-      const uint16_t element = round(weight[k * layer.width + c]);
-      std::memcpy(out + panels.byte_of(k, c), &element, sizeof(element));
+  with_precision<precision_flag::tensor_panels>(plan.precision, [&](auto p) {
+    for (int64_t k = 0; k < layer.inputs; ++k) {
+      for (int64_t c = 0; c < layer.width; ++c) {
+        const auto element = StoredAs<p.value>::rounded(weight[k * layer.width + c]);
+        std::memcpy(out + panels.byte_of(k, c), &element, sizeof(element));
+      }
     }
-  }
+  });
 }
 
 }  // namespace
@@ -91,6 +86,13 @@ int64_t weight_count(const Plan& plan) {
   int64_t count = 0;
   for_each_weight(plan, [&](const WeightShape&) { ++count; });
   return count;
+}
+
+// As messages have it: "task 0, layer 1, ".
+static std::string place_of(const Plan& plan, const WeightShape& shape) {
+  if (plan.program) return "step " + std::to_string(shape.layer) + ", ";
+  const std::string place = shape.layer < 0 ? "head, " : "layer " + std::to_string(shape.layer) + ", ";
+  return "task " + std::to_string(shape.task) + ", " + place;
 }
 
 void check_weights(const char* op, const Plan& plan, const TensorView* weights, int64_t count, bool transposed) {
@@ -103,9 +105,8 @@ void check_weights(const char* op, const Plan& plan, const TensorView* weights, 
     const int64_t dim = shape.inputs ? 2 : 1;
     int64_t sizes[2] = {shape.inputs ? shape.inputs : shape.columns, shape.columns};
     if (shape.inputs && transposed) std::swap(sizes[0], sizes[1]);
-    const std::string place = shape.layer < 0 ? "head" : "layer " + std::to_string(shape.layer);
-    const std::string argument = "weights[" + std::to_string(at) + "] (task " + std::to_string(shape.task) + ", " +
-                                 place + ", " + kWeightNames[static_cast<int>(shape.kind)] + ")";
+    const std::string argument = "weights[" + std::to_string(at) + "] (" + place_of(plan, shape) +
+                                 kWeightNames[static_cast<int>(shape.kind)] + ")";
     if (tensor.dim != dim || !std::equal(sizes, sizes + dim, tensor.sizes)) {
       fail(op, argument, expected::shape, list_text(tensor.sizes, tensor.dim), list_text(sizes, dim));
     }
@@ -129,9 +130,9 @@ void pack_towers(const Plan& plan, const TensorView* weights, void* packed) {
     const float* const from = weights[at++].as<float>();
     float* const block = floats + shape.task * plan.task_floats;
     if (shape.inputs) {
-      const LayerLayout& layer = plan.layer[shape.layer];
+      const LayerLayout& layer = layer_of(plan, shape);
       pack_layer(plan, layer, from, block);
-      if (!has_tensor_panels(plan.precision)) return;
+      if (!has_tensor_panels(plan.precision) || plan.program) return;
       pack_tensor_panels(plan, layer, from, tensor_panels + shape.task * plan.tensor_bytes + layer.tensor_panels);
     } else {
       std::memcpy(block + shape.offset, from, shape.columns * sizeof(float));

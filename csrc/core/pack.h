@@ -1,4 +1,4 @@
-// Packing: canonical weights (Plan.weight_shapes in resflow_kernels/plan.py) into the layout of core/plan.h.
+// Packs canonical weights (Plan.weight_shapes in resflow_kernels/core/plan.py) into the layout of core/plan.h.
 #pragma once
 
 #include "core/plan.h"
@@ -13,7 +13,7 @@ int64_t weight_count(const Plan& plan);
 // nn.Linear has them); throws InvalidInput.
 void check_weights(const char* op, const Plan& plan, const TensorView* weights, int64_t count, bool transposed = false);
 
-// Writes plan.packed_bytes bytes. Padding is zero.
+// Writes plan.packed_bytes bytes, with zeros as padding.
 void pack_towers(const Plan& plan, const TensorView* weights, void* packed);
 
 bool has_header_of(const Plan& plan, const void* packed);

@@ -1,11 +1,12 @@
 #include "core/packed_layout.h"
 
-#include "core/plan.h"
+#include "core/decode_program.h"
 
 namespace resflow {
 
 std::vector<int64_t> packed_layout(const std::vector<int64_t>& encoded) {
-  const Plan plan = decode_plan("packed_layout", encoded.data(), static_cast<int64_t>(encoded.size()));
+  ProgramStorage storage;
+  const Plan plan = decode_plan("packed_layout", encoded.data(), static_cast<int64_t>(encoded.size()), &storage);
   std::vector<int64_t> numbers = {
 #define RESFLOW_PACKED_FIELD(name) static_cast<int64_t>(plan.name),
 #include "contract/plan.def"

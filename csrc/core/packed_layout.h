@@ -1,5 +1,5 @@
-// What Python asks about the bytes of packed weights: the numbers that contract/plan.def lists as RESFLOW_PACKED_FIELD
-// and RESFLOW_PACKED_LAYER_FIELD. It computes none of them itself.
+// Numbers about the bytes of packed weights for Python: those that contract/plan.def lists as RESFLOW_PACKED_FIELD and
+// RESFLOW_PACKED_LAYER_FIELD. Python computes none of them itself.
 #pragma once
 
 #include <cstdint>

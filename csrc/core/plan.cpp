@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "core/decode_program.h"
 #include "core/error.h"
 #include "core/tensor_panels.h"
 
@@ -12,7 +13,7 @@ void require(bool holds, const char* op, const std::string& rule, int64_t got) {
   if (!holds) fail(op, "plan", expected::plan, std::to_string(got), rule);
 }
 
-// FNV-1a over the numbers: two plans share packed weights only if they are the same plan.
+// FNV-1a hash of the encoded plan: packed weights are accepted only for the plan that they were packed for.
 uint64_t fingerprint_of(const int64_t* encoded, int64_t count) {
   uint64_t hash = 14695981039346656037ull;
   for (int64_t i = 0; i < count; ++i) hash = (hash ^ static_cast<uint64_t>(encoded[i])) * 1099511628211ull;
@@ -20,7 +21,7 @@ uint64_t fingerprint_of(const int64_t* encoded, int64_t count) {
 }
 
 void lay_out(const char* op, Plan& plan) {
-  // Summed in 128 bits: two widths of 2^30 and 64 tasks pass 2^63 bytes.
+  // Summed in 128 bits: two widths of 2^30 and 64 tasks exceed 2^63 bytes.
   unsigned __int128 floats = 0, tensor_bytes = 0;
   int64_t inputs = plan.in_features;
   plan.hidden_floats = 0;
@@ -59,7 +60,7 @@ void lay_out(const char* op, Plan& plan) {
   plan.packed_bytes = static_cast<int64_t>(bytes);
 }
 
-// Where each task keeps what its children read, if they do; returns the number of slots.
+// Assigns each task a slot for the outputs that its children read, if they do; returns the number of slots.
 int32_t assign_slots(const Plan& plan, bool read_by_children, int32_t* slots) {
   int32_t last_reader[limit::max_tasks];
   for (int32_t k = 0; k < plan.tasks; ++k) {
@@ -73,7 +74,7 @@ int32_t assign_slots(const Plan& plan, bool read_by_children, int32_t* slots) {
       slots[k] = slots[parent];
       continue;
     }
-    // The lowest slot that no earlier task with readers still to come occupies.
+    // Finds the lowest slot that is not occupied by an earlier task with readers still to come.
     int32_t slot = 0;
     for (int32_t other = 0; other < k; ++other) {
       if (last_reader[other] > k && slots[other] == slot) {
@@ -89,7 +90,7 @@ int32_t assign_slots(const Plan& plan, bool read_by_children, int32_t* slots) {
 
 }  // namespace
 
-Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
+Plan decode_plan(const char* op, const int64_t* encoded, int64_t count, ProgramStorage* storage) {
   constexpr auto kFields = static_cast<int64_t>(PlanField::count);
   require(count >= kFields, op, "at least " + std::to_string(kFields) + " numbers", count);
   const auto field = [&](PlanField f) { return encoded[static_cast<int64_t>(f)]; };
@@ -104,11 +105,14 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
   plan.in_features = field(PlanField::in_features);
   require(plan.in_features >= 1 && plan.in_features <= limit::max_width, op, "in_features in range", plan.in_features);
   const int64_t tasks = field(PlanField::tasks), layers = field(PlanField::layers), head = field(PlanField::head);
-  require(tasks >= 1 && tasks <= limit::max_tasks, op, "1 to " + std::to_string(limit::max_tasks) + " tasks", tasks);
-  require(layers >= 1 && layers <= limit::max_layers, op, "1 to " + std::to_string(limit::max_layers) + " layers",
+  const bool is_program = layers == 0;
+  require(!is_program || storage, op, "a forest of towers, which a tile program is not", layers);
+  require(tasks >= (is_program ? 0 : 1) && tasks <= limit::max_tasks, op,
+          "1 to " + std::to_string(limit::max_tasks) + " tasks", tasks);
+  require(layers >= 0 && layers <= limit::max_layers, op, "1 to " + std::to_string(limit::max_layers) + " layers",
           layers);
   require(head >= 0 && head < static_cast<int64_t>(Head::count), op, "a known head", head);
-  require(count == kFields + 2 * layers + tasks, op,
+  require(is_program ? count >= kFields + tasks : count == kFields + 2 * layers + tasks, op,
           std::to_string(kFields + 2 * layers + tasks) + " numbers for its tasks and layers", count);
   plan.tasks = static_cast<int32_t>(tasks);
   plan.layers = static_cast<int32_t>(layers);
@@ -119,7 +123,7 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
   plan.affine = flag(PlanField::affine, "affine");
   const int64_t precision = field(PlanField::precision);
   plan.precision = static_cast<Precision>(precision);
-  // The enum has 32 bits: a number that does not fit is no code either.
+  // The enum has 32 bits: a number that does not fit is not a code either.
   require(flags_of(plan.precision) != 0 && static_cast<int64_t>(plan.precision) == precision, op, "a known precision",
           precision);
   require(plan.head != Head::conditional || !plan.logit_residual, op, "no logit_residual with a conditional head", 1);
@@ -144,7 +148,13 @@ Plan decode_plan(const char* op, const int64_t* encoded, int64_t count) {
     require(parents[k] >= -1 && parents[k] < k, op, "each parent -1 or an earlier task", parents[k]);
     plan.parents[k] = static_cast<int32_t>(parents[k]);
   }
-  lay_out(op, plan);
+  const int64_t parents_end = kFields + 2 * layers + tasks;
+  if (is_program) {
+    require(!plan.feature_residual && !plan.affine, op, "no tower's switches in a tile program", 1);
+    decode_program(op, encoded + parents_end, count - parents_end, plan, *storage);
+  } else {
+    lay_out(op, plan);
+  }
   plan.slots = assign_slots(plan, plan.feature_residual, plan.slot);
   plan.logit_slots = assign_slots(plan, plan.logit_residual || plan.head == Head::conditional, plan.logit_slot);
   plan.fingerprint = fingerprint_of(encoded, count);

@@ -4,12 +4,12 @@
 //   scale = the largest magnitude / 127; not a number where a value is infinite or not a number
 //   byte  = the step nearest to value / scale, even at a tie, kept within -127 to 127
 //
-// What cannot be divided by has bytes of 0: a scale of 0 (of zeros), and one that is not a number, which makes every
-// score of such values not a number. A subnormal scale is rounded so coarsely that quotients may leave the bytes
-// (1.49 * 127 * 2^-149 over 2^-149); they end at 127. There are two ways to the step:
+// The bytes are 0 where the scale cannot be divided by: a scale of 0 (of zeros), and one that is not a number, which
+// makes every score of such values not a number. A subnormal scale is rounded so coarsely that quotients may exceed 127
+// (1.49 * 127 * 2^-149 over 2^-149); their bytes are 127. The step is computed in one of two ways:
 //
-//   divide       of what is stored, weights and tables: value / scale. As exact as a float32 division.
-//   reciprocal   of rows rounded in each call: value * (1 / scale), one product per value where a division takes ten
+//   divide       for stored values, weights and tables: value / scale, as exact as a float32 division.
+//   reciprocal   for rows rounded in each call: value * (1 / scale), one product per value where a division takes ten
 //                times as long. It may differ by one step where the quotient is within two roundings of a tie. A scale
 //                below 2^-128 has no finite reciprocal; the largest float stands for it, and the product still ends at
 //                127, because the largest magnitude is 127 scales.
@@ -26,7 +26,7 @@ namespace resflow {
 constexpr float kInt8Steps = 127.0f;
 constexpr float kLargestFinite = 3.4028235e38f;
 
-// The larger of a magnitude so far and a value's; infinite or not a number once it was.
+// The larger of the magnitude so far and a value's; once a value was not finite, the result is not either.
 RESFLOW_BOTH float larger_magnitude(float largest, float value) {
   const float magnitude = value < 0.0f ? -value : value;
   return magnitude <= largest || largest != largest ? largest : magnitude;
@@ -48,8 +48,8 @@ RESFLOW_BOTH int32_t int8_step(float quotient) {
 
 RESFLOW_BOTH int32_t int8_divide(float value, float scale) { return scale > 0.0f ? int8_step(value / scale) : 0; }
 
-// For int8_step(value * reciprocal). Vectors may leave out its bounds, which the product keeps; but where the
-// reciprocal is 0, values may be infinite or not a number, and the bytes are 0.
+// The reciprocal for int8_step(value * reciprocal). Vector code may omit int8_step's bounds, which the product keeps;
+// but where the reciprocal is 0, values may be infinite or not a number, and their bytes must be 0.
 RESFLOW_BOTH float int8_reciprocal(float scale) {
   if (!(scale > 0.0f)) return 0.0f;
   const float reciprocal = 1.0f / scale;

@@ -1,8 +1,8 @@
-// Weights as the copy engine of a GPU brings them into shared memory and its tensor cores read them from there.
+// Weights in the layout in which a GPU's copy engine brings them into shared memory and its tensor cores read them.
 //
-// A layer's matrix [inputs, padded columns] is cut along its inputs into chunks of 64; a chunk is a row of 128 bytes a
-// column. Its 16-byte pieces are swizzled, so that 8 rows of one piece lie in 8 different groups of 4 banks: piece p of
-// row r lies at piece p ^ (r % 8). Zeros past the inputs and the width.
+// A layer's matrix [inputs, padded columns] is divided along its inputs into chunks of 64; a chunk has one row of 128
+// bytes per column. The 16-byte pieces of a row are swizzled, so that the same piece of 8 rows is in 8 different groups
+// of 4 banks: piece p of row r is stored as piece p ^ (r % 8). Values past the inputs and the width are zeros.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace resflow {
 
-constexpr int64_t kTensorBytes = 2;  // of an element
+constexpr int64_t kTensorBytes = 2;  // per element
 constexpr int64_t kChunkInputs = packed::chunk_inputs;
 constexpr int64_t kChunkRowBytes = kChunkInputs * kTensorBytes;
 constexpr int64_t kPieceElements = packed::piece_bytes / kTensorBytes;
@@ -31,7 +31,7 @@ struct TensorPanels {
   constexpr int64_t chunk_bytes() const { return padded * kChunkRowBytes; }
   constexpr __int128 bytes() const { return static_cast<__int128>(chunks()) * chunk_bytes(); }
 
-  // Where the 16-bit element of an input and a column lies.
+  // Byte offset of the 16-bit element of an input and a column.
   constexpr int64_t byte_of(int64_t input, int64_t column) const {
     const int64_t within = input % kChunkInputs;
     const int64_t piece = within / kPieceElements ^ column % 8;

@@ -1,4 +1,4 @@
-// What the checks need to know of a tensor, whoever owns it (torch or NumPy). Strides are in elements.
+// The properties of a tensor that the checks read, whether torch or NumPy owns it. Strides are in elements.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ struct TensorView {
   const int64_t* sizes;
   const int64_t* strides;
   const char* dtype;       // NumPy's name: "float32", "int64", ...
-  bool on_device = false;  // of a call on a GPU, which takes other dtypes and precisions
+  bool on_device = false;  // the call is on a GPU, which accepts other dtypes and precisions
   bool readable = true;    // false: in a GPU's memory, whose values the checks do not read
 
   template <class T>

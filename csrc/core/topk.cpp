@@ -11,7 +11,7 @@ void TopK::push(const Ranked& candidate) {
 }
 
 void TopK::offer_run(const float* scores, int64_t count, int64_t first_position) {
-  // Most of a long run ranks behind the worst kept: 16 comparisons without a branch pass over them.
+  // Most scores of a long run rank behind the worst one kept: 16 comparisons without a branch skip them.
   constexpr int64_t kGroup = 16;
   for (int64_t at = 0; at < count; at += kGroup) {
     const int64_t end = std::min(at + kGroup, count);

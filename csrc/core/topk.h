@@ -20,7 +20,7 @@ inline bool ranks_before(const Ranked& a, const Ranked& b) {
   return a.position < b.position;
 }
 
-// Keeps the k best it was offered, in a heap whose front is the worst of them.
+// Keeps the k best candidates offered so far, in a heap whose front is the worst of them.
 class TopK {
  public:
   explicit TopK(int64_t k) : k_(k) {}
@@ -32,7 +32,7 @@ class TopK {
       replace_worst(candidate);
     }
   }
-  // Offers a run of scores whose positions come after all that were offered before: an equal score ranks behind.
+  // Offers a run of scores whose positions follow all those offered before, so that an equal score ranks behind.
   void offer_run(const float* scores, int64_t count, int64_t first_position);
 
   void merge(const TopK& other) {
@@ -40,7 +40,7 @@ class TopK {
   }
   void clear() { heap_.clear(); }
 
-  // Writes k scores and positions, best first, filled up with NaN and -1; empties the heap.
+  // Writes k scores and positions, best first, padded with NaN and -1; empties the heap.
   void write(float* scores, int64_t* positions);
 
  private:

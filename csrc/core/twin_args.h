@@ -1,4 +1,4 @@
-// The arguments of the model `twin` (contract/ops.def), and how checked inputs of a form become a call of it.
+// The arguments of the model `twin` (contract/ops.def), and how a form's checked inputs become a call of it.
 #pragma once
 
 #include "core/scoring_args.h"
@@ -6,7 +6,7 @@
 namespace resflow {
 
 struct TwinArgs {
-  // After the op's name in the order of the model's row.
+  // The op's name, followed by the arguments in the order of the model's row.
   const char* op;
   TensorView fusion_weights;
   const Integers& parents;
@@ -16,7 +16,7 @@ struct TwinArgs {
 
   int64_t tasks() const { return static_cast<int64_t>(parents.size()); }
 
-  // Users and items, with the candidates left to fill in.
+  // A call for users and items; the caller fills in the candidates.
   TwinCall of_vectors(const TensorView& user, const TensorView& table, const TensorView& scales) const {
     check_twin_parents(op, parents.data(), tasks());
     check_twin_table(op, tasks(), table, scales);
@@ -33,14 +33,14 @@ struct TwinArgs {
     return call;
   }
 
-  // The call, its weights checked for its candidates.
+  // Returns the call after checking the fusion weights for its candidates.
   TwinCall weighed(const TwinCall& call) const {
     check_fusion(op, tasks(), fusion_weights, fusion, weights_per, call.count, call.requests);
     return call;
   }
 };
 
-// What twin_rows is asked for.
+// Checks the arguments of twin_rows.
 inline void check_twin_rows(const char* op, const TensorView& vectors, int64_t tasks, int64_t dtype) {
   check_matrix(op, "vectors", vectors, kAnyColumns);
   check_task_count(op, tasks);

@@ -1,10 +1,10 @@
-// The canonical weights of a plan, in order (Plan.weight_shapes in resflow_kernels/plan.py).
+// The canonical weights of a plan, in order (Plan.weight_shapes in resflow_kernels/core/plan.py).
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "core/plan.h"
+#include "core/program.h"
 
 namespace resflow {
 
@@ -14,7 +14,7 @@ constexpr const char* kWeightNames[] = {"weight", "bias", "slope", "scale", "shi
 // A matrix [inputs, columns], or a vector [columns].
 struct WeightShape {
   int32_t task;
-  int32_t layer;  // -1: the head
+  int32_t layer;  // -1: the head; of a tile program (task 0) the step
   WeightKind kind;
   int64_t inputs;  // 0 in a vector
   int64_t columns;
@@ -23,32 +23,51 @@ struct WeightShape {
   int64_t size() const { return inputs ? inputs * columns : columns; }
 };
 
+// What a step or a layer has besides its matrix.
+template <class Visit>
+void for_each_vector(const WeightShape& shape, const LayerLayout& layer, bool bias, bool affine, Visit visit) {
+  const auto vector = [&](WeightKind kind, int64_t offset) {
+    visit(WeightShape{shape.task, shape.layer, kind, 0, layer.width, offset});
+  };
+  if (bias) vector(WeightKind::bias, layer.bias);
+  if (layer.activation == Activation::prelu) vector(WeightKind::slope, layer.slope);
+  if (affine) {
+    vector(WeightKind::scale, layer.scale);
+    vector(WeightKind::shift, layer.shift);
+  }
+}
+
+inline const LayerLayout& layer_of(const Plan& plan, const WeightShape& shape) {
+  return plan.program ? plan.program->steps[shape.layer].layer : plan.layer[shape.layer];
+}
+
 template <class Visit>
 void for_each_weight(const Plan& plan, Visit visit) {
+  for (int32_t s = 0; plan.program && s < plan.program->step_count; ++s) {
+    const Step& step = plan.program->steps[s];
+    const WeightShape matrix{0, s, WeightKind::weight, step.layer.inputs, step.width, 0};
+    const bool linear = step.kind == StepKind::linear;
+    if (linear) visit(matrix);
+    for_each_vector(matrix, step.layer, linear, step.affine, visit);
+  }
+  if (plan.program) return;
   for (int32_t k = 0; k < plan.tasks; ++k) {
     for (int32_t l = 0; l < plan.layers; ++l) {
       const LayerLayout& layer = plan.layer[l];
-      const auto vector = [&](WeightKind kind, int64_t offset) {
-        visit(WeightShape{k, l, kind, 0, layer.width, offset});
-      };
-      visit(WeightShape{k, l, WeightKind::weight, layer.inputs, layer.width, 0});
-      vector(WeightKind::bias, layer.bias);
-      if (layer.activation == Activation::prelu) vector(WeightKind::slope, layer.slope);
-      if (plan.affine) {
-        vector(WeightKind::scale, layer.scale);
-        vector(WeightKind::shift, layer.shift);
-      }
+      const WeightShape matrix{k, l, WeightKind::weight, layer.inputs, layer.width, 0};
+      visit(matrix);
+      for_each_vector(matrix, layer, true, plan.affine, visit);
     }
     visit(WeightShape{k, -1, WeightKind::weight, 0, plan.layer[plan.layers - 1].width, plan.head_weight});
     visit(WeightShape{k, -1, WeightKind::bias, 0, 1, plan.head_bias});
   }
 }
 
-// A pointer a weight, by task, layer and kind; null where the plan has none.
+// One pointer per weight, by task, layer and kind; null where the plan has none.
 template <class Pointer>
 class WeightList {
  public:
-  // next(shape) gives them in canonical order.
+  // next(shape) returns the pointers in canonical order.
   template <class Next>
   WeightList(const Plan& plan, Next next) : layers_(plan.layers), all_(plan.tasks * (plan.layers + 1) * kKinds) {
     for_each_weight(plan, [&](const WeightShape& shape) {

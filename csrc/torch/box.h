@@ -1,5 +1,6 @@
-// Ops as PyTorch's dispatcher calls them: with a stack of StableIValue. What TORCH_BOX does, but tensors and lists are
-// taken as they are: TORCH_BOX counts each tensor's references, copies the arguments, and the results twice.
+// Boxed ops: PyTorch's dispatcher calls them with a stack of StableIValue. They do what TORCH_BOX does, but take over
+// tensors and lists as they are: TORCH_BOX counts references to each tensor, and copies the arguments once and the
+// results twice.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -41,12 +42,12 @@ inline constexpr ScalarType kTypeOf<uint16_t> = ScalarType::BFloat16;
 template <>
 inline constexpr ScalarType kTypeOf<int8_t> = ScalarType::Char;
 
-// What a table's rows are stored as.
+// The dtype of a table's rows.
 inline ScalarType table_type(Precision precision) {
   return with_precision<precision_flag::in_tables>(precision, [](auto p) { return kTypeOf<Stored<p.value>>; });
 }
 
-// An argument off the stack; the caller owns it.
+// Takes an argument off the stack; the caller owns it.
 template <class T>
 T taken(StableIValue value) {
   if constexpr (std::is_same_v<T, OwnedTensor>) {

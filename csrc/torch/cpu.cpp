@@ -9,13 +9,14 @@
 namespace resflow::torch_ops {
 namespace {
 
-// See bindings/op.h.
+// The CPU's policy for bindings/op.h.
 struct CpuCall {
   using Tensor = OwnedTensor;
   using Output = torch_ops::Output;
   struct Unlocked {};
 
   static constexpr auto catalog_rows = cpu::catalog_rows;
+  static constexpr auto program_outputs = cpu::program_outputs;
   static constexpr auto twin_rows = cpu::twin_rows;
 
   template <class... Arguments>

@@ -1,5 +1,5 @@
-// torch.ops.resflow on GPU tensors; with RESFLOW_EMULATED torch.ops.resflow_emulated, beside the real ops, which CPU
-// tensors have already.
+// torch.ops.resflow on GPU tensors. With RESFLOW_EMULATED the ops are torch.ops.resflow_emulated, because the kernels
+// for CPU tensors are already registered for torch.ops.resflow.
 #include "torch/cuda_call.h"
 
 #if defined(RESFLOW_EMULATED)

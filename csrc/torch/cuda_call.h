@@ -1,4 +1,4 @@
-// A call of an op on GPU tensors: its device, stream and memory, and what the checks see of its tensors.
+// One call of an op on GPU tensors: its device, stream and memory, and the views of its tensors for the checks.
 //
 // With RESFLOW_EMULATED a device tensor is a CPU tensor, and the kernels run in the emulator.
 #pragma once
@@ -29,8 +29,8 @@ constexpr auto kDeviceType = DeviceType::CUDA;
 constexpr const char* kDeviceName = "cuda";
 #endif
 
-// RESFLOW_CHECK_IDS=1: values on the device (ids, offsets, the packed header) are read back and checked, as the CPU
-// checks them, at the cost of a synchronisation. Else what they spoil is NaN.
+// With RESFLOW_CHECK_IDS=1, values on the device (ids, offsets, the packed header) are read back and checked, as on the
+// CPU, at the cost of a synchronisation. Otherwise the outputs that bad values affect are NaN.
 inline bool checks_values() {
   static const bool asked = [] {
     const char* const text = std::getenv("RESFLOW_CHECK_IDS");
@@ -39,7 +39,7 @@ inline bool checks_values() {
   return asked;
 }
 
-// See bindings/op.h.
+// The policy of GPU tensors for bindings/op.h.
 class DeviceCall : public cuda::Queue {
  public:
   using Tensor = OwnedTensor;
@@ -56,7 +56,7 @@ class DeviceCall : public cuda::Queue {
 
   const char* op() const { return op_; }
 
-  // What the checks see of a tensor of this call's device.
+  // The checks' view of a tensor, which must be on this call's device.
   TensorView view(std::string_view argument, const OwnedTensor& tensor) {
     int32_t type = 0;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
@@ -76,7 +76,7 @@ class DeviceCall : public cuda::Queue {
     return view;
   }
 
-  // From here on, views are of the values of ids, offsets and packed weights.
+  // After this call, views include the values of ids, offsets and packed weights.
   bool rereads_values() { return rereading_ = checks_values(); }
 
   template <class T>
@@ -87,7 +87,7 @@ class DeviceCall : public cuda::Queue {
     return empty(table_type(precision), sizes);
   }
 
-  // Packing is the CPU's: weights are copied there and the result back, which synchronises.
+  // Packing runs on the CPU: weights are copied there and the result back, which synchronises.
   Output pack(const Plan& plan, const bindings::Views&, const std::vector<OwnedTensor>& weights) {
     bindings::Views views;
     for (const OwnedTensor& weight : weights) views.push_back(on_host(weight));
@@ -100,7 +100,7 @@ class DeviceCall : public cuda::Queue {
 
   cuda::Queue& resources() { return *this; }
 
-  // It may be given to another call once the kernels are queued on the stream.
+  // The allocator may reuse the memory for another call once the kernels are queued on the stream.
   void* workspace(int64_t bytes) override {
     if (bytes == 0) return nullptr;
     workspaces_.push_back(empty<uint8_t>({bytes}));
@@ -140,7 +140,7 @@ class DeviceCall : public cuda::Queue {
     return std::max(index, 0);
   }
 
-  // The same tensor in the CPU's memory.
+  // Returns a contiguous copy of the tensor in the CPU's memory.
   TensorView on_host(const OwnedTensor& tensor) {
     const TensorView view = view_of(tensor.get());
     std::vector<int64_t> strides(view.dim, 1);
@@ -161,7 +161,7 @@ class DeviceCall : public cuda::Queue {
     int64_t bytes = 1;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(output.get(), &bytes));
     buffers_.allow(output.data<void>(), bytes, true);
-    // Whatever a kernel leaves unwritten shows.
+    // Poison, so that values which a kernel does not write are noticed.
     std::memset(output.data<void>(), 0xff, bytes);
 #endif
     return output;

@@ -1,4 +1,4 @@
-// torch.ops.resflow: the schemas (from contract/ops.def), for every backend to hang its implementations on.
+// Defines torch.ops.resflow: the schemas of contract/ops.def, for which each backend registers its implementations.
 #include <torch/csrc/stable/library.h>
 
 #include "bindings/schema.h"

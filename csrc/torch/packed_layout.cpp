@@ -1,4 +1,4 @@
-// The ops of torch.ops.resflow that ask about a plan. They take no tensor, so one function serves every dispatch key.
+// The ops of torch.ops.resflow that query a plan. They take no tensor, so one function serves every dispatch key.
 #include "core/packed_layout.h"
 
 #include <torch/csrc/stable/library.h>

@@ -1,4 +1,4 @@
-// Between stable-ABI tensors and the views that core/check.h reads.
+// Converts stable-ABI tensors to the views that core/check.h reads.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -22,7 +22,7 @@ inline const char* dtype_name(int32_t code) {
     int32_t code;
     const char* name;
   };
-  // The most common first.
+  // The most common dtypes come first.
   static const Name names[] = {{aoti_torch_dtype_float32(), "float32"}, {aoti_torch_dtype_uint8(), "uint8"},
                                {aoti_torch_dtype_int64(), "int64"},     {aoti_torch_dtype_bfloat16(), "bfloat16"},
                                {aoti_torch_dtype_int8(), "int8"},       {aoti_torch_dtype_float16(), "float16"},
@@ -34,7 +34,7 @@ inline const char* dtype_name(int32_t code) {
   return torch::headeronly::toString(torch::stable::detail::to<ScalarType>(torch::stable::detail::from(code)));
 }
 
-// What the checks see of a tensor, wherever it lies.
+// The checks' view of a tensor on any device.
 inline TensorView view_of(AtenTensorHandle tensor) {
   TensorView view{};
   int64_t *sizes = nullptr, *strides = nullptr;
@@ -61,8 +61,8 @@ inline TensorView cpu_view(const char* op, std::string_view argument, AtenTensor
   return view_of(tensor);
 }
 
-// A new tensor [rows] or [rows, columns]. Straight through the C shim: new_empty would go through the dispatcher, three
-// times per call.
+// Returns a new tensor [rows] or [rows, columns]. It calls the C shim directly: new_empty would go through the
+// dispatcher three times per call.
 inline AtenTensorHandle new_tensor(ScalarType type, std::initializer_list<int64_t> sizes,
                                    DeviceType device = DeviceType::CPU, int32_t index = 0) {
   int64_t strides[2] = {1, 1};

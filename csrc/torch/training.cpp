@@ -13,7 +13,7 @@
 namespace resflow::torch_ops {
 namespace {
 
-// On PyTorch's own threads, an index at a time to whoever is free.
+// Runs on PyTorch's own threads; a free thread takes the next index.
 void parallel_for(int64_t count, int64_t threads, void (*work)(void*, int64_t), void* context) {
   std::atomic<int64_t> next{0};
   const int64_t shares = std::min(count, threads);
@@ -22,7 +22,7 @@ void parallel_for(int64_t count, int64_t threads, void (*work)(void*, int64_t), 
   });
 }
 
-// What both ops take besides their batch, checked.
+// The checked arguments that both ops take besides their batch.
 class Arguments {
  public:
   Arguments(const char* op, const Tensor& x, const std::vector<Tensor>& weights, const std::vector<int64_t>& encoded,
@@ -41,7 +41,7 @@ class Arguments {
   cpu::TrainingModel model() const {
     return {plan_, weights_, statistics_, eps_, torch::stable::get_num_threads(), parallel_for};
   }
-  // Of the batch's statistics, if it has any.
+  // Number of the batch's statistics; 0 if none are used.
   int64_t channels() const {
     return plan_.affine && statistics_ != Statistics::given ? cpu::training_channels(plan_) : 0;
   }
@@ -80,7 +80,7 @@ Tensor empty(std::initializer_list<int64_t> sizes) { return Tensor(new_tensor(Sc
 
 float* floats(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
-// A tensor of the forward pass, as it gave it.
+// Checks a tensor of the forward pass: it must have the shape and dtype that the forward pass returned.
 float* state(const Arguments& arguments, const char* name, const Tensor& tensor, std::vector<int64_t> sizes) {
   const TensorView view = cpu_view(arguments.op(), name, tensor.get());
   const auto dim = static_cast<int64_t>(sizes.size());

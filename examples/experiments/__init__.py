@@ -1,1 +1,1 @@
-"""What the comparisons share: runs that resume, one way to tune and train, tables and charts (see README.md)."""
+"""Shared by the comparisons: runs that resume, one way to tune and train, tables and charts (see README.md)."""

@@ -25,7 +25,7 @@ class Requests:
     Args:
         user: rows of the user's features, ``R`` of them.
         item: rows of the catalog's features, ``M`` of them.
-        feedback: ``[R, M]``, what each item is worth to each user: how often it was finished, orders expected.
+        feedback: ``[R, M]``, the value of each item for each user: how often it was finished, expected orders.
     """
 
     user: Mapping[str, Tensor]
@@ -55,6 +55,6 @@ def _probabilities(model: FeatureModel, requests: Requests) -> NDArray[np.float3
     model.eval()
     users, items = model.embed(requests.user), model.embed(requests.item)
     offsets, towers = torch.tensor([0, len(items)]), cast(ResFlow, model.towers)
-    # One user at a time: methods without fused ops join the rows, and those of several users are in no cache.
+    # One user at a time: methods without fused ops join the rows, and those of several users would not fit in a cache.
     scored = [towers.request_scores(user[None], items, offsets).probs for user in users]
     return torch.stack(scored).numpy()

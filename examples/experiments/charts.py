@@ -14,13 +14,13 @@ from .tables import Summary
 def lines(
     path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, Summary]]]], y: str, log: bool = True
 ) -> Path:
-    """Panels side by side, in each a line a method with its standard deviation over seeds.
+    """Adjacent panels with one line per method and its standard deviation over seeds.
 
     Args:
-        path: of the PNG.
-        panels: by what is on the x axis: by method, points ``(x, summary)``.
-        y: what is on the y axis.
-        log: x axes are logarithmic.
+        path: path of the PNG.
+        panels: by the label of the x axis: by method, points ``(x, summary)``.
+        y: label of the y axis.
+        log: whether x axes are logarithmic.
     """
     figure, axes = _figure(len(panels), share_y=True)
     for axis, (x, methods) in zip(axes, panels.items(), strict=True):
@@ -37,12 +37,12 @@ def lines(
 
 
 def histograms(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], edges: Sequence[float]) -> Path:
-    """Panels side by side, in each a curve a group: the share of the group in each bin.
+    """Adjacent panels with one curve per group: the share of the group in each bin.
 
     Args:
-        path: of the PNG.
-        panels: by what is on the x axis: by group, counts one a bin.
-        edges: of the bins, one more than there are.
+        path: path of the PNG.
+        panels: by the label of the x axis: by group, one count per bin.
+        edges: edges of the bins, one more than bins.
     """
     figure, axes = _figure(len(panels))
     for axis, (x, groups) in zip(axes, panels.items(), strict=True):
@@ -57,7 +57,7 @@ def histograms(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], 
 
 
 def points(path: Path, groups: Mapping[str, Mapping[str, Summary]], y: str) -> Path:
-    """Groups side by side, in each a point a method with its standard deviation over seeds."""
+    """Adjacent groups with one point per method and its standard deviation over seeds."""
     figure, axes = _figure(len(groups))
     for axis, (group, methods) in zip(axes, groups.items(), strict=True):
         for at, summary in enumerate(methods.values()):
@@ -71,7 +71,7 @@ def points(path: Path, groups: Mapping[str, Mapping[str, Summary]], y: str) -> P
 
 def _figure(panels: int, share_y: bool = False) -> tuple[Any, Any]:
     try:
-        from matplotlib.figure import Figure  # no display is needed this way
+        from matplotlib.figure import Figure  # needs no display
     except ImportError as missing:
         raise ImportError("charts need matplotlib: pip install matplotlib") from missing
     figure = Figure(figsize=(4.2 * panels, 3.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""Candidates as tensors: rows of the embedding tables, labels, and who they belong to."""
+"""Candidates as tensors: rows of the embedding tables, and labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resflow_kernels.data.features import FeatureSet
 from resflow_kernels.training.loop import Batch
 from resflow_kernels.training.ranker import encode_rows
 
-# Candidates scored at once: what a batch needs stays within a processor's caches and a few hundred megabytes.
+# Candidates scored at once: a batch then fits a processor's caches and a few hundred megabytes of memory.
 SCORED_AT_ONCE = 8192
 
 
@@ -35,7 +35,7 @@ class Encoded:
         return len(self.labels)
 
     def batch(self, chosen: Tensor | slice) -> Batch:
-        """Some of them, as a batch."""
+        """Some of the candidates, as a batch."""
         return Batch({name: rows[chosen] for name, rows in self.rows.items()}, self.labels[chosen])
 
     def with_labels(self, labels: ArrayLike) -> Encoded:
@@ -43,19 +43,19 @@ class Encoded:
         return Encoded(self.rows, torch.as_tensor(np.asarray(labels, np.float32)))
 
     def shuffled(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """An epoch's batches."""
+        """The batches of an epoch."""
         for part in torch.randperm(len(self), generator=generator).split(size):
             yield self.batch(part)
 
     def scored_at_once(self, size: int = SCORED_AT_ONCE) -> Iterator[dict[str, Tensor]]:
-        """Their rows in order, a few thousand at a time."""
+        """The candidates' rows in order, ``size`` at a time."""
         for start in range(0, len(self), size):
             yield self.batch(slice(start, start + size)).inputs
 
 
 @dataclass(frozen=True)
 class Split:
-    """Fitted features, and candidates to train on, to choose settings by, and to report."""
+    """Fitted features, and candidates to train on, to choose settings by, and to report on."""
 
     features: FeatureSet
     train: Encoded
@@ -69,7 +69,7 @@ def encode(features: FeatureSet, table: pa.Table, labels: ArrayLike) -> Encoded:
 
 
 def epochs_of(data: Encoded, size: int, seed: int) -> Callable[[int], Iterable[Batch]]:
-    """Batches of an epoch by its number, in an order that depends on the seed and that number alone."""
+    """Batches of an epoch by its number, in an order that depends only on the seed and that number."""
 
     def batches(epoch: int) -> Iterator[Batch]:
         shuffled = data.shuffled(size, torch.Generator().manual_seed(seed * 1_000 + epoch))

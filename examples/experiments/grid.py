@@ -14,18 +14,18 @@ from rich.console import Console
 from .machine import commit
 from .store import Row, Run, Setting, Store
 
-# The grid is searched with a seed that no reported run has, so that its luck is not reported.
+# The seed of the grid search, which no reported run has, so that luck in tuning is not reported.
 TUNING_SEED = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The result of a run.
 
     Args:
-        valid: what tuning maximises, measured on validation data alone.
-        metrics: what the tables show, numbers by name, measured on test data.
-        details: anything else to keep, JSON values (epochs, histograms, fusion weights).
+        valid: the quantity that tuning maximises, measured on validation data only.
+        metrics: the numbers of the tables by name, measured on test data.
+        details: anything else to keep, as JSON values (epochs, histograms, fusion weights).
     """
 
     valid: float
@@ -37,7 +37,7 @@ Trial = Callable[[Run], Outcome]
 
 
 def cells(**values: Sequence[Any]) -> list[dict[str, Any]]:
-    """Every combination of some hyper-parameters' values.
+    """All combinations of the hyper-parameters' values.
 
     >>> cells(lr=(1, 2), dropout=(0.5,))
     [{'lr': 1, 'dropout': 0.5}, {'lr': 2, 'dropout': 0.5}]
@@ -46,11 +46,11 @@ def cells(**values: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 class Experimenter:
-    """Trains runs that the store does not have, and says how far it is.
+    """Trains runs that the store lacks, and prints the progress.
 
     Args:
         store: finished runs.
-        console: where progress goes, a line a run.
+        console: the console for the progress, one line per run.
     """
 
     def __init__(self, store: Store, console: Console) -> None:
@@ -59,7 +59,7 @@ class Experimenter:
         self._seconds = 0.0
 
     def plan(self, runs: int) -> None:
-        """Announce runs to come, for the progress lines."""
+        """Announce the number of further runs, for the progress lines."""
         self._planned += runs
 
     def tuned(
@@ -73,15 +73,15 @@ class Experimenter:
                 self.run(Run(experiment, method, best, seed, "final"), trial)
 
     def best(self, experiment: str, method: str, grid: Sequence[Setting], trial: Trial) -> Setting:
-        """The setting of the grid with the best validation outcome; the first of equals."""
+        """The setting of the grid with the best validation outcome; among equals, the first."""
         if len(grid) == 1:
-            self._done += 1  # planned, but there is nothing to choose
+            self._done += 1  # planned, but there is no choice to make
             return grid[0]
         rows = [self.run(Run(experiment, method, setting, TUNING_SEED, "tune"), trial) for setting in grid]
         return max(rows, key=lambda row: row["valid"])["setting"]
 
     def run(self, run: Run, trial: Trial) -> Row:
-        """A run's row: the stored one, else that of training it now."""
+        """A run's row: the stored one, or that of training it now."""
         self._done += 1
         stored = self.store.find(run)
         if stored is not None:
@@ -116,12 +116,12 @@ class Experimenter:
 
 
 def runs_of(methods: int, grid: int, seeds: int) -> int:
-    """How many runs :meth:`Experimenter.tuned` makes."""
+    """Number of runs of :meth:`Experimenter.tuned`."""
     return methods * (grid + seeds)
 
 
 def one_factor(base: Setting, **values: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Settings that differ from a base in one hyper-parameter, with its name; the base itself comes once a name.
+    """Settings that differ from a base in one hyper-parameter, with its name; the base itself occurs once per name.
 
     >>> [setting["lr"] for name, setting in one_factor({"lr": 1, "dim": 8}, lr=(1, 2))]
     [1, 2]

@@ -1,4 +1,4 @@
-"""What a figure was measured with: the machine, the libraries, the commit."""
+"""The conditions of a measurement: the machine, the libraries, the commit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ROOT = Path(__file__).parents[2]
 
 @cache
 def commit() -> str:
-    """The short id of the commit that runs, ``+`` behind it if files differ from it, or ``unknown``."""
+    """The short id of the current commit, followed by ``+`` if files differ from it; ``unknown`` without git."""
     try:
         revision = _git("rev-parse", "--short=10", "HEAD").strip()
-        # Results are being written while this runs, and change nothing about what is measured.
+        # Results are written while this runs, and do not affect what is measured.
         changed = [line for line in _git("status", "--porcelain", "-uno").splitlines() if "/results/" not in line]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

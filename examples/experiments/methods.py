@@ -1,4 +1,4 @@
-"""The methods compared, under the names of :func:`resflow_kernels.nn.baselines.make_ranker` and one more."""
+"""The compared methods, under the names of :func:`resflow_kernels.nn.baselines.make_ranker`, and one more."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from resflow_kernels.data.features import FeatureSet
-from resflow_kernels.nn.baselines import make_ranker
+from resflow_kernels.nn.methods import make_ranker
 from resflow_kernels.training.ranker import FeatureModel
 
-# What the tables call them, in the order of the tables.
+# The methods' names in the tables, in the order of the tables.
 NAMES = {
     "single_task": "single task",
     "shared_bottom": "shared bottom",
@@ -27,9 +27,9 @@ NAMES = {
 
 
 class SeparateModels(nn.Module):
-    """A model of its own for each task, embeddings included: what no sharing gives.
+    """A separate model for each task, embeddings included: no sharing at all.
 
-    They are trained at once by the sum of their losses, which Adam turns into the steps each would make alone.
+    They are trained at once on the sum of their losses, which for Adam gives the steps of training each alone.
     """
 
     def __init__(self, models: Iterable[FeatureModel]) -> None:
@@ -50,14 +50,14 @@ def make(
     parents: Sequence[int] | None = None,
     **settings: Any,
 ) -> nn.Module:
-    """A method's model over one embedding a feature.
+    """A method's model over one embedding per feature.
 
     Args:
         method: a name of :data:`NAMES`.
-        features: fitted.
+        features: the fitted features.
         tasks: names of the ``K`` tasks, dense feedback first.
         hidden: widths of each tower's hidden layers.
-        dropout: of the input row.
+        dropout: dropout rate of the input row.
         parents: the task each task inherits from, -1 for a root; ``None``: a chain.
         settings: passed on to :func:`make_ranker`.
 
@@ -72,7 +72,7 @@ def make(
 
 
 def chosen(names: Sequence[str] | None) -> list[str]:
-    """Some methods in the order of the tables; all if none are named.
+    """Some methods in the order of the tables; all methods if none are named.
 
     Raises:
         ValueError: an unknown name.
@@ -84,7 +84,7 @@ def chosen(names: Sequence[str] | None) -> list[str]:
 
 
 def logits_of(model: nn.Module, rows: Any) -> Tensor:
-    """Logits ``[n, K]`` of a model that gives them, or :class:`~resflow_kernels.Scores`."""
+    """Logits ``[n, K]`` of a model that returns them, or :class:`~resflow_kernels.Scores`."""
     given = model(rows)
     return given if isinstance(given, Tensor) else given.logits
 

@@ -1,4 +1,4 @@
-"""What comparisons of multi-task rankers share: the loss of each method, and validation by AUC."""
+"""Shared by comparisons of multi-task rankers: the loss of each method, and validation by AUC."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .data import Encoded
 from .methods import probabilities
 from .training import Loss
 
-# Of AITM's calibrator, as its authors have it.
+# Weight of AITM's calibrator, as in its paper.
 CALIBRATOR_WEIGHT = 0.6
 
 
 def loss_of(method: str, parents: Sequence[int], positive_weights: Sequence[float] | None = None) -> Loss:
-    """A method's loss: the sum of the tasks' cross-entropies, and what else belongs to the method."""
+    """A method's loss: the sum of the tasks' cross-entropies, plus the method's own terms."""
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         own = multitask_bce(logits, labels, positive_weights)

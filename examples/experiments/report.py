@@ -1,4 +1,4 @@
-"""A comparison's results as one Markdown file, with what they were measured with."""
+"""A comparison's results as one Markdown file, with the conditions of the measurement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .store import Row, Store
 
 
 def command() -> str:
-    """The command that runs, as it can be typed again."""
+    """The running command, in a form that can be typed again."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     arguments = " ".join(sys.argv[1:])
     return f"python -m {module.name} {arguments}".strip() if module else " ".join(sys.argv)
@@ -37,17 +37,17 @@ def head(title: str, store: Store, rows: Sequence[Row], settings: Mapping[str, o
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading and what stands under it; empty parts are left out."""
+    """A heading and its content; empty parts are left out."""
     return "\n\n".join([f"## {title}", *(part for part in parts if part)])
 
 
 def chart(title: str, path: Path) -> str:
-    """A chart beside the report."""
+    """A chart next to the report."""
     return f"![{title}]({path.name})"
 
 
 def write(path: Path, *parts: str) -> None:
-    """Write a report whole or not at all."""
+    """Write a report completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text("\n\n".join(part for part in parts if part) + "\n")

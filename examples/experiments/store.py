@@ -1,4 +1,4 @@
-"""Finished runs, one JSON object a line: what is written once is never trained again."""
+"""Finished runs, one JSON object per line: a run that is stored is never trained again."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Run:
 
     Args:
         experiment: the comparison it belongs to.
-        method: what is compared.
+        method: the compared method.
         setting: its hyper-parameters, JSON values by name.
-        seed: of initial weights and shuffling.
+        seed: seed of initial weights and shuffling.
         stage: ``"tune"``, or ``"final"`` for a run that the tables report.
     """
 
@@ -40,12 +40,12 @@ class Run:
 class Store:
     """A file of finished runs.
 
-    A row counts as written once its line is whole: the rest of a line that an interruption cut off is removed when
-    the file is opened again, and its run is trained anew.
+    A row counts as written once its line is complete: a line that an interruption cut off is removed when the file is
+    opened again, and its run is trained anew.
 
     Args:
-        path: of the file; made, with its folder, by the first row.
-        conditions: JSON values that all its runs share and that are no hyper-parameters, such as the number of epochs.
+        path: path of the file; the first row creates it and its folder.
+        conditions: JSON values that all runs share and that are not hyper-parameters, such as the number of epochs.
 
     Raises:
         ValueError: the file has runs under other conditions.
@@ -83,7 +83,7 @@ class Store:
         return [row for row in self._rows.values() if row["experiment"] == experiment and row["stage"] == stage]
 
     def add(self, run: Run, outcome: Mapping[str, Any]) -> Row:
-        """Write a finished run with what came of it; on the disk when this returns."""
+        """Write a finished run with its outcome; it is on disk when this returns."""
         row = {**vars(run), "setting": dict(run.setting), "conditions": self.conditions, **outcome}
         line = json.dumps(row, sort_keys=True, allow_nan=True) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ class Store:
 
 
 def methods_of(rows: Iterable[Row]) -> list[str]:
-    """The methods of some rows, in the order they come."""
+    """The methods of some rows, in the order of their first occurrence."""
     return list(dict.fromkeys(row["method"] for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""Runs as Markdown: means and standard deviations over seeds, and what tuning tried."""
+"""Runs as Markdown: means and standard deviations over seeds, and the settings that tuning tried."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .store import Row, methods_of
 
 
 class Summary(NamedTuple):
-    """A metric over seeds; the deviation of one seed alone is NaN."""
+    """A metric over seeds; for a single seed the deviation is NaN."""
 
     mean: float
     deviation: float
@@ -21,7 +21,7 @@ class Summary(NamedTuple):
 class Column(NamedTuple):
     """A column of a results table.
 
-    ``best`` is ``"high"`` or ``"low"``: which mean is printed bold; ``""``: none.
+    ``best`` is ``"high"`` or ``"low"``: the mean that is printed bold; ``""``: none.
     """
 
     metric: str
@@ -50,14 +50,14 @@ def results(
     group: Callable[[Row], str] | None = None,
     header: str = "method",
 ) -> str:
-    """A line a method, or a line for each of what ``group`` tells of a row; the best mean of a column is bold.
+    """One line per method, or per value of ``group``; the best mean of a column is bold.
 
     Args:
         rows: finished runs.
-        columns: what to show.
-        names: what to call a group; those missing go by their own name.
-        group: of a row; ``None``: its method.
-        header: of the first column.
+        columns: the columns to show.
+        names: display names of groups; others are shown as they are.
+        group: a row's group; ``None``: its method.
+        header: header of the first column.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -72,10 +72,10 @@ def results(
 
 
 def tuning(rows: Sequence[Row], names: Mapping[str, str], digits: int = 4) -> str:
-    """Every setting that was tried, with its validation outcome; each method's best is bold.
+    """All settings that were tried, with their validation outcomes; each method's best is bold.
 
     Returns:
-        a line a method, a column a setting; an empty string if nothing was tuned.
+        One line per method, one column per setting; an empty string if nothing was tuned.
     """
     if not rows:
         return ""
@@ -90,7 +90,7 @@ def tuning(rows: Sequence[Row], names: Mapping[str, str], digits: int = 4) -> st
 
 
 def ordered(rows: Sequence[Row], names: Iterable[str]) -> list[Row]:
-    """Rows in the order in which ``names`` has their methods."""
+    """Rows in the order of their methods in ``names``."""
     order = list(names)
     return sorted(rows, key=lambda row: order.index(row["method"]))
 

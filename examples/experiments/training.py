@@ -1,4 +1,4 @@
-"""The one way all methods are trained: the same loop, batches, budget of epochs and early stopping."""
+"""The training that all methods share: the same loop, batches, budget of epochs and early stopping."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Budget:
-    """What every method of a comparison gets.
+    """The budget of every method in a comparison.
 
     Args:
-        epochs: passes over the training data, at most.
+        epochs: largest number of passes over the training data.
         patience: epochs without a better validation outcome before training ends.
-        batch: candidates a step.
-        seeds: of the final runs, 1 to this.
-        cells: only the first so many cells of each tuning grid; 0: all.
+        batch: candidates per step.
+        seeds: number of final runs; their seeds are 1 to this.
+        cells: number of cells used of each tuning grid, from the first; 0: all.
     """
 
     epochs: int
@@ -37,16 +37,16 @@ class Budget:
     cells: int = 0
 
     def grid(self, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The cells of a grid that the budget is for."""
+        """The cells of a grid that the budget allows."""
         return cells[: self.cells] if self.cells else cells
 
     @property
     def final_seeds(self) -> range:
-        """Seeds of the final runs; 0 is the one that settings are tuned with."""
+        """Seeds of the final runs; seed 0 is for tuning."""
         return range(1, self.seeds + 1)
 
     def conditions(self, **others: Any) -> dict[str, Any]:
-        """What runs must share to stand in one table, for :class:`Store`."""
+        """The conditions that runs in one table must share, for :class:`Store`."""
         return {"epochs": self.epochs, "patience": self.patience, "batch": self.batch, **others}
 
 
@@ -62,16 +62,16 @@ def trained(
     """Make and train a model; it ends with the weights of its best epoch.
 
     Args:
-        make: the model, its weights drawn from torch's generator.
-        data: to train on.
-        loss: of logits ``[B, K]`` and labels, its mean over a batch.
+        make: returns the model, with weights drawn from torch's generator.
+        data: the candidates to train on.
+        loss: the mean loss over a batch, of logits ``[B, K]`` and labels.
         valid: the validation outcome to maximise.
-        setting: has ``learning_rate``.
-        seed: of weights, dropout and shuffling.
+        setting: contains ``learning_rate``.
+        seed: seed of weights, dropout and shuffling.
         budget: epochs, patience, batch.
 
     Returns:
-        the model, its validation outcome, and the epochs as JSON values.
+        The model, its validation outcome, and the epochs as JSON values.
     """
     torch.manual_seed(seed)
     model = make()

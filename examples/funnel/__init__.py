@@ -1,1 +1,1 @@
-"""Click -> cart -> order traffic with known probabilities, and how near each method comes to them (see README.md)."""
+"""Click -> cart -> order traffic with known probabilities, and each method's distance from them (see README.md)."""

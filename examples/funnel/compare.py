@@ -3,7 +3,7 @@
     python -m examples.funnel.generate -o out/funnel
     python -m examples.funnel.compare --data out/funnel
 
-Finished runs are kept in ``runs.jsonl`` of the results folder; the same command goes on after an interruption.
+Finished runs are kept in ``runs.jsonl`` of the results folder; after an interruption, the same command continues.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _trial(run: Run, traffic: data.Traffic, requests: Requests, budget: Budget) 
 
 
 def against_truth(probs: NDArray[np.floating], truth: NDArray[np.floating]) -> dict[str, float]:
-    """What the tables show of predicted ``[n, K]`` beside true ``[n, K]`` probabilities."""
+    """The tables' metrics of predicted ``[n, K]`` against true ``[n, K]`` probabilities."""
     found = {}
     for at, task in enumerate(TASKS):
         own, known = probs[:, at], truth[:, at]
@@ -101,10 +101,10 @@ def against_truth(probs: NDArray[np.floating], truth: NDArray[np.floating]) -> d
 
 
 def write_report(folder: Path, store: Store, traffic: data.Traffic, requests: Requests) -> Path:
-    """Write ``comparison.md`` and its charts from what is finished.
+    """Write ``comparison.md`` and its charts from the finished runs.
 
     Returns:
-        the path of the report.
+        The path of the report.
     """
     rows = tables.ordered(store.rows("funnel"), NAMES)
     tried = tables.ordered(store.rows("funnel", "tune"), NAMES)

@@ -1,4 +1,4 @@
-"""The shop's traffic as a ranker needs it: features, labels and true probabilities, in three parts."""
+"""The shop's traffic for a ranker: features, labels and true probabilities, in three parts."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from resflow_kernels.training.ranker import encode_rows
 from .generate import open_world
 from .world import TASKS, World
 
-WIDTH = 8  # of every feature's embedding
-VALID, TEST = 0.15, 0.25  # shares of the exposures; those before them are trained on
+WIDTH = 8  # of each feature's embedding
+VALID, TEST = 0.15, 0.25  # shares of the exposures, at the end; earlier ones are for training
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """A folder of :mod:`.generate`, encoded.
+    """The encoded content of a folder written by :mod:`.generate`.
 
     Args:
-        split: of the exposures, in their order.
+        split: the exposures in their order.
         truth: ``[n, K]`` true probabilities of the test part.
-        world: where they come from.
-        users: rows of every user's features.
-        items: of every item's.
+        world: the world that they come from.
+        users: rows of all users' features.
+        items: rows of all items' features.
     """
 
     split: Split
@@ -56,11 +56,11 @@ def load(folder: Path, rows: int = 0) -> Traffic:
     """Read a folder that :mod:`.generate` wrote.
 
     Args:
-        folder: of the files.
-        rows: only the first exposures; 0: all.
+        folder: the folder of the files.
+        rows: read only this many exposures; 0: all.
 
     Raises:
-        ValueError: the folder is not whole.
+        ValueError: the folder is incomplete.
     """
     world = open_world(folder)
     users, items, log = (pq.read_table(folder / f"{name}.parquet") for name in ("users", "items", "impressions"))

@@ -1,10 +1,10 @@
-"""Write the shop's traffic as Parquet, a block of rows at a time::
+"""Write the shop's traffic as Parquet, one block of rows at a time::
 
     python -m examples.funnel.generate -o out/funnel --rows 2000000
 
-``impressions.parquet`` has a row an exposure (user_id, item_id, click, cart, order and the true p_click, p_cart,
-p_order); ``users.parquet`` and ``items.parquet`` have what is observed of each. ``settings.json`` makes the same world
-again.
+``impressions.parquet`` has one row per exposure (user_id, item_id, click, cart, order and the true p_click, p_cart,
+p_order); ``users.parquet`` and ``items.parquet`` have the observed properties of each. ``settings.json`` reproduces the
+same world.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.progress import track
 
 from .world import TASKS, Settings, World
 
-BLOCK = 100_000  # rows: one Parquet row group, and all that is in memory at once
+BLOCK = 100_000  # rows in a Parquet row group, and in memory at once
 
 console = Console()
 
@@ -48,7 +48,7 @@ def generate(
 
 
 def write(settings: Settings, rows: int, folder: Path) -> None:
-    """Write a world's files; settings.json comes last, so a folder that has it is whole."""
+    """Write a world's files; settings.json is the last, so a folder that has it is complete."""
     world = World(settings)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").unlink(missing_ok=True)
@@ -65,7 +65,7 @@ def write(settings: Settings, rows: int, folder: Path) -> None:
 
 
 def blocks(world: World, rows: int) -> Iterator[pa.Table]:
-    """The traffic, at most :data:`BLOCK` rows at a time; a block depends on the seed and its number alone."""
+    """The traffic, at most :data:`BLOCK` rows at a time; a block depends only on the seed and its number."""
     for number, start in enumerate(range(0, rows, BLOCK)):
         rng = np.random.default_rng((world.settings.seed, 2, number))
         users, items = world.expose(rng, BLOCK)
@@ -77,7 +77,7 @@ def blocks(world: World, rows: int) -> Iterator[pa.Table]:
 
 
 def observed(factors: np.ndarray, side: str) -> pa.Table:
-    """What is seen of users or items: their number and their noisy factors."""
+    """The observed properties of users or items: their number and their noisy factors."""
     columns = {f"{side}_id": np.arange(len(factors))}
     columns |= {f"{side}_x{at}": column.astype(np.float32) for at, column in enumerate(factors.T)}
     return pa.table(columns)
@@ -87,7 +87,7 @@ def open_world(folder: Path) -> World:
     """The world that a folder's traffic comes from.
 
     Raises:
-        ValueError: the folder was not written by :func:`write`, or not to its end.
+        ValueError: the folder was not written by :func:`write`, or not completely.
     """
     path = folder / "settings.json"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""How near predictions come to known probabilities: without the noise of drawn labels."""
+"""Distances of predictions from known probabilities: without the noise of drawn labels."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def expected_auc(scores: ArrayLike, truth: ArrayLike) -> float:
-    """The AUC that scores have on average over all labels that known probabilities can give.
+    """The average AUC of scores over all labels that known probabilities can give.
 
-    ``sum_{i,j} p_i (1 - p_j) [s_i > s_j] / sum_{i,j} p_i (1 - p_j)``, half of it where scores are equal: candidate
-    ``i`` stands for ``p_i`` of a positive and ``1 - p_i`` of a negative. With ``scores = truth`` it is the
-    Bayes-optimal AUC.
+    ``sum_{i,j} p_i (1 - p_j) [s_i > s_j] / sum_{i,j} p_i (1 - p_j)``, where equal scores count half: candidate ``i``
+    counts as ``p_i`` of a positive and ``1 - p_i`` of a negative. With ``scores = truth`` it is the Bayes-optimal AUC.
 
     Args:
         scores: ``[n]``, any numbers without NaN.
         truth: ``[n]``, probabilities.
 
     Returns:
-        the AUC; NaN if no candidate can be positive, or none negative.
+        The AUC; NaN if no candidate can be positive, or none negative.
 
     Raises:
         ValueError: different lengths, a NaN, or a probability outside 0 to 1.
@@ -36,7 +35,7 @@ def expected_auc(scores: ArrayLike, truth: ArrayLike) -> float:
 
 
 def excess_log_loss(predicted: ArrayLike, truth: ArrayLike) -> float:
-    """Expected log loss beyond what the true probabilities have themselves, in nats a candidate; 0 is perfect.
+    """Expected log loss in excess of that of the true probabilities, in nats per candidate; 0 is perfect.
 
     Args:
         predicted: ``[n]``, probabilities; kept 1e-9 away from 0 and 1.

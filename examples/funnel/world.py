@@ -13,26 +13,26 @@ TASKS = ("click", "cart", "order")
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-# Exposures the intercepts are calibrated on: enough for a rate of 0.1 % to be met within a few percent of itself.
+# Number of exposures for calibrating the intercepts: enough to meet a rate of 0.1 % within a few percent of itself.
 _CALIBRATION_ROWS = 400_000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the shop is like.
+    """The properties of the shop.
 
     Args:
-        users: how many there are; all are equally active.
-        items: how many there are.
+        users: number of users; all are equally active.
+        items: number of items.
         factors: length of a user's and an item's latent vector.
         rates: the share of exposures that are clicked, carted, ordered: descending, each in (0, 1).
         relatedness: expected cosine between two tasks' directions, 0 (unrelated tastes) to 1 (the same).
-        user_effect: standard deviation of the user's term of a step's logit.
-        item_effect: of the item's term.
-        match_effect: of the term of both.
-        noise: standard deviation of what is added to a factor before it is observed.
+        user_effect: standard deviation of the user's term in a step's logit.
+        item_effect: standard deviation of the item's term.
+        match_effect: standard deviation of the term of both.
+        noise: standard deviation of the noise that is added to a factor before it is observed.
         popularity: an item is exposed in proportion to ``(rank + 10) ** -popularity``.
-        seed: of everything.
+        seed: the seed of everything.
 
     Raises:
         ValueError: rates that do not descend within (0, 1), or a relatedness outside 0 to 1.
@@ -63,7 +63,7 @@ class World:
     """The shop: latent factors, task directions, and intercepts that meet the rates.
 
     Args:
-        settings: what it is like; equal settings make equal worlds.
+        settings: the shop's properties; equal settings make equal worlds.
 
     Example:
         >>> world = World(Settings(users=100, items=50))

@@ -1,9 +1,9 @@
-"""One trained model through every form, instruction set and precision: what each does to the AUCs.
+"""One trained model in every form, instruction set and precision, and the effect of each on the AUCs.
 
     python -m examples.kuairand.backends out/kuairand.safetensors out/test.parquet -o out/backends.md
 
-Each instruction set scores in a process of its own, because a process chooses its kernels once. All forms but the last
-are the NumPy runtime's, the last is ``torch.ops.resflow``; all are held against the float64 reference.
+Each instruction set scores in a separate process, because a process chooses its kernels once. The last form is
+``torch.ops.resflow``, all others are those of the NumPy runtime; all are compared with the float64 reference.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Row:
-    """One way to score: AUC a task, and the largest difference of a probability from the reference."""
+    """A form and precision: AUC per task, and the largest difference of a probability from the reference."""
 
     isa: str
     form: str
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Impressions:
-    """A table as the forms take it, every row a request of its own: its user columns change from row to row."""
+    """A table as inputs of the forms; each row is a separate request, because user columns change from row to row."""
 
     table: pa.Table
     user: Floats
@@ -131,7 +131,7 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="Markdown to write.")] = Path("out/backends.md"),
     here: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Score the impressions every way there is on this machine, and write the table."""
+    """Score the impressions in all ways that this machine supports, and write the table."""
     if here:
         print(json.dumps([vars(row) for row in measured_here(model, impressions)]))
         return

@@ -1,8 +1,8 @@
-"""Compare ResFlow with what else the field has, on the KuaiRand slice::
+"""Compare ResFlow with other methods on the KuaiRand slice::
 
     python -m examples.kuairand.compare
 
-Finished runs are kept in ``runs.jsonl`` of the results folder; the same command goes on after an interruption.
+Finished runs are kept in ``runs.jsonl`` of the results folder; after an interruption, the same command continues.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The experiments on the KuaiRand slice: what is trained, and what is measured on the test days."""
+"""The experiments on the KuaiRand slice: the models that are trained, and what is measured on the test days."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from .requests import make_requests
 from .residuals import residual_histograms
 
 HIDDEN = (128, 64)
-WIDTH = 8  # of every feature's embedding
+WIDTH = 8  # of each feature's embedding
 GRID = cells(learning_rate=(2e-3, 4e-3), dropout=(0.3, 0.5))
 
-# What sensitivity starts from, changing one at a time.
+# The setting from which the sensitivity experiment changes one hyper-parameter at a time.
 BASE = {"learning_rate": 2e-3, "dropout": 0.5, "width": WIDTH, "positive_weight": 1}
 FACTORS: dict[str, Sequence[Any]] = {
     "width": (4, 8, 16, 32),
@@ -70,10 +70,10 @@ class Comparison:
     """The data, and the experiments on it.
 
     Args:
-        data: of :func:`prepare.load`.
-        budget: of every training run.
-        experimenter: trains what its store does not have.
-        users: how many rank the catalog, at most, on validation days and on test days.
+        data: from :func:`prepare.load`.
+        budget: the budget of every training run.
+        experimenter: trains the runs that its store lacks.
+        users: largest number of users who rank the catalog, on validation days and on test days.
         chosen: the methods of chain and branch, names of :data:`methods.NAMES`.
     """
 
@@ -91,18 +91,18 @@ class Comparison:
         self._test_users = torch.tensor(data.test.table["user_id"].to_numpy())
 
     def planned(self, experiment: str) -> int:
-        """How many runs an experiment has."""
+        """Number of runs of an experiment."""
         tuned = partial(runs_of, grid=len(self.budget.grid(GRID)), seeds=self.budget.seeds)
         if experiment == "sensitivity":
             return len(SENSITIVITY_METHODS) * len(self.sensitivity_settings) * len(self._sensitivity_seeds)
         return tuned(len(TOPOLOGIES) if experiment == "topology" else len(self.methods))
 
     def run(self, experiment: str) -> None:
-        """Train what an experiment still lacks; one of :data:`EXPERIMENTS`."""
+        """Train the missing runs of an experiment, one of :data:`EXPERIMENTS`."""
         getattr(self, experiment)()
 
     def chain(self) -> None:
-        """All methods on click -> long view -> finish, fusion and residuals measured along with it."""
+        """All methods on click -> long view -> finish; also measures fusion and residuals."""
         self._tuned("chain", self.methods, self.chain_trial)
 
     def branch(self) -> None:
@@ -127,7 +127,7 @@ class Comparison:
 
     @property
     def sensitivity_settings(self) -> list[dict[str, Any]]:
-        """The settings of sensitivity, each once."""
+        """The distinct settings of the sensitivity experiment."""
         settings: list[dict[str, Any]] = []
         for _, setting in one_factor(BASE, **FACTORS):
             if setting not in settings:
@@ -139,7 +139,7 @@ class Comparison:
         return self.budget.final_seeds[:SENSITIVITY_SEEDS]
 
     def chain_trial(self, run: Run) -> Outcome:
-        """A run of the chain; a final one also ranks the catalog, and keeps ResFlow's residuals."""
+        """A run of the chain; a final run also ranks the catalog, and keeps ResFlow's residuals."""
         model, outcome = self._trial(run, CHAIN)
         if run.stage != "final":
             return outcome

@@ -12,7 +12,7 @@ from resflow_kernels.metrics.fusion_search import tune_fusion
 
 TOP = 100
 FORMS = ("additive", "multiplicative")
-SETTINGS = 60  # weights that the search tries for a model, at most
+SETTINGS = 60  # largest number of weights that the search tries per model
 TUNED_METHODS = ("nse", "resflow")
 
 Probabilities = NDArray[np.float32]
@@ -23,7 +23,7 @@ def plain_recalls(probs: Probabilities, requests: Requests) -> dict[str, float]:
 
     Args:
         probs: ``[R, M, K]``.
-        requests: whose feedback is recalled.
+        requests: the requests whose feedback is recalled.
     """
     return {"wr100_last": requests.recall(probs[:, :, -1], TOP), "wr100_sum": requests.recall(probs.sum(2), TOP)}
 
@@ -34,7 +34,7 @@ def tuned_recalls(
     """Weighted Recall@100 of both forms of fusion on test requests, their weights tuned on validation requests.
 
     Returns:
-        metrics ``wr100_<form>``; and by form, as JSON values, the weights and their recall on the validation requests.
+        Metrics ``wr100_<form>``; and by form, as JSON values, the weights and their recall on the validation requests.
     """
     metrics, chosen = {}, {}
     flat = valid_probs.reshape(-1, valid_probs.shape[2])
@@ -47,6 +47,6 @@ def tuned_recalls(
 
 
 def _fused(probs: Probabilities, weights: tuple[float, ...], form: str) -> NDArray[np.float32]:
-    """``[R, M]``; products through logarithms, which rank alike."""
+    """Fused scores ``[R, M]``; products are computed as sums of logarithms, which give the same ranking."""
     values = np.log(probs) if form == "multiplicative" else probs
     return values @ np.array(weights, np.float32)

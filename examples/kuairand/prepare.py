@@ -1,4 +1,4 @@
-"""The KuaiRand slice as a ranker needs it: features, strictly nested labels, a split by date.
+"""The KuaiRand slice for a ranker: features, strictly nested labels, a split by date.
 
 As files for ``resflow train examples/kuairand/train.toml``::
 
@@ -24,7 +24,7 @@ DATA = Path(__file__).parent / "data"
 TASKS = ("click", "long_view", "finish")
 LAST_TRAINING_DAY, LAST_VALIDATION_DAY = 20220503, 20220505
 
-# A play of at least so much of the video is a finish: players report a few frames less than the whole.
+# A play of at least this share of the video is a finish: players report a few frames less than the whole.
 FINISHED = 0.95
 
 USER_CATEGORIES = (
@@ -40,15 +40,15 @@ USER_CATEGORIES = (
 USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 VIDEO_CATEGORIES = ("author_id", "video_type", "upload_type", "music_id", "music_type")
 
-# An id seen fewer times in the training days shares the vector of unknown ids, which is trained by that.
+# An id seen fewer times in the training days shares the vector of unknown ids, which these ids train.
 MIN_COUNT = {"user_id": 3, "video_id": 3, "author_id": 3, "music_id": 3}
 
 
 @dataclass(frozen=True)
 class Impressions:
-    """Some days of the log."""
+    """Impressions of some days of the log."""
 
-    table: pa.Table  # user, context and video columns, one row an impression
+    table: pa.Table  # user, context and video columns, one row per impression
     labels: NDArray[np.float32]  # [n, 3], TASKS
     likes: NDArray[np.float32]  # [n], click and like
     watched: NDArray[np.float32]  # [n], play time over duration, NaN where the duration is unknown
@@ -57,7 +57,7 @@ class Impressions:
         return len(self.labels)
 
     def part(self, first: int, count: int) -> Impressions:
-        """``count`` of them from place ``first`` on, or as many as there are."""
+        """At most ``count`` impressions from position ``first`` on."""
         own = slice(first, first + count)
         return Impressions(self.table.slice(first, count), self.labels[own], self.likes[own], self.watched[own])
 
@@ -73,7 +73,7 @@ class Slice:
 
 
 def feature_set(width: int) -> FeatureSet:
-    """The features, none of them an outcome, each with an embedding of ``width``; not fitted yet."""
+    """The unfitted features, none of them an outcome, each with an embedding of ``width``."""
     user = [Feature(name, width, "id") for name in ("user_id", *USER_CATEGORIES, "tab", "hour")]
     user += [Feature(name, width, "bucket") for name in USER_NUMBERS]
     video = [Feature(name, width, "id") for name in ("video_id", *VIDEO_CATEGORIES)]
@@ -103,7 +103,7 @@ def load(folder: Path = DATA) -> Slice:
 
 
 def labelled(days: Impressions) -> pa.Table:
-    """Some days' columns and their labels, one a task."""
+    """Some days' columns and their labels, one column per task."""
     table = days.table
     for task, column in zip(TASKS, days.labels.T, strict=True):
         table = table.append_column(task, pa.array(column.astype("int8")))
@@ -117,21 +117,21 @@ def write(
     output.mkdir(parents=True, exist_ok=True)
     data = load()
     for name in ("train", "valid", "test"):
-        # Row groups are what training shuffles and shares among processes.
+        # Row groups are the units that training shuffles and divides among processes.
         pq.write_table(labelled(getattr(data, name)), output / f"{name}.parquet", row_group_size=8192)
 
 
 def requests(days: Impressions, count: int, seed: int = 0) -> tuple[pa.Table, pa.Table]:
-    """Users to rank the catalog for, and what they finished.
+    """Users to rank the catalog for, and the videos that they finished.
 
     Args:
-        days: where the users and their finishes are taken from.
-        count: at most so many users, drawn from those who finished something.
-        seed: of the draw.
+        days: the source of the users and their finishes.
+        count: largest number of users, drawn from those who finished something.
+        seed: seed of the draw.
 
     Returns:
         The users, one row each with tab and hour of their first impression; and ``user_id``, ``video_id``,
-        ``weight``: how often the user finished the video.
+        ``weight``: the number of times the user finished the video.
     """
     ids = days.table["user_id"].to_numpy()
     finished = days.labels[:, TASKS.index("finish")] > 0
@@ -155,7 +155,7 @@ def _users(table: pa.Table) -> pa.Table:
 
 
 def _videos(table: pa.Table) -> pa.Table:
-    """The catalog's columns, the tags (``"12,39"``) as lists."""
+    """The catalog's columns, with tags (``"12,39"``) as lists."""
     tags = pc.split_pattern(table["tag"].cast(pa.string()), ",")
     return _whole(table.select(["video_id", *VIDEO_CATEGORIES, "video_duration"]), VIDEO_CATEGORIES).append_column(
         "tags", tags
@@ -188,7 +188,7 @@ def _places(ids: pa.ChunkedArray, known: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _labels(log: pa.Table) -> NDArray[np.float32]:
-    """click, click and long view, click and long view and finish: each implies the one before."""
+    """click; click and long view; click, long view and finish: each label implies the one before."""
     click = log["is_click"].to_numpy() > 0
     long_view = click & (log["long_view"].to_numpy() > 0)
     finish = long_view & (_watched(log) >= FINISHED)
@@ -196,7 +196,7 @@ def _labels(log: pa.Table) -> NDArray[np.float32]:
 
 
 def _watched(log: pa.Table) -> NDArray[np.float32]:
-    """Play time over duration; more than 1 where a video was played again."""
+    """Play time over duration; more than 1 if a video was replayed."""
     played, duration = (log[name].to_numpy().astype(np.float64) for name in ("play_time_ms", "duration_ms"))
     known = duration > 0
     return np.divide(played, duration, out=np.full(len(played), np.nan), where=known).astype(np.float32)

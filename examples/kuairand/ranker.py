@@ -22,12 +22,12 @@ def encode(features: FeatureSet, days: Impressions) -> Encoded:
 
 
 def ranker(features: FeatureSet, dropout: float, fusion: Fusion) -> FeatureModel:
-    """One embedding a feature, side by side, into a ResFlow chain.
+    """One embedding per feature, concatenated, in front of a ResFlow chain.
 
     Args:
-        features: fitted.
-        dropout: of the input row, in training.
-        fusion: of the tasks' probabilities into a score.
+        features: the fitted features.
+        dropout: dropout rate of the input row in training.
+        fusion: turns the tasks' probabilities into a score.
     """
     embeddings = feature_embeddings(features)
     width = features.user_width + features.item_width

@@ -1,4 +1,4 @@
-"""Users of the KuaiRand slice who rank its catalog, and what they finished."""
+"""Users of the KuaiRand slice who rank its catalog, and the videos that they finished."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import prepare
 
 
 def make_requests(features: FeatureSet, days: prepare.Impressions, videos: pa.Table, users: int) -> Requests:
-    """Requests of at most ``users`` users who finished something on those days; feedback is how often."""
+    """Requests of at most ``users`` users who finished something on those days; feedback is the number of finishes."""
     asking, finishes = prepare.requests(days, users)
     feedback = np.zeros((asking.num_rows, videos.num_rows))
     row_of = {user: row for row, user in enumerate(asking["user_id"].to_pylist())}

@@ -1,4 +1,4 @@
-"""What ResFlow's residuals learn: the distribution of each task's own logit, by how far the user went."""
+"""The residuals that ResFlow learns: the distribution of each task's own logit, by how far the user went."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from examples.experiments.data import Encoded
 from examples.experiments.methods import logits_of
 
-# How far an impression went along the chain, by the number of its positive labels.
+# The steps of the chain that an impression reached, by the number of its positive labels.
 GROUPS = ("exposed only", "clicked", "long viewed", "finished")
 EDGES = np.linspace(-5, 4, 91)
 
@@ -23,12 +23,12 @@ def residual_histograms(model: nn.Module, data: Encoded, parents: Sequence[int])
     """Residual logits of a trained chain, by group of outcome.
 
     Args:
-        model: of tasks with logit residuals, in eval mode.
+        model: a model of tasks with logit residuals, in eval mode.
         data: impressions with labels of the tasks, each of which implies the one before.
-        parents: of the tasks.
+        parents: the tasks' parents.
 
     Returns:
-        JSON values, each by task, by group: ``counts``, one a bin of :data:`EDGES` (what lies beyond is in the outer
+        JSON values, each by task, by group: ``counts``, one per bin of :data:`EDGES` (values beyond are in the outer
         bins), ``means`` and ``deviations``.
     """
     logits = torch.cat([logits_of(model, rows) for rows in data.scored_at_once()]).numpy()

@@ -21,10 +21,10 @@ TASK_NAMES = {"click": "click", "long_view": "long view", "finish": "finish", "l
 
 
 def write_report(folder: Path, store: Store, comparison: Comparison) -> Path:
-    """Write ``comparison.md`` and its charts from what is finished so far.
+    """Write ``comparison.md`` and its charts from the runs finished so far.
 
     Returns:
-        the path of the report.
+        The path of the report.
     """
     everything = [row for name in _SECTIONS for stage in ("tune", "final") for row in store.rows(name, stage)]
     settings = {

@@ -1,9 +1,9 @@
-"""Train the ranker on the KuaiRand slice and write what ``resflow score`` needs::
+"""Train the ranker on the KuaiRand slice and write the files for ``resflow score``::
 
     python -m examples.kuairand.train -o out/kuairand.safetensors
 
-Beside the bundle it writes ``requests.parquet`` (users to rank for), ``videos.parquet`` (the catalog they all
-rank), ``labels.parquet`` (what those users finished on the test days) and ``test.parquet`` (the test days'
+Besides the bundle it writes ``requests.parquet`` (users to rank for), ``videos.parquet`` (the catalog that they all
+rank), ``labels.parquet`` (the videos that those users finished on the test days) and ``test.parquet`` (the test days'
 impressions with their labels, for ``resflow quantize --check``).
 """
 
@@ -32,12 +32,12 @@ from . import prepare
 from .ranker import Encoded, encode, probabilities, ranker
 
 WIDTH = 16
-DROPOUT = 0.5  # of the input row: user and video ids are seen a few times each and would be learnt by heart
+DROPOUT = 0.5  # of the input row: user and video ids occur a few times each and would be memorised
 BATCH = 2048
 LEARNING_RATE = 2e-3
 MOST_EPOCHS = 8
 PATIENCE = 2  # epochs without a better validation AUC before training ends
-# Ranks the catalog for what validation users finished: Weighted Recall@100 of 0.099 there, (1, 1, 1) 0.082.
+# Ranks the catalog for what validation users finished: Weighted Recall@100 is 0.099 there, with (1, 1, 1) 0.082.
 FUSION = Additive((1, 5, 20))
 
 console = Console()
@@ -76,7 +76,7 @@ def train(
 def train_model(model: FeatureModel, train_days: Encoded, valid_days: Encoded, epochs: int, seed: int) -> None:
     """Adam on the mean of the tasks' log losses; ends with the weights of the best validation epoch."""
     generator = torch.Generator().manual_seed(seed)
-    # The generator of dropout goes on from where the initial weights left it.
+    # Dropout's generator continues from where the initial weights left it.
     settings = FitSettings(epochs, PATIENCE, LEARNING_RATE, monitor="mean AUC", seed=None)
     with Bars(console=console) as bars:
         bar = bars.add_task("training", total=epochs * -(-len(train_days) // BATCH))

@@ -1,1 +1,1 @@
-"""Regression as progressive tasks, beside plain regression (see README.md)."""
+"""Regression as progressive tasks, compared with plain regression (see README.md)."""

@@ -3,7 +3,7 @@
     python -m examples.regression.compare kuairand
     RESFLOW_ML1M=<folder> python -m examples.regression.compare movielens
 
-Finished runs are kept in the results folder; the same command goes on after an interruption.
+Finished runs are kept in the results folder; after an interruption, the same command continues.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .problem import Problem
 RESULTS = Path(__file__).parent / "results"
 HIDDEN = (64, 32)
 
-# The ranker of each method, after what the tables call it.
+# The ranker of each method, by the method's name in the tables.
 METHODS = {
     "plain": ("plain regression", "nse"),
     "nse": ("progressive, NSE", "nse"),
@@ -47,7 +47,7 @@ console = Console()
 
 
 class Data(str, Enum):
-    """What there is to predict."""
+    """The quantities to predict."""
 
     kuairand = "kuairand"
     movielens = "movielens"
@@ -135,14 +135,14 @@ def _trial(run: Run, problem: Problem, budget: Budget) -> Outcome:
 
 
 class Scale:
-    """Plain regression learns standardised numbers, and predicts within their range, as a ladder does."""
+    """Plain regression learns standardised numbers and, like a ladder, predicts within their range."""
 
     def __init__(self, mean: float, deviation: float, lowest: float, highest: float) -> None:
         self.mean, self.deviation, self.lowest, self.highest = mean, deviation, lowest, highest
 
     @classmethod
     def of(cls, values: Tensor) -> Scale:
-        """The scale of some numbers."""
+        """The scale of the given numbers."""
         return cls(float(values.mean()), float(values.std()), float(values.min()), float(values.max()))
 
     def standard(self, values: Tensor) -> Tensor:
@@ -150,18 +150,18 @@ class Scale:
         return (values - self.mean) / self.deviation
 
     def value(self, standard: Tensor) -> Tensor:
-        """The inverse, kept within the range."""
+        """The inverse, clamped to the range."""
         return (standard * self.deviation + self.mean).clamp(self.lowest, self.highest)
 
 
 def expected_value(logits: Tensor, values: tuple[float, ...]) -> Tensor:
-    """Predictions ``[n]`` of a ladder's logits ``[n, K]`` and bucket values."""
+    """Predictions ``[n]`` from a ladder's logits ``[n, K]`` and bucket values."""
     form = ExpectedValue(values)
     return reference.fuse(logits, logits.new_tensor(form.weights_for(logits.shape[1])), form.kind)
 
 
 def middles(problem: Problem) -> tuple[float, ...]:
-    """Bucket values as the paper's authors have them: middles, the outer ones' towards the ends of the range."""
+    """Bucket values as in the paper: the middles of buckets, the outer ones' towards the ends of the range."""
     labels, cuts = problem.split.train.labels, problem.thresholds
     first, last = (float(labels.min()) + cuts[0]) / 2, (float(labels.max()) + cuts[-1]) / 2
     return bucket_values(cuts, first, last)
@@ -174,7 +174,7 @@ def errors(predicted: Tensor, part: Encoded) -> dict[str, float]:
 
 
 def write_report(path: Path, store: Store, data: Data, problem: Problem) -> Path:
-    """Write the tables of what is finished; returns the path."""
+    """Write the tables of the finished runs; returns the path."""
     rows, tried = (tables.ordered(store.rows(data.value, stage), NAMES) for stage in ("final", "tune"))
     sizes = [len(part) for part in (problem.split.train, problem.split.valid, problem.split.test)]
     shared = {

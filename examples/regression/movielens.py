@@ -1,6 +1,6 @@
-"""Ratings of 1 to 5 stars: MovieLens-1M, read from the folder that ``RESFLOW_ML1M`` names.
+"""Ratings from 1 to 5 stars: MovieLens-1M, read from the folder that ``RESFLOW_ML1M`` names.
 
-The data may not be passed on, so none of it is here: https://grouplens.org/datasets/movielens/1m/. The folder holds
+The data may not be redistributed, so none of it is here: https://grouplens.org/datasets/movielens/1m/. The folder holds
 ``ratings``, ``users`` and ``movies`` as Parquet, with the columns that the README lists.
 """
 
@@ -23,14 +23,14 @@ from resflow_kernels.training.ranker import encode_rows
 from .problem import Problem
 
 VARIABLE = "RESFLOW_ML1M"
-WIDTH = 16  # of every feature's embedding
+WIDTH = 16  # of each feature's embedding
 THRESHOLDS = (1.5, 2.5, 3.5, 4.5)
 STARS = (1.0, 2.0, 3.0, 4.0, 5.0)
 SPLIT_SEED = 0
 
 
 def folder() -> Path | None:
-    """Where the data is, if the environment says so."""
+    """The folder of the data, if the environment names it."""
     return Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
 
 
@@ -39,7 +39,7 @@ def load(source: Path, rows: int = 0) -> Problem:
 
     Args:
         source: the folder of the Parquet files.
-        rows: only the first ratings; 0: all.
+        rows: read only this many ratings; 0: all.
 
     Raises:
         ValueError: a file is missing.
@@ -63,13 +63,13 @@ def load(source: Path, rows: int = 0) -> Problem:
 
 
 def parts(users: NDArray[np.integer], seed: int = SPLIT_SEED) -> NDArray[np.int64]:
-    """The part of each rating: 0 for 80 % of each user's, drawn at random, 1 and 2 for 10 % each.
+    """The part of each rating: 0 for 80 % of each user's ratings, drawn at random, 1 and 2 for 10 % each.
 
     A user of ``n`` ratings has ``floor(n / 10)`` in each of the parts 1 and 2.
     """
     order = np.lexsort((np.random.default_rng(seed).random(len(users)), users))
     _, first, counts = np.unique(users[order], return_index=True, return_counts=True)
-    place = np.arange(len(users)) - np.repeat(first, counts)  # within the user, in the drawn order
+    place = np.arange(len(users)) - np.repeat(first, counts)  # position within the user's ratings, in the drawn order
     tenth = np.repeat(counts // 10, counts)
     part = np.zeros(len(users), np.int64)
     part[order] = np.select([place < tenth, place < 2 * tenth], [1, 2], 0)
@@ -83,14 +83,14 @@ def _features() -> FeatureSet:
 
 
 def _users(table: pa.Table) -> pa.Table:
-    """User columns; of the ZIP code its first three digits."""
+    """User columns, with the first three digits of the ZIP code."""
     region = pc.utf8_slice_codeunits(table["zipcode"].cast(pa.string()), 0, 3)
     columns = {name: table[name] for name in ("gender", "age", "occupation")}
     return pa.table({"user_id": table["userID"], **columns, "region": region})
 
 
 def _movies(table: pa.Table) -> pa.Table:
-    """Movie columns; genres (``"Action|Drama"``) as lists, the year as the title ends in it (``"Heat (1995)"``)."""
+    """Movie columns; genres (``"Action|Drama"``) as lists, the year from the end of the title (``"Heat (1995)"``)."""
     year = pc.struct_field(pc.extract_regex(table["title"], r"\((?P<year>\d{4})\)\s*$"), "year").cast(pa.float64())
     return pa.table({"movie_id": table["movieID"], "genres": pc.split_pattern(table["genres"], "|"), "year": year})
 

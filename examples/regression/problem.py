@@ -1,4 +1,4 @@
-"""A number to predict, as progressive tasks or plainly."""
+"""A number to predict, as progressive tasks or by plain regression."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from examples.experiments.data import Split
 
 @dataclass(frozen=True)
 class Problem:
-    """A number to predict, and the ladder of tasks ``y > t_i`` that stands for it.
+    """A number to predict, and the ladder of tasks ``y > t_i`` that represents it.
 
     Args:
         split: its labels are the number itself, ``[n, 1]``.
         thresholds: ``t_0..t_{K-1}``, ascending.
-        values: what each of the ``K + 1`` buckets between them is worth.
+        values: the value of each of the ``K + 1`` buckets between them.
     """
 
     split: Split
@@ -27,7 +27,7 @@ class Problem:
 
 
 def thresholds_at(values: NDArray[np.floating], percentiles: Sequence[float]) -> tuple[float, ...]:
-    """Thresholds at percentiles, each once, and none that no value is above.
+    """Distinct thresholds at percentiles, without those that no value exceeds.
 
     >>> thresholds_at(np.array([0.0, 0, 0, 1, 2, 3, 4, 4, 4, 4]), (10, 50, 90))
     (0.0, 2.5)

@@ -1,4 +1,4 @@
-"""How much of a video is watched, in percent of its duration: the KuaiRand slice."""
+"""The share of a video that is watched, in percent of its duration: the KuaiRand slice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resflow_kernels.data.features import FeatureSet
 
 from .problem import Problem, bucket_means, thresholds_at
 
-WIDTH = 8  # of every feature's embedding
+WIDTH = 8  # of each feature's embedding
 PERCENTILES = tuple(range(10, 100, 10))
 
 
@@ -20,7 +20,7 @@ def load(rows: int = 0) -> Problem:
     """Impressions of videos of known duration, split by date as in :mod:`examples.kuairand`.
 
     Args:
-        rows: only the first rows of each part; 0: all.
+        rows: read only this many rows of each part; 0: all.
     """
     data = prepare.load()
     features = prepare.feature_set(WIDTH).fit(data.train.table, min_count=prepare.MIN_COUNT)
@@ -33,7 +33,7 @@ def load(rows: int = 0) -> Problem:
 
 
 def percent(watched: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Watched shares as percent, a video watched more than once as 100."""
+    """Watched shares as percent; a video watched more than once counts as 100."""
     return (100 * np.minimum(watched, 1)).astype(np.float32)
 
 

@@ -63,7 +63,7 @@ class Requests:
 
 
 class Implementation(ABC):
-    """A way to score a model's candidates with ``threads`` threads.
+    """One way to score a model's candidates with ``threads`` threads.
 
     Build it and run its calls inside :func:`threads_of`, as PyTorch's thread count is the process's.
     """
@@ -139,7 +139,7 @@ class Resflow(Implementation):
 
 
 class Eager(Implementation):
-    """PyTorch, operator by operator."""
+    """PyTorch without compilation, operator by operator."""
 
     name = "eager"
     precision = "float32"

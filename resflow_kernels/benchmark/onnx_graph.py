@@ -3,9 +3,9 @@
 Its outputs are ``probs [B, K]`` and ``score [B]``; its inputs are ``x [B, D]``, or ``user [R, Du]``, ``item [N, Di]``
 and, for several requests, ``request [N]``, the request of each item. Needs onnx.
 
-The first layers of all tasks are either one product or one product per task. Measured on two cores of Zen 5 with
-three tasks of 576-128-64: one per task is up to a seventh faster with 1 to 16 rows (ONNX Runtime and OpenVINO) and in
-OpenVINO's float32 split of any size, and otherwise the same. (PyTorch eager is faster with one for all.)
+The first layers of all tasks are either one product or one product per task. Measured on two cores of Zen 5 with three
+tasks of 576-128-64: one per task is up to a seventh faster with 1 to 16 rows (ONNX Runtime and OpenVINO) and, at any
+size, in OpenVINO's float32 split; otherwise the times are equal. (PyTorch eager is faster with one for all.)
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class _Graph:
 
 
 def _first_outputs(graph: _Graph, plan: Plan, start: str, group: dict[str, np.ndarray]) -> list[str]:
-    """A first layer's outputs ``[B, H_1]`` a task, from its sums and the weights they came from."""
+    """First-layer outputs ``[B, H_1]``, one per task, from a group's matrix product and its weights."""
     output = _after_product(graph, plan.activations[0], start, group)
     tasks = group["bias"].size // plan.hidden[0]
     if tasks == 1:
@@ -138,7 +138,7 @@ def _first_outputs(graph: _Graph, plan: Plan, start: str, group: dict[str, np.nd
 
 
 def _finish(graph: _Graph, weights: _Weights, parts: list[str], fusion: Fusion) -> None:
-    """All that follows the first layers' outputs, one a task."""
+    """Append everything after the first layers, whose outputs are one part per task."""
     plan = weights.plan
     outputs: list[list[str]] = []
     own: list[str] = []
@@ -152,7 +152,7 @@ def _finish(graph: _Graph, weights: _Weights, parts: list[str], fusion: Fusion) 
 
 
 def _tower(graph: _Graph, weights: _Weights, task: int, first: str, residual: list[str] | None) -> list[str]:
-    """Outputs of a task's hidden layers, ``residual`` being the parent's."""
+    """A task's hidden outputs; ``residual`` are the parent's."""
     hidden = first if residual is None else graph.node("Add", first, residual[0])
     outputs = [hidden]
     for layer, own in enumerate(weights.later[task], start=1):
@@ -174,7 +174,7 @@ def _after_product(graph: _Graph, activation: str, value: str, own: dict[str, np
 
 
 def _probabilities(graph: _Graph, plan: Plan, own: list[str]) -> str:
-    """``probs [B, K]`` from the task logits ``[B, 1]``, before the residual."""
+    """``probs [B, K]`` from the task logits ``[B, 1]``, which are without residual."""
     if plan.head == "conditional":
         probs: list[str] = []
         for task, parent in enumerate(plan.parents):

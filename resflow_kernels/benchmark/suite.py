@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..contract import PRECISIONS, complete
 from ..testing import PROBABILITY_TOLERANCE
 from .baselines import BASELINES, OURS, Floats, Implementation, Model, Requests, exact_scores, label, threads_of
 from .interleave import Call, Schedule, Timing, busy_neighbour, interleave
 
 # Largest allowed difference of a probability from the float64 reference; our float32 has a tighter bound of its own.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 5e-2}
+TOLERANCES = complete("precision", PRECISIONS, {"float32": 1e-4, "bfloat16": 2e-2, "int8": 5e-2})
 
 # Number of rows checked per call: a mistake shows in any row, and float64 is slow.
 CHECKED_ROWS = 512
@@ -112,7 +113,7 @@ def measure(
     busy: bool = False,
     before_round: Callable[[], None] | None = None,
 ) -> None:
-    """Time the entries that have no problem; ``busy``: beside a process that keeps a core busy."""
+    """Time the entries that have no problem; ``busy``: while another process keeps a core busy."""
     calls = {entry.name: entry.call for entry in entries if entry.call is not None and entry.problem is None}
     with busy_neighbour() if busy else contextlib.nullcontext():
         timings = interleave(calls, schedule, before_round)

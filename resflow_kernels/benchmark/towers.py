@@ -75,7 +75,7 @@ class Towers(nn.Module):
         return self._scores(self.first.finish(torch.addmm(projection, item.to(dtype), self.item_weight.T)))
 
     def _scores(self, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities and score from the first layers' outputs ``[B, K * H_1]``."""
+        """Probabilities and score from the first-layer outputs ``[B, K * H_1]``."""
         parts = first.split(self.plan.hidden[0], dim=1)
         logits = reference.tower_logits(parts, self.towers, self.heads, self.plan).float()  # type: ignore[arg-type]
         probs = torch.sigmoid(logits)

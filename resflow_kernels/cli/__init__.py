@@ -1,4 +1,4 @@
-"""The ``resflow`` command: train a model, score files with it, inspect it, time it, look at the installation."""
+"""The ``resflow`` command: train a model, score files with it, inspect it, time it, show the installation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NEEDED = ("typer", "rich", "pyarrow")
 
 
 def build_app() -> typer.Typer:
-    """The typer application."""
+    """The ``typer`` application with all commands."""
     import typer
 
     from . import _options, bench, info, inspect, quantize, score, train

@@ -1,7 +1,7 @@
-"""PyTorch eager on the same weights (:mod:`resflow_kernels.benchmark.towers`): what ``--compare-eager`` times.
+"""PyTorch eager on the same weights (:mod:`resflow_kernels.benchmark.towers`), timed by ``--compare-eager``.
 
-``dense`` scores rows that are joined already (the joining is not timed); ``split`` computes the user's
-part of the first layer once. Both end in ``torch.topk``.
+``dense`` scores rows that are already joined (joining is not timed); ``split`` computes the user's part of the first
+layer once per request. Both end in ``torch.topk``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..benchmark.towers import Towers
 from ..core.fusion import Fusion
+from ..core.plan import Plan
 from ..serving.bundle import Bundle
 from ._ranker import Ranker
 from ._requests import Embedded
@@ -24,19 +25,20 @@ from ._requests import Embedded
 
 @dataclass
 class Comparison:
-    """Seconds a request of each way, and how far the scores were apart."""
+    """Seconds per request of each implementation, and the largest difference of their scores."""
 
     resflow: list[float] = field(default_factory=list)
     dense: list[float] = field(default_factory=list)
     split: list[float] = field(default_factory=list)
-    candidates: int = 0  # of all requests timed
-    difference: float = 0.0  # the greatest between ours and eager's k-th best scores, relative above 1
+    candidates: int = 0  # over all timed requests
+    difference: float = 0.0  # largest difference between our and eager's k-th best scores, relative above 1
 
 
 class EagerRanker:
-    """A bundle's towers in PyTorch eager, and its ``k`` best."""
+    """A bundle's towers in PyTorch eager, which return the ``k`` best candidates."""
 
     def __init__(self, bundle: Bundle, fusion: Fusion, user_width: int) -> None:
+        assert isinstance(bundle.plan, Plan)  # score has refused programs
         self._towers = Towers(bundle.plan, bundle.weights, fusion, user_width)
 
     def dense(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -54,7 +56,7 @@ def _best(scores: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
 
 
 def compare(ranker: Ranker, bundle: Bundle, requests: Iterable[Embedded], k: int, threads: int) -> Comparison:
-    """Time the three ways in turns, request by request, each with ``threads`` threads."""
+    """Time the three implementations in turn on each request, with ``threads`` threads each."""
     scorer = ranker.scorer
     assert scorer.features is not None
     torch.set_num_threads(threads)
@@ -64,7 +66,7 @@ def compare(ranker: Ranker, bundle: Bundle, requests: Iterable[Embedded], k: int
         for embedded in requests:
             if len(embedded.item):
                 best = min(k, len(embedded.item))
-                if result is None:  # the first request's first turns are a warm-up that does not count
+                if result is None:  # the first request's first calls are a warm-up that does not count
                     _take_turns(ranker, eager, embedded, best, Comparison())
                     result = Comparison()
                 _take_turns(ranker, eager, embedded, best, result)

@@ -12,7 +12,7 @@ import typer
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what bad files and arguments raise into ``resflow: <message>`` and exit code 2."""
+    """Turn exceptions about bad files and arguments into ``resflow: <message>`` and exit code 2."""
     try:
         yield
     except (ValueError, OSError, ImportError, MemoryError, pa.ArrowException) as error:
@@ -22,7 +22,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _text(error: Exception) -> str:
-    """The file first, as everywhere else, instead of ``[Errno 2] No such file or directory: 'name'``."""
+    """The message, with an ``OSError``'s file first instead of ``[Errno 2] No such file or directory: 'name'``."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return str(error)

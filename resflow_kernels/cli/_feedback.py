@@ -1,4 +1,4 @@
-"""Feedback on candidates, for Weighted Recall@K: read once, looked up a request at a time."""
+"""Feedback on candidates for Weighted Recall@K: the file is read once and looked up per request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._requests import Requests, read_table
 
 
 class Feedback:
-    """The labels' weights by request and item; rows of the same request and item add up.
+    """The labels' weights by request and item; the weights of rows of the same request and item are summed.
 
     Raises:
         ValueError: a column is missing, of a type that does not match the candidates', or a weight is null,
@@ -38,7 +38,7 @@ class Feedback:
         self._recalls: list[float] = []
 
     def add(self, request: int, positions: NDArray[np.int64]) -> None:
-        """Take in a request's ranking ``[k]``."""
+        """Add a request's ranking ``[k]`` to the mean."""
         start, stop = self._requests.span(request)
         weights = self.candidate_weights(request)
         recall = weighted_recall_of_ranking(positions[None], weights, [0, stop - start])
@@ -46,7 +46,7 @@ class Feedback:
             self._recalls.append(recall)
 
     def candidate_weights(self, request: int) -> NDArray[np.float64]:
-        """The weight of each of a request's candidates ``[n]``."""
+        """The weight of each of a request's candidates, ``[n]``."""
         start, stop = self._requests.span(request)
         own = slice(self._starts[request], self._starts[request + 1])
         items, places = np.unique(self._items[own], return_inverse=True)
@@ -60,12 +60,12 @@ class Feedback:
 
     @property
     def recall(self) -> float:
-        """The mean over the requests that have feedback on a candidate; NaN if none has."""
+        """The mean over the requests with feedback on at least one candidate; NaN if there are none."""
         return float(np.mean(self._recalls)) if self._recalls else float("nan")
 
     @property
     def requests_with_feedback(self) -> int:
-        """How many requests the mean is over."""
+        """Number of requests in the mean."""
         return len(self._recalls)
 
 
@@ -85,7 +85,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _codes(path: Path, name: str, column: pa.ChunkedArray, names: pa.Array) -> NDArray[np.int64]:
-    """Each value's place among ``names``, -1 where it has none."""
+    """Each value's index in ``names``; -1 for other values."""
     try:
         places = pc.index_in(column.cast(names.type), value_set=names)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -1,4 +1,4 @@
-"""What ``resflow`` takes without a command."""
+"""The options of ``resflow`` without a command."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    # The help is the application's; what is asked for here is done by the callbacks of the options.
+    # The help belongs to the application; the callbacks of the options do all the work.
     pass

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..core.plan import Plan
 from ..serving.scorer import Floats, Scorer, Table, TopK
 from ._requests import Embedded, Indices
 
@@ -14,36 +15,36 @@ class Ranker:
     """Ranks one request after another.
 
     Args:
-        scorer: with features.
-        is_catalog: whether every request brings the very same items.
+        scorer: a scorer with features.
+        is_catalog: whether all requests have the same items.
     """
 
     def __init__(self, scorer: Scorer, is_catalog: bool) -> None:
         self.scorer = scorer
-        self._is_catalog = is_catalog
+        self._is_catalog = is_catalog and isinstance(scorer.plan, Plan)  # programs have no tables of first layers
         self._table: Table | None = None
 
     def best(self, request: Embedded, k: int) -> TopK:
-        """The ``k`` best of a request's items; fewer items are filled up as :meth:`Scorer.dense_topk` does."""
+        """The ``k`` best of a request's items; rows are padded as in :meth:`Scorer.dense_topk` if there are fewer."""
         if self._is_catalog:
             return self.scorer.catalog_topk(request.user, self._all, [0, len(request.item)], self._rows(request), k)
         return self.scorer.request_topk(request.user, request.item, [0, len(request.item)], k)
 
     def probabilities(self, request: Embedded, positions: Indices) -> Floats:
-        """Those of some of a request's items ``[n, K]``: the very bits that ranked them."""
+        """Probabilities ``[n, K]`` of some of a request's items, bitwise those that ranked them."""
         offsets = [0, len(positions)]
         if self._is_catalog:
             return self.scorer.catalog_scores(request.user, positions, offsets, self._rows(request)).probs
         return self.scorer.request_scores(request.user, request.item[positions], offsets).probs
 
     def prepare(self, request: Embedded) -> None:
-        """Compute what requests share, so that it is not counted as any one's time."""
+        """Compute what all requests share, so that it is not counted as the time of any one."""
         if self._is_catalog:
             self._rows(request)
 
     def _rows(self, request: Embedded) -> Table:
         if self._table is None:
-            # float32 rows: one catalog's are small, and the ranking stays that of the request form but for ties.
+            # float32 rows: a single catalog's are small, and the ranking is that of the request form except for ties.
             self._table = self.scorer.catalog_rows(request.item, "float32")
         return self._table
 

@@ -1,4 +1,4 @@
-"""What ``resflow score`` prints."""
+"""The output of ``resflow score`` on the console."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = 10
 
 
 def ranking(console: Console, requests: Requests, ranked: Ranked | None, scorer: Scorer) -> None:
-    """The first request's best candidates."""
+    """Print the first request's best candidates."""
     if ranked is None:
         console.print("no requests in the file")
         return
@@ -39,7 +39,7 @@ def ranking(console: Console, requests: Requests, ranked: Ranked | None, scorer:
 
 
 def throughput(console: Console, requests: Requests, timing: Timing) -> None:
-    """Candidates a second, and how long a request took."""
+    """Print candidates per second and the time per request."""
     if not timing.scoring:
         return
     table = _latency_table(f"{requests.candidates:,} candidates of {len(requests):,} requests, time a request")
@@ -50,14 +50,14 @@ def throughput(console: Console, requests: Requests, timing: Timing) -> None:
 
 
 def recall(console: Console, k: int, feedback: Feedback) -> None:
-    """Weighted Recall@K."""
+    """Print Weighted Recall@K."""
     console.print(
         f"Weighted Recall@{k}: {feedback.recall:.4f} ({feedback.requests_with_feedback} requests with feedback)"
     )
 
 
 def comparison(console: Console, result: Comparison, threads: int) -> None:
-    """Ours beside PyTorch eager."""
+    """Print our times next to PyTorch eager's."""
     if not result.resflow:
         console.print("no candidates to compare on")
         return
@@ -70,8 +70,8 @@ def comparison(console: Console, result: Comparison, threads: int) -> None:
         table.add_row(name, *_latency(result.candidates, seconds), f"{np.median(seconds) / ours:.2f}")
     console.print(table)
     if threads > 1:
-        # Measured on two cores with 1000 candidates: resflow 1.3 ms call after call, 2.4 ms in these turns; with one
-        # thread 2.3 and 2.4 ms. Eager's threads are affected as well, differently.
+        # Measured on two cores with 1000 candidates: resflow takes 1.3 ms in consecutive calls and 2.4 ms in turn with
+        # the others; with one thread 2.3 and 2.4 ms. Eager's threads are affected as well, differently.
         console.print("Several threads: a turn after another's may differ from call after call; see also --threads 1.")
     console.print(f"greatest difference of the best scores: {result.difference:.1e}")
 

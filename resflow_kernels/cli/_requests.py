@@ -1,4 +1,4 @@
-"""Requests from Parquet files: which rows are whose, and their embeddings, a block at a time."""
+"""Requests from Parquet files: their rows grouped by request, and the rows' embeddings block by block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..serving.scorer import Floats, Scorer
 
 Indices = NDArray[np.int64]
 
-_BLOCK_ROWS = 1 << 18  # candidates encoded at a time: bounds the memory beyond the file's own
+_BLOCK_ROWS = 1 << 18  # candidates encoded at once: bounds the memory beyond the file's own
 
 
 @dataclass(frozen=True)
@@ -35,29 +35,29 @@ class Requests:
         return len(self.ids)
 
     def span(self, request: int) -> tuple[int, int]:
-        """The rows of ``items`` that a request ranks."""
+        """The range of rows of ``items`` that a request ranks."""
         if self.is_catalog:
             return 0, self.items.num_rows
         return int(self.offsets[request]), int(self.offsets[request + 1])
 
     @property
     def candidates(self) -> int:
-        """How many candidates all requests rank."""
+        """Number of candidates that all requests rank."""
         return len(self) * self.items.num_rows if self.is_catalog else self.items.num_rows
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """One request, embedded."""
+    """One request with its embedded user and items."""
 
     request: int
     user: Floats  # [1, Du]
     item: Floats  # [n, Di]
-    seconds: float  # what gathering and pooling took
+    seconds: float  # time of gathering and pooling
 
 
 def read_table(path: Path, columns: list[str]) -> pa.Table:
-    """Some columns of a Parquet file.
+    """Read some columns of a Parquet file.
 
     Raises:
         ValueError: there is no such file, it is not Parquet, or it lacks a column.
@@ -78,13 +78,13 @@ def read_table(path: Path, columns: list[str]) -> pa.Table:
 
 
 def read_requests(path: Path, features: FeatureSet) -> Requests:
-    """Candidates with their users, grouped by request id; rows of one request need not be adjacent."""
+    """Requests of candidates with their users, grouped by request id; rows of one request need not be adjacent."""
     columns = [features.request_id, features.item_id, *(feature.name for feature in features.all)]
     return grouped_requests(path, read_table(path, columns), features)
 
 
 def grouped_requests(path: Path, table: pa.Table, features: FeatureSet) -> Requests:
-    """The requests of a table of candidates read from ``path``; further columns stay with the candidates."""
+    """Requests of a table of candidates read from ``path``; further columns stay with the candidates."""
     ids, codes = _numbered(path, table, features.request_id)
     order = np.argsort(codes, kind="stable")
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.bincount(codes, minlength=len(ids)))))
@@ -95,7 +95,7 @@ def grouped_requests(path: Path, table: pa.Table, features: FeatureSet) -> Reque
 
 
 def read_catalog_requests(path: Path, catalog: Path, features: FeatureSet) -> Requests:
-    """Users, one row per request, who all rank one catalog."""
+    """Requests of users, one row each, that all rank the same catalog."""
     users = read_table(path, _user_columns(features))
     ids, codes = _numbered(path, users, features.request_id)
     if len(ids) != len(codes):
@@ -106,7 +106,7 @@ def read_catalog_requests(path: Path, catalog: Path, features: FeatureSet) -> Re
 
 
 def embedded_requests(requests: Requests, scorer: Scorer) -> Iterator[Embedded]:
-    """Each request's user row and item rows; a catalog's items are embedded once, before the first."""
+    """Embed each request's user row and item rows; a catalog's items are embedded once, before the first request."""
     features = scorer.features
     assert features is not None
     catalog = _embedded_items(requests.items, scorer) if requests.is_catalog else None
@@ -130,7 +130,7 @@ def _user_columns(features: FeatureSet) -> list[str]:
 
 
 def _numbered(path: Path, table: pa.Table, column: str) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Distinct request ids in order of first appearance, and each row's place among them."""
+    """Distinct request ids in order of first appearance, and each row's index among them."""
     ids = table.column(column)
     if ids.null_count:
         raise ValueError(f"{path}: column {column!r} must be without nulls, got {ids.null_count}")
@@ -153,7 +153,7 @@ def _embedded_items(items: pa.Table, scorer: Scorer) -> Floats:
 
 
 def _blocks(requests: Requests) -> Iterator[tuple[int, int]]:
-    """Runs of requests with at most ``_BLOCK_ROWS`` candidates (or a single larger request)."""
+    """Ranges of requests with at most ``_BLOCK_ROWS`` candidates (or a single larger request)."""
     if requests.is_catalog:
         for first in range(0, len(requests), _BLOCK_ROWS):
             yield first, min(first + _BLOCK_ROWS, len(requests))

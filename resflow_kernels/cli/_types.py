@@ -1,4 +1,4 @@
-"""What ``resflow score`` passes from scoring to writing and reporting."""
+"""The values that ``resflow score`` passes from scoring to writing and reporting."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Ranked:
     """One request's best candidates, best first."""
 
     request: int
-    positions: NDArray[np.int64]  # [k], place in the request
+    positions: NDArray[np.int64]  # [k], position in the request
     scores: Floats  # [k]
     probs: Floats  # [k, K]
 
 
 @dataclass
 class Timing:
-    """Seconds a request: of the scoring call alone, and with gathering and pooling the embeddings."""
+    """Seconds per request: of the scoring call alone, and including gathering and pooling of the embeddings."""
 
     scoring: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core.machine import usable_cores
+from ..core.program import Program
 from ..serving.bundle import Bundle, load
 from ._errors import one_line_errors
 
@@ -63,6 +64,8 @@ def _results(
     from ..benchmark.interleave import Schedule
     from ..benchmark.suite import Inputs, run
 
+    if isinstance(bundle.plan, Program):
+        raise ValueError("bench must be given a forest of towers, got a tile program, which no peer computes")
     model = Model(bundle.plan, bundle.weights, bundle.fusion)
     implementations = (*OURS, *_chosen(wanted))
     results = {}

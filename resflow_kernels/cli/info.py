@@ -30,7 +30,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instea
 
 
 def collect() -> dict[str, Any]:
-    """All facts, as ``--json`` prints them."""
+    """All facts, as printed by ``--json``."""
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -53,7 +53,7 @@ def _runtime() -> dict[str, Any]:
             "compiled": library.compiled_isas(),
             "RESFLOW_ISA": asked,
         }
-    except (ImportError, ValueError, RuntimeError) as error:  # the latter two: RESFLOW_ISA names none
+    except (ImportError, ValueError, RuntimeError) as error:  # the latter two: RESFLOW_ISA names no kernels
         return {"built": False, "error": str(error), "RESFLOW_ISA": asked}
 
 
@@ -79,7 +79,7 @@ def _torch() -> dict[str, Any]:
 
 
 def _triton() -> dict[str, Any]:
-    """Triton, whose kernels are compiled as they are needed."""
+    """Facts about Triton, whose kernels are compiled when they are first needed."""
     from ..ops import backends
 
     installed = backends.installed()
@@ -92,7 +92,7 @@ def _triton() -> dict[str, Any]:
 
 
 def _decision(kind: str) -> dict[str, str]:
-    """Whose kernels score a float32 model's dense, request and catalog forms on a type of device, and why."""
+    """The backend that scores a float32 model's dense, request and catalog forms on a type of device, and why."""
     from ..core.plan import Plan
     from ..ops import backends
 
@@ -111,7 +111,7 @@ def _gpu(properties: Any) -> dict[str, Any]:
 
 
 def _cuda(gpus: list[dict[str, Any]]) -> dict[str, Any]:
-    """The GPU kernels: whether they were built, by what and for what, and whether they are loaded."""
+    """Facts about the GPU kernels: whether they were built, with what and for what, and whether they are loaded."""
     from .. import ops
     from ..core import build
     from ..ops import library

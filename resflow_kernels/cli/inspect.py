@@ -1,8 +1,9 @@
-"""``resflow inspect``: what a model bundle holds."""
+"""``resflow inspect``: the contents of a model bundle."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+from ..core.program import Program
 from ..data.features import Feature
 from ..serving.bundle import Bundle, load, plan_fields
 from ._errors import one_line_errors
@@ -34,7 +36,7 @@ def inspect(
 
 
 def describe(bundle: Bundle, path: Path) -> dict[str, Any]:
-    """All facts of a bundle, as ``--json`` prints them."""
+    """All facts about a bundle, as printed by ``--json``."""
     plan, features = bundle.plan, bundle.features
     tower = sum(weight.size for weight in bundle.weights)
     tables = sum(table.size for table in bundle.tables.values())
@@ -43,6 +45,8 @@ def describe(bundle: Bundle, path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "tasks": list(bundle.tasks),
         "plan": plan_fields(plan),
+        "parents": list(plan.parents),
+        "steps": [step.kind for step in plan.steps] if isinstance(plan, Program) else None,
         "fusion": {"kind": bundle.fusion.kind, "weights": list(bundle.fusion.weights_for(plan.tasks))},
         "parameters": {"towers": tower, "tables": tables},
         "flop_per_candidate": plan.flops_per_candidate,
@@ -67,21 +71,25 @@ def _feature(feature: Feature) -> dict[str, Any]:
 def _task_tree(facts: dict[str, Any]) -> Tree:
     root = Tree("tasks")
     branches: list[Tree] = []
-    for task, parent in zip(facts["tasks"], facts["plan"]["parents"], strict=True):
+    for task, parent in zip(facts["tasks"], facts["parents"], strict=True):
         branches.append((branches[parent] if parent >= 0 else root).add(task))
     return root
 
 
 def _summary(facts: dict[str, Any]) -> Table:
     plan, fusion, parameters = facts["plan"], facts["fusion"], facts["parameters"]
-    switches = ("feature_residual", "logit_residual", "non_increasing", "affine")
-    widths = [plan["in_features"], *plan["hidden"], 1]
     weights = ", ".join(f"{weight:g}" for weight in fusion["weights"])
     table = Table(show_header=False, box=None)
-    table.add_row("towers", f"{len(facts['tasks'])} of {'-'.join(map(str, widths))}")
-    table.add_row("activations", ", ".join(plan["activations"]))
-    table.add_row("head", plan["head"])
-    table.add_row("switches", ", ".join(f"{name} {'on' if plan[name] else 'off'}" for name in switches))
+    if facts["steps"] is None:
+        switches = ("feature_residual", "logit_residual", "non_increasing", "affine")
+        widths = [plan["in_features"], *plan["hidden"], 1]
+        table.add_row("towers", f"{len(facts['tasks'])} of {'-'.join(map(str, widths))}")
+        table.add_row("activations", ", ".join(plan["activations"]))
+        table.add_row("head", plan["head"])
+        table.add_row("switches", ", ".join(f"{name} {'on' if plan[name] else 'off'}" for name in switches))
+    else:
+        counts = Counter(facts["steps"])
+        table.add_row("tile program", ", ".join(f"{count} {kind}" for kind, count in counts.items()))
     table.add_row("fusion", f"{fusion['kind']} ({weights})")
     table.add_row("parameters", f"{parameters['towers']:,} in towers, {parameters['tables']:,} in embedding tables")
     table.add_row("file", f"{facts['file']}, {facts['bytes']:,} bytes")

@@ -1,4 +1,4 @@
-"""``resflow quantize``: a bundle that scores in a lower precision, and what that costs."""
+"""``resflow quantize``: write a bundle that scores in a lower precision, and report the errors that this causes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _errors(bundle: Bundle, precision: str, model: Path, path: Path, k: int) -> 
     requests = grouped_requests(path, table, features)
     scorer = Scorer.from_bundle(bundle)
     labels = binary_labels(path, requests.items, bundle.tasks) if labelled else None
-    # Each candidate with its own user columns: a log's context (hour, place) changes from row to row.
+    # Each candidate keeps its own user columns: the context of a log (hour, place) changes from row to row.
     x = np.concatenate((scorer.embed_users(requests.items), scorer.embed_items(requests.items)), axis=1)
     return measure_errors(bundle, precision, x, requests.offsets, labels, k)
 

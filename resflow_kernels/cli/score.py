@@ -22,6 +22,7 @@ from ..contract import PRECISIONS
 from ..core import fusion as fusions
 from ..core.fusion import Fusion
 from ..core.machine import usable_cores
+from ..core.program import Program
 from ..data.features import FeatureSet
 from ..serving.bundle import Bundle, atomic_path, load
 from ..serving.scorer import Scorer
@@ -32,7 +33,7 @@ from ._ranker import Ranker
 from ._requests import Requests, embedded_requests, read_catalog_requests, read_requests
 from ._types import Ranked, Timing
 
-_WRITE_ROWS = 1 << 16  # rows of the output kept before they are written
+_WRITE_ROWS = 1 << 16  # rows of output buffered before they are written
 
 
 def score(
@@ -65,6 +66,8 @@ def score(
         if compare_eager and not find_spec("torch"):
             raise ValueError("--compare-eager must find PyTorch installed, got none")
         bundle = load(model)
+        if compare_eager and isinstance(bundle.plan, Program):
+            raise ValueError(f"--compare-eager must be left out for a tile program ({model}), it compares towers")
         scorer = Scorer.from_bundle(bundle, threads, _chosen_fusion(bundle, fusion, weights), precision)
         requests = _read(bundle, model, candidates, catalog)
         feedback = Feedback(labels, _features(bundle, model), requests) if labels else None
@@ -94,13 +97,13 @@ def _features(bundle: Bundle, model: Path) -> FeatureSet:
 
 
 def _chosen_fusion(bundle: Bundle, kind: str | None, weights: str | None) -> Fusion:
-    """The bundle's fusion with what the command line says instead."""
+    """The bundle's fusion, overridden by the command line."""
     if kind is None and weights is None:
         return bundle.fusion
     same = kind is None or kind == bundle.fusion.kind
     given = bundle.fusion.weights if weights is None and same else _numbers(weights)
     fusion = fusions.by_name(bundle.fusion.kind if kind is None else kind, given)
-    fusion.weights_for(bundle.plan.tasks)  # says how many it needs
+    fusion.weights_for(bundle.plan.tasks)  # raises, with the required number, if there are too few or too many
     return fusion
 
 

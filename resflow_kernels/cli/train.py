@@ -1,4 +1,4 @@
-"""``resflow train``: a model from Parquet or CSV files, as a TOML file says."""
+"""``resflow train``: train a model from Parquet or CSV files, as configured by a TOML file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..training.pipeline import Sources, Trained
     from ..training.settings import EpochResult, Progress
 
-INTERRUPTED = 130  # what shells report of a command that Ctrl-C ended
+INTERRUPTED = 130  # exit code that shells report for a command ended by Ctrl-C
 
 
 def train(
@@ -75,7 +75,7 @@ def _train(console: Console, settings: Config, sources: Sources) -> Trained:
 
 
 def _check_run(settings: Config, resume: bool) -> None:
-    """A run that is not finished is neither overwritten nor taken up without a word."""
+    """Refuse to overwrite an unfinished run, and to resume a run that has no checkpoint."""
     from ..training import pipeline, ranks
 
     checkpoint = pipeline.checkpoint_of(settings)
@@ -96,7 +96,7 @@ def _check_run(settings: Config, resume: bool) -> None:
 
 @contextmanager
 def _ranks(settings: Config) -> Iterator[bool]:
-    """The process group of ``torchrun``, if that started this process; whether this is the first rank."""
+    """Join the process group of ``torchrun`` if that started this process; yields whether this is the first rank."""
     import torch
 
     from ..training import pipeline, ranks
@@ -114,7 +114,7 @@ def _ranks(settings: Config) -> Iterator[bool]:
 
 @contextmanager
 def _stopping() -> Iterator[Any]:
-    """Ctrl-C and SIGTERM end training after the step; a second one, unless ``torchrun`` sent it on, at once."""
+    """Let Ctrl-C and SIGTERM end training after the current step; a second one, not from ``torchrun``, at once."""
     asked: list[int] = []
 
     def handle(number: int, _: Any) -> None:

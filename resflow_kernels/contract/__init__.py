@@ -1,8 +1,7 @@
-"""What all backends share: op schemas, enumerations, the plan's fields and the error texts.
+"""The definitions that all backends share: op schemas, enumerations, the plan's fields and the error texts.
 
-The ``.def`` files beside this module are the only place where each is written. C++ includes them as
-X-macros (``csrc/core/contract.h``); this module reads the same files. It imports neither torch nor
-numpy.
+The ``.def`` files next to this module are the only place where each is written. C++ includes them as X-macros
+(``csrc/core/contract.h``); this module parses the same files. It imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _FIELD = re.compile(r'"([^"]*)"|([^\s,][^,"]*)')
 
 @cache
 def _rows(file: str) -> list[tuple[str, ...]]:
-    """All rows of one ``.def`` file in order, each the macro's name and its arguments."""
+    """All rows of one ``.def`` file in order: each is the macro's name and its arguments."""
     text = (Path(__file__).parent / file).read_text(encoding="utf-8")
     text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
     return [(m[1], *(quoted or bare.strip() for quoted, bare in _FIELD.findall(m[2]))) for m in _ENTRY.finditer(text)]
@@ -38,36 +37,36 @@ def _values(file: str, macro: str) -> dict[str, str]:
 
 
 class Form(NamedTuple):
-    """A row of ``ops.def``: what one form of scoring takes."""
+    """A row of ``ops.def``: the arguments of one form of scoring."""
 
     name: str
     model: str  # "towers" or "twin"
     inputs: tuple[str, ...]  # names of the arguments before the model's
-    topk_inputs: tuple[str, ...]  # those that only the topk ending has, after them
-    flags: frozenset[str]  # of "autocast", "triton", "reference"
+    topk_inputs: tuple[str, ...]  # names of the further arguments that only the topk ending has
+    flags: frozenset[str]  # any of "autocast", "triton", "reference"
 
 
 class Precision(NamedTuple):
     """A precision's row of ``enums.def``."""
 
     name: str
-    code: int  # what plans store
-    bytes: int  # of one value
+    code: int  # as stored in plans
+    bytes: int  # per value
     flags: frozenset[str]
 
 
 def precisions_with(*flags: str) -> tuple[str, ...]:
-    """The names of the precisions that have one of some flags, in the contract's order."""
+    """The names of the precisions that have any of these flags, in the contract's order."""
     return tuple(name for name, row in PRECISION_ROWS.items() if not row.flags.isdisjoint(flags))
 
 
 def precision_of_code(code: int) -> str | None:
-    """The name of a stored code; ``None`` for a code that no precision has."""
+    """The name of a stored code; ``None`` for an unknown code."""
     return next((name for name, row in PRECISION_ROWS.items() if row.code == code), None)
 
 
 def _arguments(text: str) -> tuple[str, ...]:
-    """Names of a schema's arguments: of ``"Tensor x, int[] plan"`` ``("x", "plan")``."""
+    """The names of a schema's arguments: ``("x", "plan")`` for ``"Tensor x, int[] plan"``."""
     return tuple(part.split()[-1] for part in text.split(",") if part.strip())
 
 
@@ -92,7 +91,8 @@ FUSION_EXTRA_WEIGHTS = {
     name: int(extra) for name, extra in _values("enums.def", "FUSION").items()
 }  # beyond one per task
 WEIGHTS_PER = _names("enums.def", "WEIGHTS_PER")
-# Every precision by name; then the names that the CPU's kernels multiply in, those of GPUs alone, and those of tables.
+# Every precision by name; then the names of those in which the CPU's kernels multiply, of those of GPUs alone, and of
+# those of tables.
 PRECISION_ROWS: dict[str, Precision] = {
     name: Precision(name, int(code), int(size), frozenset(flags.split(" | ")))
     for name, code, size, flags in _rows_of("enums.def", "PRECISION")
@@ -107,28 +107,38 @@ PACKED = {name: int(value) for name, value in _values("plan.def", "PACKED").item
 PACKED_MAGIC = _values("plan.def", "PACKED_MAGIC")["magic"].encode()
 PACKED_FIELDS = _names("plan.def", "PACKED_FIELD")
 PACKED_LAYER_FIELDS = _names("plan.def", "PACKED_LAYER_FIELD")
+STEPS = _names("program.def", "STEP")
+# Where each field of a step is: in which of its numbers, from which bit on, and in how many; a segment is one number.
+STEP_FIELDS = {name: tuple(map(int, place)) for name, *place in _rows_of("program.def", "STEP_FIELD")}
+SEGMENT_FIELDS = {name: (0, *map(int, place)) for name, *place in _rows_of("program.def", "SEGMENT_FIELD")}
+PROGRAM_LIMITS = {name: int(value) for name, value in _values("program.def", "PROGRAM_LIMIT").items()}
 _EXPECTED = _values("errors.def", "EXPECT")
 
 _Row = TypeVar("_Row")
 
 
-def complete(what: str, names: tuple[str, ...], rows: Mapping[str, _Row]) -> dict[str, _Row]:
-    """``rows`` in the order of a list of ``enums.def``, one per name.
+def forms_with(flag: str) -> tuple[str, ...]:
+    """The names of the forms that have a flag, in the contract's order."""
+    return tuple(name for name, form in FORMS.items() if flag in form.flags)
+
+
+def complete(what: str, names: tuple[str, ...], rows: Mapping[str, _Row], file: str = "enums.def") -> dict[str, _Row]:
+    """``rows`` in the order of a list of ``enums.def``, or of another file, one row per name.
 
     Raises:
         ImportError: a name without its row, or a row without its name.
     """
     for name in names:
         if name not in rows:
-            raise ImportError(f"{what} {name!r} of contract/enums.def without its row")
+            raise ImportError(f"{what} {name!r} of contract/{file} without its row")
     for name in rows:
         if name not in names:
-            raise ImportError(f"{what} {name!r} without its name in contract/enums.def")
+            raise ImportError(f"{what} {name!r} without its name in contract/{file}")
     return {name: rows[name] for name in names}
 
 
 def error_message(op: str, argument: str, expected: str, got: object, *details: object) -> str:
-    """The text of one error: ``<op>: <argument> must be <expected>, got <got>``.
+    """The text of an error: ``<op>: <argument> must be <expected>, got <got>``.
 
     ``expected`` is a name of ``errors.def``; ``details`` fill its ``{0}``, ``{1}``.
     """

@@ -1,4 +1,4 @@
-"""What scoring returns, of torch tensors or of NumPy arrays; imports neither."""
+"""The results of scoring, as torch tensors or NumPy arrays; imports neither library."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ class TopK(NamedTuple):
     """The best candidates of ``R`` requests, best first."""
 
     scores: Any  # [R, k] float32, NaN where a request has fewer than k candidates
-    positions: Any  # [R, k] int64, place in the request, -1 where there is none
+    positions: Any  # [R, k] int64, position in the request; -1 past the last candidate

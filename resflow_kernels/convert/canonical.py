@@ -1,4 +1,4 @@
-"""A ranker from canonical weights, the form bundles hold."""
+"""Makes a ranker from canonical weights, the form in which bundles store them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..core.fusion import Fusion
 from ..core.plan import Plan
+from ..core.program import AnyPlan, Program
 from ..core.weights import towers_of
-from ..nn import ResFlow
+from ..nn import PackedResFlow, ResFlow
 from ..nn.layers import ACTIVATION_MODULES, TowerLayer
 
 
@@ -21,7 +23,7 @@ def from_canonical(
     tasks: Sequence[str] | None = None,
     fusion: Fusion | None = None,
 ) -> ResFlow:
-    """An ordinary :class:`ResFlow`, in eval mode, whose ``canonical_weights()`` are ``weights`` to the bit.
+    """An ordinary :class:`ResFlow`, in eval mode, whose ``canonical_weights()`` are bitwise ``weights``.
 
     Args:
         plan: the network.
@@ -48,7 +50,19 @@ def from_canonical(
     return ResFlow.from_layers(plan, names, towers, heads, fusion=fusion).eval()
 
 
-def _checked(plan: Plan, weights: Sequence[np.ndarray | Tensor]) -> list[Tensor]:
+def packed_program(
+    program: Program, weights: Sequence[np.ndarray | Tensor], tasks: Sequence[str], fusion: Fusion
+) -> PackedResFlow:
+    """A tile program on its weights, as ``program.weight_shapes`` lists them, packed for scoring.
+
+    Raises:
+        ValueError: a weight is missing or of the wrong shape or dtype; the message names it.
+    """
+    packed = ops.pack_towers(_checked(program, weights), program)
+    return PackedResFlow(program, tuple(tasks), fusion, packed).eval()
+
+
+def _checked(plan: AnyPlan, weights: Sequence[np.ndarray | Tensor]) -> list[Tensor]:
     if len(weights) != len(plan.weight_shapes):
         raise ValueError(f"weights must be the {len(plan.weight_shapes)} tensors of this plan, got {len(weights)}")
     tensors = []

@@ -1,9 +1,9 @@
-"""The drop-in replacement of a user's own ranker.
+"""Replaces the tower network inside a user's own ranker.
 
 The model is traced with ``torch.fx``. Towers are read backwards from their heads (Linears of one output): layer by
-layer down to the one node that feeds all first layers, noting where another tower's hidden output is added in.
-Then the logits are followed forwards through their own residual adds. What was read becomes one
-:class:`ResFlow` around the user's own layers; everything before and after it in the graph stays the user's.
+layer down to the one node that feeds all first layers, noting where another tower's hidden output is added. Then the
+logits are followed forwards through their own residual adds. The result is one :class:`ResFlow` around the user's own
+layers; everything before and after it in the graph remains the user's.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["CannotFuse", "fuse"]
 
 @dataclass
 class _Tower:
-    """One task as read from the graph, first layer first."""
+    """One task's layers as read from the graph, first layer first."""
 
     head: fx.Node
     layers: list[TowerLayer]
     own: list[fx.Node]  # f_k^l
     outputs: list[fx.Node]  # o_k^l: the same node where nothing is added
-    residuals: list[fx.Node | None]  # what is added
+    residuals: list[fx.Node | None]  # the added node; None without a residual
     linears: list[fx.Node]
     input: fx.Node
 
 
 @dataclass
 class _Logit:
-    """What a node of the graph holds: a task's own logit r, or its final logit z."""
+    """A task's logit at a node of the graph: its own logit r, or its final logit z."""
 
     task: int
     final: bool
@@ -160,7 +160,7 @@ def _read_tower(traced: fx.GraphModule, head: fx.Node) -> _Tower:
 def _own_and_residual(
     traced: fx.GraphModule, add: fx.Node, pair: tuple[fx.Node, fx.Node]
 ) -> tuple[fx.Node, fx.Node] | None:
-    """Which of two added hidden values is the tower's own: the layer nobody else reads."""
+    """Tell which of two added hidden values is the tower's own: the layer that nothing else reads."""
     layers = [node for node in pair if patterns.read_layer(traced, node) is not None]
     if not layers:
         return None
@@ -205,7 +205,7 @@ def _hidden_parents(towers: list[_Tower]) -> list[int | None]:
 
 
 def _read_logits(traced: fx.GraphModule, towers: list[_Tower]) -> dict[fx.Node, _Logit]:
-    """Every node that holds a task's logit, own or final, in graph order."""
+    """All nodes that hold a task's logit, own or final, in graph order."""
     logits: dict[fx.Node, _Logit] = {}
     head_of = {tower.head: task for task, tower in enumerate(towers)}
     for node in traced.graph.nodes:
@@ -224,9 +224,9 @@ def _read_logits(traced: fx.GraphModule, towers: list[_Tower]) -> dict[fx.Node, 
 
 
 def _own_logit(add: fx.Node, pair: tuple[fx.Node, fx.Node], logits: dict[fx.Node, _Logit]) -> tuple[fx.Node, fx.Node]:
-    """A logit residual's two sides: the task's own logit, which nothing else reads, and the parent's."""
+    """Tell a logit residual's two sides apart: the task's own logit, which nothing else reads, and the parent's."""
     own = [node for node in pair if not logits[node].final and len(node.users) == 1]
-    if len(own) == 2:  # a parent that nobody else reads has no output of its own: its head came first
+    if len(own) == 2:  # a parent that nothing else reads has no output of its own: its head came first
         own = [max(own, key=lambda node: logits[node].task)]
     if len(own) != 1 or logits[pair[0]].squeezed != logits[pair[1]].squeezed:
         raise CannotFuse(f"{add}: cannot tell the task's own logit from its parent's in {pair[0]} + {pair[1]}")
@@ -253,7 +253,7 @@ def _logit_parents(
 
 
 def _agree(towers: list[_Tower], hidden: list[int | None], logit: list[int]) -> tuple[list[int], bool, bool]:
-    """One topology from both residuals, and which of them there are."""
+    """Return the topology that both residuals agree on, and which of the residuals exist."""
     feature_residual, logit_residual = any(p != -1 for p in hidden), any(p != -1 for p in logit)
     parents = [int(p if p is not None else -1) for p in hidden] if feature_residual else list(logit)
     if feature_residual and logit_residual:
@@ -276,7 +276,7 @@ def _parents_first(parents: list[int]) -> list[int]:
 
 
 def _refuse_other_uses(towers: list[_Tower], logits: dict[fx.Node, _Logit]) -> None:
-    """Hidden outputs and own logits exist inside the fused op alone."""
+    """Refuse models that use hidden outputs or own logits elsewhere: they exist only inside the fused op."""
     inside = {node for tower in towers for node in (*tower.own, *tower.outputs, *tower.linears, tower.head)}
     for tower in towers:
         for output in (*tower.own, *tower.outputs):
@@ -297,7 +297,7 @@ def _refuse_other_uses(towers: list[_Tower], logits: dict[fx.Node, _Logit]) -> N
 def _rewrite(
     traced: fx.GraphModule, ranker: ResFlow, rows: fx.Node, logits: dict[fx.Node, _Logit], place: dict[int, int]
 ) -> fx.GraphModule:
-    """Every use of a final logit becomes a column of the ranker's logits, or of its probabilities."""
+    """Replace every use of a final logit by a column of the ranker's logits, or of its probabilities."""
     name = "resflow"
     if hasattr(traced, name):
         raise CannotFuse(f"{name}: the model already has an attribute of this name")

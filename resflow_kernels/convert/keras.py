@@ -1,4 +1,4 @@
-"""The paper authors' TensorFlow weights, by their names."""
+"""Converts the paper authors' TensorFlow weights, identified by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..nn.layers import TowerLayer
 
 EPS = 1e-3  # Keras' BatchNormalization default, which the authors use
 
-# <task>_dense<l>.kernel, <task>_dense<l>.<task>_prelu<l>.alpha: the e-commerce chain.
+# The e-commerce chain: <task>_dense<l>.kernel, <task>_dense<l>.<task>_prelu<l>.alpha.
 _NAMED = re.compile(r"(?P<task>\w+)_dense(?P<layer>\d+)\.(?P<part>kernel|bias|(?P=task)_prelu(?P=layer)\.alpha)")
-# dense<l>_<k>.kernel, dense<l>_<k>.prelu<l>_<k>.alpha: progressive regression.
+# Progressive regression: dense<l>_<k>.kernel, dense<l>_<k>.prelu<l>_<k>.alpha.
 _NUMBERED = re.compile(r"dense(?P<layer>\d+)_(?P<task>\d+)\.(?P<part>kernel|bias|prelu(?P=layer)_(?P=task)\.alpha)")
 _NORM = re.compile(r"batch_normalization(?:_(?P<number>\d+))?\.(?P<part>gamma|beta|moving_mean|moving_variance)")
 _NORM_PARTS = {"gamma", "beta", "moving_mean", "moving_variance"}
@@ -29,10 +29,10 @@ Parts = dict[str, np.ndarray]
 def from_keras(weights: Mapping[str, np.ndarray], fusion: Fusion | None = None) -> ResFlow:
     """The authors' model as a :class:`ResFlow` in eval mode.
 
-    Two naming schemes are known. ``<task>_dense<l>`` with ``batch_normalization[_n]`` is the e-commerce chain:
-    both residuals, PReLU, a BatchNorm after each activation and perhaps one on the input, numbered in the order
-    they were made. ``dense<l>_<k>`` is progressive regression: the logit residual alone, no BatchNorm. Widths,
-    layers and tasks are read off the names and shapes; tasks stand in the order in which they first appear.
+    Two naming schemes are known. ``<task>_dense<l>`` with ``batch_normalization[_n]`` is the e-commerce chain: both
+    residuals, PReLU, a BatchNorm after each activation and optionally one on the input, numbered in the order of their
+    creation. ``dense<l>_<k>`` is progressive regression: the logit residual only, no BatchNorm. Widths, layers and
+    tasks follow from the names and shapes; tasks are in the order of their first appearance.
 
     Args:
         weights: arrays by name, kernels ``[in, out]``; names may begin with ``w.``.
@@ -80,7 +80,7 @@ def from_keras(weights: Mapping[str, np.ndarray], fusion: Fusion | None = None) 
 
 
 def _sorted(named: Mapping[str, np.ndarray]) -> tuple[dict[str, dict[int, Parts]], dict[int, Parts], bool]:
-    """Arrays by task, layer and part; BatchNorms by number; whether the names are the progressive ones."""
+    """Arrays by task, layer and part; BatchNorms by number; whether the names are progressive regression's."""
     layers: dict[str, dict[int, Parts]] = {}
     norms: dict[int, Parts] = {}
     schemes = set()
@@ -105,7 +105,7 @@ def _sorted(named: Mapping[str, np.ndarray]) -> tuple[dict[str, dict[int, Parts]
 def _assign_norms(
     norms: dict[int, Parts], tasks: int, depth: int
 ) -> tuple[nn.BatchNorm1d | None, list[nn.BatchNorm1d]]:
-    """The input's BatchNorm, if any, and the layers', in the order Keras numbered them."""
+    """Assign BatchNorms in the order in which Keras numbered them: the input's, if it has one, and the layers'."""
     for number, parts in norms.items():
         if set(parts) != _NORM_PARTS:
             raise ValueError(f"batch_normalization_{number} must have {sorted(_NORM_PARTS)}, got {sorted(parts)}")
@@ -116,7 +116,7 @@ def _assign_norms(
     if len(made) in (0, hidden):
         return None, made
     raise ValueError(
-        f"weights must have 0, {hidden} (one a layer) or {hidden + 1} (and the input's) BatchNorms, got {len(made)}"
+        f"weights must have 0, {hidden} (one per layer) or {hidden + 1} (and the input's) BatchNorms, got {len(made)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What :mod:`resflow_kernels.convert.fuse` recognises in a traced graph, node by node."""
+"""The patterns that :mod:`resflow_kernels.convert.fuse` recognises in a traced graph, node by node."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def argument(node: fx.Node) -> fx.Node:
 
 
 def module(traced: fx.GraphModule, node: fx.Node, kind: type[_Module]) -> _Module | None:
-    """The module a node calls, if it is of this kind."""
+    """The module that a node calls, if it is of this kind."""
     if node.op != "call_module":
         return None
     found = traced.get_submodule(str(node.target))
@@ -55,7 +55,7 @@ def added(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def squeezed(node: fx.Node) -> fx.Node | None:
-    """The ``[B, 1]`` tensor that a node makes a ``[B]`` one of."""
+    """The ``[B, 1]`` tensor that a node squeezes to ``[B]``."""
     if node.target in (torch.squeeze, "squeeze"):
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         return argument(node) if dim in (1, -1) else None
@@ -99,12 +99,12 @@ def is_sigmoid(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def is_layer_part(node: fx.Node) -> bool:
-    """Whether a node may stand between a Linear and the layer's output."""
+    """Whether a node may be between a Linear and the layer's output."""
     return node.op == "call_module" or node.target in activations.FUNCTIONS or node.target in (F.dropout,)
 
 
 def activation(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """A node's activation as a module: the user's own, or one made for the function called."""
+    """A node's activation as a module: the user's own, or a new one for a function call."""
     own = module(traced, node, nn.Module)
     if own is not None:
         return own if activations.resembles(own) else None
@@ -115,7 +115,7 @@ def activation(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def read_layer(traced: fx.GraphModule, output: fx.Node) -> ReadLayer | None:
-    """The tower layer that ends in ``output``: a Linear and what follows it; ``None`` if it is no such thing."""
+    """The tower layer that ends in ``output``, a Linear and what follows it; ``None`` if there is none."""
     parts: list[tuple[fx.Node, nn.Module]] = []
     node = output
     while (linear := module(traced, node, nn.Linear)) is None:
@@ -155,5 +155,5 @@ def _make_layer(linear: nn.Linear, parts: list[tuple[fx.Node, nn.Module]], outpu
             raise CannotFuse(f"{node.target}: a second activation in one layer")
         else:
             act = part
-            activation_name(part)  # refuses what the plan has no name for
+            activation_name(part)  # raises for an activation that the plan cannot name
     return TowerLayer(linear, nn.Identity() if act is None else act, norm, norm_after, dropout)

@@ -1,1 +1,1 @@
-"""What a model is, without torch: the plan, score fusion, folded affines, the packed layout, results."""
+"""The model without torch: the plan, score fusion, folded affines, the packed layout, results."""

@@ -1,4 +1,4 @@
-"""What the build wrote down of itself in ``_build.json``; needs neither torch nor NumPy."""
+"""Facts about the build, stored in ``_build.json``; needs neither torch nor NumPy."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def facts() -> dict[str, Any]:
-    """``cuda``, the version of nvcc or ``None``; ``architectures``; ``left_out``, why each missing part is missing."""
+    """``cuda``: the version of nvcc or ``None``; ``architectures``; ``left_out``: why each missing part is missing."""
     file = PACKAGE / "_build.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def why_left_out(part: str) -> str | None:
-    """Why this build has no ``torch`` (the torch ops), no ``numpy`` (the runtime) or no ``cuda`` (GPU kernels)."""
+    """Why this build lacks ``torch`` (the torch ops), ``numpy`` (the runtime) or ``cuda`` (GPU kernels)."""
     return facts().get("left_out", {}).get(part)
 
 
 def why_no_runtime() -> str:
-    """Why there is no compiled library of the NumPy runtime, and what to do about it."""
+    """Why the compiled library of the NumPy runtime is missing, and what to do about it."""
     why = why_left_out("numpy")
     if why is not None:
         return f"built without the NumPy runtime: {why}. Build again with pybind11, without RESFLOW_WITHOUT=numpy"

@@ -1,8 +1,8 @@
-"""What the ops ask of their inputs, for the paths that do not reach C++ (fakes, reference).
+"""Checks of the ops' inputs for the paths that do not reach C++ (fakes, reference).
 
-Mirrors ``csrc/core/check.h``: same order, same texts (both take them from ``contract/errors.def``;
-a test sends every bad input to both). Uses only sizes, strides and dtypes, so it works on SymInts;
-:func:`offset_values` is the exception and is left out where tensors have no data.
+Mirrors ``csrc/core/check.h``: the same order and the same texts (both read them from ``contract/errors.def``; a test
+passes every bad input to both). Only sizes, strides and dtypes are used, so the checks work on SymInts;
+:func:`offset_values` is the exception, and is omitted where tensors have no data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..contract import (
 from .fusion import weight_count
 from .plan import Plan
 
-# What a table is stored as, by its precision's code.
+# The dtypes of a table's rows, by the code of their precision.
 TABLE_DTYPES: dict[int, torch.dtype] = {PRECISION_ROWS[name].code: getattr(torch, name) for name in TABLE_PRECISIONS}
 
 
@@ -35,7 +35,7 @@ def precisions_of(device: str) -> tuple[str, ...]:
 
 
 def row_dtypes(device: str) -> tuple[torch.dtype, ...]:
-    """What rows may be stored as."""
+    """The dtypes that rows may have on this type of device."""
     names = precisions_with("in_rows") if device == "cpu" else precisions_with("in_rows", "in_gpu_rows")
     return tuple(getattr(torch, name) for name in names)
 
@@ -46,7 +46,7 @@ def _require(holds: bool, op: str, argument: str, expected: str, got: object, *d
 
 
 def _text(got: object) -> object:
-    """What a message says was got; made only then, because tracers cannot follow the making of texts."""
+    """The ``got`` part of a message, built only when the message is raised, because tracers cannot build texts."""
     if isinstance(got, Tensor):
         return _sizes(got)
     return got() if callable(got) else got
@@ -65,14 +65,14 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def dtype(op: str, argument: str, tensor: Tensor, *expected: torch.dtype) -> None:
-    """One of some dtypes."""
+    """Require one of several dtypes."""
     names = [_dtype_name(one) for one in expected]
     listed = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
     _require(tensor.dtype in expected, op, argument, "dtype", _dtype_name(tensor.dtype), listed)
 
 
 def matrix(op: str, argument: str, tensor: Tensor, columns: int | None, *floating: torch.dtype) -> None:
-    """A float matrix with contiguous rows; any row stride. No ``floating`` named: what the ops take."""
+    """Require a float matrix with contiguous rows and any row stride; by default of any dtype that the ops accept."""
     if columns is None:
         _require(tensor.dim() == 2, op, argument, "any_matrix", tensor)
     else:
@@ -83,7 +83,7 @@ def matrix(op: str, argument: str, tensor: Tensor, columns: int | None, *floatin
 
 
 def offsets(op: str, tensor: Tensor, requests: int | None) -> None:
-    """An int64 vector of ``requests + 1`` offsets, or of any number of them."""
+    """Require an int64 vector of ``requests + 1`` offsets, or of at least one if ``requests`` is ``None``."""
     if requests is None:
         _require(tensor.dim() == 1 and tensor.shape[0] >= 1, op, "offsets", "offsets_any", tensor)
     else:
@@ -94,7 +94,7 @@ def offsets(op: str, tensor: Tensor, requests: int | None) -> None:
 
 
 def offset_values(op: str, tensor: Tensor, candidates: int) -> None:
-    """Offsets start at 0, do not decrease, and end at the number of candidates."""
+    """Require offsets that start at 0, do not decrease, and end at the number of candidates."""
     values = tensor.tolist()
     _require(values[0] == 0, op, "offsets[0]", "offsets_start", values[0])
     for at in range(1, len(values)):
@@ -115,7 +115,7 @@ def fusion(
     requests: int | None,
     floating: torch.dtype,
 ) -> None:
-    """The fusion's number, and its weights: ``[K]``, one row a request, or one a candidate."""
+    """Check the fusion's code and its weights: ``[K]``, one row per request, or one row per candidate."""
     _require(0 <= code < len(FUSIONS), op, "fusion", "one_of", code, f"0 to {len(FUSIONS) - 1}")
     allowed = [name for name in WEIGHTS_PER if name != "request" or requests is not None]
     known = 0 <= weights_per < len(WEIGHTS_PER) and WEIGHTS_PER[weights_per] in allowed
@@ -136,59 +136,76 @@ def fusion(
 
 
 def precision(op: str, plan: Plan, packed: Tensor, device: str | None = None) -> None:
-    """A precision in which the device of the weights (or another type of device) multiplies."""
+    """Require a precision in which the weights' device (or another type of device) multiplies."""
     device = packed.device.type if device is None else device
-    if device == "meta":  # of any
+    if device == "meta":  # the device is unknown
         return
+    got = "a tile program, which runs on the CPU"
+    _require(device == "cpu" or isinstance(plan, Plan), op, "plan", "towers", got)
     known = precisions_of(device)
     place = "the CPU" if device == "cpu" else "a GPU"
     _require(plan.precision in known, op, "plan precision", "precision", plan.precision, ", ".join(known), place)
 
 
+def towers(op: str, plan: object) -> None:
+    """Require a forest of towers."""
+    _require(isinstance(plan, Plan), op, "plan", "towers", "a tile program")
+
+
+def program(op: str, plan: object) -> None:
+    """Require a tile program."""
+    _require(not isinstance(plan, Plan), op, "plan", "program", "a forest of towers")
+
+
+def scored(op: str, plan: Plan) -> None:
+    """Require tasks, which a tile program may be without."""
+    _require(plan.tasks > 0, op, "plan", "scored", "a tile program of none")
+
+
 def packed(op: str, tensor: Tensor, plan: Plan) -> None:
-    """Weights packed for the plan, by their size; the header is not read."""
+    """Require the size of weights packed for the plan; their header is not read."""
     dtype(op, "packed", tensor, torch.uint8)
     fits = tensor.dim() == 1 and tensor.shape[0] == plan.packed_bytes and tensor.stride(0) == 1
     _require(fits, op, "packed", "packed_size", tensor, plan.packed_bytes)
 
 
 def device(op: str, argument: str, tensor: Tensor, expected: torch.device) -> None:
-    """On the device of another of the call's tensors."""
+    """Require the device of another of the call's tensors."""
     _require(tensor.device == expected, op, argument, "device", tensor.device, expected)
 
 
 def side(op: str, argument: str, tensor: Tensor, plan: Plan, *floating: torch.dtype) -> None:
-    """The user's or the item's part of the plan's input: at most as wide."""
+    """Check the user's or the item's part of the plan's input, which is at most as wide as the input."""
     matrix(op, argument, tensor, None, *floating)
     fits = tensor.shape[1] <= plan.in_features
     _require(fits, op, argument, "at_most_columns", tensor, plan.in_features)
 
 
 def table_dtype(op: str, code: int) -> None:
-    """The code of what a table's rows are rounded to."""
+    """Require the code of a table's precision."""
     known = ", ".join(f"{PRECISION_ROWS[name].code} ({name})" for name in TABLE_PRECISIONS)
     _require(code in TABLE_DTYPES, op, "dtype", "one_of", code, known)
 
 
 def code_of(op: str, argument: str, code: int, count: int) -> None:
-    """A place in a list of the contract."""
+    """Require the code of an entry in a list of the contract."""
     _require(0 <= code < count, op, argument, "one_of", code, f"0 to {count - 1}")
 
 
 def name_of(op: str, argument: str, name: str, names: Sequence[str]) -> None:
-    """A name of a list of the contract."""
+    """Require a name from a list of the contract."""
     _require(name in names, op, argument, "one_of", repr(name), ", ".join(names))
 
 
 def contiguous(op: str, argument: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    """A contiguous float32 tensor of this shape."""
+    """Require a contiguous float32 tensor of this shape."""
     _require(tuple(tensor.shape) == tuple(shape), op, argument, "shape", tensor, list(shape))
     dtype(op, argument, tensor, torch.float32)
     _require(tensor.is_contiguous(), op, argument, "contiguous", _strides(tensor))
 
 
 def table(op: str, rows: Tensor, scales: Tensor, plan: Plan) -> None:
-    """A catalogue's table ``[M, K * H_1]`` and its scales."""
+    """Check a catalog's table ``[M, K * H_1]`` and its scales."""
     width = plan.table_width
     _require(rows.dim() == 2 and rows.shape[1] == width, op, "table", "matrix", rows, width)
     _table_element(op, rows)
@@ -204,26 +221,26 @@ def _table_element(op: str, rows: Tensor) -> None:
 
 
 def task_count(op: str, tasks: int) -> None:
-    """1 to the most tasks a plan may have."""
+    """Require 1 to the largest number of tasks of a plan."""
     most = PLAN_LIMITS["max_tasks"]
     _require(1 <= tasks <= most, op, "tasks", "one_of", tasks, f"1 to {most}")
 
 
 def twin_parents(op: str, parents: list[int]) -> None:
-    """Each task's parent stands before it, or is -1."""
+    """Require that each task's parent comes before it, or is -1."""
     most = PLAN_LIMITS["max_tasks"]
     earlier = all(-1 <= parent < task for task, parent in enumerate(parents))
     _require(1 <= len(parents) <= most and earlier, op, "parents", "parents", list(parents), most)
 
 
 def task_columns(op: str, argument: str, tensor: Tensor, tasks: int) -> None:
-    """As many columns for each task."""
+    """Require the same number of columns for each task."""
     divides = tensor.dim() == 2 and tensor.shape[1] > 0 and tensor.shape[1] % tasks == 0
     _require(divides, op, argument, "task_columns", tensor, tasks)
 
 
 def twin_table(op: str, rows: Tensor, scales: Tensor, tasks: int) -> None:
-    """Item vectors ``[M, K * W]`` and their scales ``[M, K]``."""
+    """Check item vectors ``[M, K * W]`` and their scales ``[M, K]``."""
     task_columns(op, "table", rows, tasks)
     _table_element(op, rows)
     int8 = rows.dtype == torch.int8
@@ -237,13 +254,13 @@ def twin_table(op: str, rows: Tensor, scales: Tensor, tasks: int) -> None:
 
 
 def vector(op: str, argument: str, tensor: Tensor) -> None:
-    """Elements side by side."""
+    """Require contiguous elements."""
     together = tensor.shape[0] <= 1 or tensor.stride(0) == 1
     _require(together, op, argument, "contiguous", _strides(tensor))
 
 
 def ids(op: str, tensor: Tensor) -> None:
-    """A vector of ids, their values aside (:func:`id_values`)."""
+    """Check a vector of ids, but not their values (see :func:`id_values`)."""
     _require(tensor.dim() == 1, op, "ids", "vector", tensor, "ids")
     dtype(op, "ids", tensor, torch.int64)
     vector(op, "ids", tensor)
@@ -258,7 +275,7 @@ def id_values(op: str, tensor: Tensor, items: int) -> None:
 def feature_tables(
     op: str, tables: Sequence[Tensor], scales: Sequence[Tensor], ragged: Sequence[int], plan: Plan
 ) -> None:
-    """The tables of all features, the scales of the int8 ones, and the places of those that take lists."""
+    """Check the tables of all features, the scales of the int8 ones, and the positions of those that take lists."""
     _require(len(tables) > 0, op, "tables", "tables", "none")
     for at, table in enumerate(tables):
         argument = f"tables[{at}]"
@@ -287,7 +304,7 @@ def user_features(op: str, count: int, tables: int) -> None:
 def feature_ids(
     op: str, prefix: str, ids: Tensor, values: Tensor, value_offsets: Tensor, columns: int, lists: int
 ) -> None:
-    """What is looked up in ``columns`` features of one id and ``lists`` ragged ones, its values aside."""
+    """Check the lookups of ``columns`` features of one id and ``lists`` ragged ones, but not their values."""
     _require(ids.dim() == 2 and ids.shape[1] == columns, op, f"{prefix}ids", "matrix", ids, columns)
     dtype(op, f"{prefix}ids", ids, torch.int64)
     _require(values.dim() == 1, op, f"{prefix}values", "vector", values, "ids")
@@ -310,7 +327,7 @@ def feature_id_values(
     ragged: Sequence[int],
     first: int,
 ) -> None:
-    """Offsets that cut up the values, and no id outside its table; ``tables`` from place ``first`` of all on."""
+    """Require offsets that partition the values, and ids inside their tables; ``tables`` begin at ``first`` of all."""
     argument, cuts = f"{prefix}value_offsets", value_offsets.tolist()
     _require(cuts[0] == 0, op, f"{argument}[0]", "offsets_start", cuts[0])
     for at, (before, own) in enumerate(pairwise(cuts), 1):
@@ -334,12 +351,12 @@ def feature_id_values(
 
 
 def positive(op: str, argument: str, value: int) -> None:
-    """At least 1."""
+    """Require a value of at least 1."""
     _require(value >= 1, op, argument, "positive", value)
 
 
 def columns_sum(op: str, user: Tensor, item: Tensor, plan: Plan) -> None:
-    """The user's and the item's columns together are the plan's input."""
+    """Require that the user's and the item's columns together are the plan's input."""
     got = f"{user.shape[1]} + {item.shape[1]}"
     _require(
         user.shape[1] + item.shape[1] == plan.in_features, op, "user and item", "columns_sum", got, plan.in_features
@@ -347,7 +364,7 @@ def columns_sum(op: str, user: Tensor, item: Tensor, plan: Plan) -> None:
 
 
 def weights(op: str, tensors: list[Tensor], plan: Plan, transposed: bool = False) -> None:
-    """The canonical weights of a plan; or with matrices ``[outputs, inputs]``, as ``nn.Linear`` has them."""
+    """Check the canonical weights of a plan; ``transposed``: matrices are ``[outputs, inputs]`` (``nn.Linear``)."""
     shapes = plan.weight_shapes
     _require(len(tensors) == len(shapes), op, "weights", "weight_count", len(tensors), len(shapes))
     for at, (tensor, (name, shape)) in enumerate(zip(tensors, shapes, strict=True)):
@@ -361,7 +378,7 @@ def weights(op: str, tensors: list[Tensor], plan: Plan, transposed: bool = False
 
 
 def no_grad(op: str, **tensors: Tensor) -> None:
-    """Refuse a call whose gradient would be lost without a word."""
+    """Refuse a call whose gradient would be lost silently."""
     if torch.is_grad_enabled():
         for argument, tensor in tensors.items():
             _require(not tensor.requires_grad, op, argument, "no_grad", "requires_grad=True")

@@ -1,7 +1,7 @@
 """Fold a layer's BatchNorms into its canonical weights, in float64.
 
-The modules use it when they pack their weights and when they train; the runtime is given weights that are folded.
-An *affine* here is an eval-mode BatchNorm written as ``v * scale + shift``.
+The modules use it when they pack their weights and when they train; bundles hold weights that are already folded. An
+*affine* here is an eval-mode BatchNorm written as ``v * scale + shift``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Array = Any  # a torch.Tensor or a numpy.ndarray, float64
 
 
 class Affine(NamedTuple):
-    """``v * scale + shift`` a channel."""
+    """``v * scale + shift`` per channel."""
 
     scale: Array
     shift: Array

@@ -1,7 +1,7 @@
-"""What each form asks of its inputs, and how many candidates and requests there are: a function per row of ``ops.def``.
+"""Checks of each form's inputs, which count its candidates and requests: one function per row of ``ops.def``.
 
-:func:`check` parses an op's arguments, in the order of its schema, and makes the checks that need no data in the order
-in which ``csrc/core`` makes them. Fakes, the reference and Triton's kernels all start from what it returns.
+:func:`check` parses an op's arguments, in the order of its schema, and makes the checks that need no data, in the order
+of ``csrc/core``. Fakes, the reference and Triton's kernels all start from its result.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor
 from ..contract import FORMS, FUSIONS, WEIGHTS_PER, Form
 from . import checks
 from .plan import Plan
+from .program import decode_plan
 
-Dtypes = tuple[torch.dtype, ...]  # of rows; none named: what the ops take on the tensor's device
+Dtypes = tuple[torch.dtype, ...]  # dtypes that rows may have; empty: those the ops accept on the tensor's device
 
 
 class Counts(NamedTuple):
-    """How many candidates a call has, and how many requests (``None``: a form without)."""
+    """Number of candidates of a call, and of requests (``None`` in a form without requests)."""
 
     candidates: int
     requests: int | None
@@ -31,23 +32,23 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """One scoring call, checked."""
+    """A checked scoring call."""
 
     op: str
     form: Form
-    inputs: dict[str, Any]  # by the names of the form's row
+    inputs: dict[str, Any]  # by their names in the form's row
     packed: Any  # the towers' packed weights; None in the twin tower form
     fusion_weights: Tensor
     plan: Any  # the towers' Plan; None in the twin tower form
     parents: tuple[int, ...]
     fusion: str
     weights_per: str
-    k: int | None  # None: the call scores
+    k: int | None  # None if the call scores
     counts: Counts
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors but the packed weights, by their arguments' names."""
+        """All tensors except the packed weights, by argument name."""
         named: dict[str, Tensor] = {}
         for name, value in (*self.inputs.items(), ("fusion_weights", self.fusion_weights)):
             if isinstance(value, Tensor):
@@ -55,7 +56,7 @@ class Call:
         return named
 
     def check_values(self) -> None:
-        """Check what stands in offsets and ids, which reads the tensors."""
+        """Check the values of offsets and ids, which reads the tensors."""
         if "ids" in self.inputs and "table" in self.inputs:
             checks.id_values(self.op, self.inputs["ids"], self.inputs["table"].shape[0])
         if "offsets" in self.inputs:
@@ -63,13 +64,13 @@ class Call:
 
 
 @lru_cache(maxsize=256)
-def decoded(encoded: tuple[int, ...]) -> Plan:
-    """The plan of an op's list of integers; the same list gives the same object."""
-    return Plan.decode(encoded)
+def decoded(encoded: tuple[int, ...]) -> Any:
+    """The plan encoded by an op's list of integers; the same list returns the same object."""
+    return decode_plan(encoded)
 
 
 def form_of(op: str) -> tuple[Form, bool]:
-    """An op's row, and whether it ranks: of ``"dense_topk"`` the dense form's and ``True``."""
+    """An op's row, and whether it ranks: the dense form's row and ``True`` for ``"dense_topk"``."""
     name, ending = op.rsplit("_", 1)
     return FORMS[name], ending == "topk"
 
@@ -78,10 +79,10 @@ def check(op: str, arguments: tuple[Any, ...], rows: Dtypes = (), device: str | 
     """Parse and check a scoring op's arguments.
 
     Args:
-        op: its name, such as ``"request_topk"``.
-        arguments: in the order of its schema.
+        op: the op's name, such as ``"request_topk"``.
+        arguments: the op's arguments in the order of its schema.
         rows: the dtypes that rows may have.
-        device: the type of device whose precisions count; ``None``: the packed weights'.
+        device: the type of device whose precisions are allowed; ``None``: the packed weights' device.
 
     Raises:
         ValueError: bad input; the message names the argument, what was expected and what was got.
@@ -100,6 +101,8 @@ def check(op: str, arguments: tuple[Any, ...], rows: Dtypes = (), device: str | 
         fusion_weights, parents, _, fusion, weights_per = model[:5]
         packed, plan, parents, tasks = None, None, tuple(parents), len(parents)
         counts = _CHECKS[form.name](op, parents, rows, **inputs)
+    if plan is not None:
+        checks.scored(op, plan)
     checks.fusion(op, fusion_weights, fusion, weights_per, tasks, counts.weight_rows, counts.requests, torch.float32)
     if plan is not None:
         checks.precision(op, plan, packed, device)
@@ -110,13 +113,13 @@ def check(op: str, arguments: tuple[Any, ...], rows: Dtypes = (), device: str | 
 
 
 def check_dense(op: str, plan: Plan, rows: Dtypes, x: Tensor, offsets: Tensor | None = None) -> Counts:
-    """``x [B, D]``; offsets cut it into requests."""
+    """Check ``x [B, D]``; offsets divide it into requests."""
     checks.matrix(op, "x", x, plan.in_features, *rows)
     return _cut(op, x.shape[0], offsets)
 
 
 def check_request(op: str, plan: Plan, rows: Dtypes, user: Tensor, item: Tensor, offsets: Tensor) -> Counts:
-    """``user [R, Du]``, ``item [N, Di]``, ``offsets [R + 1]``."""
+    """Check ``user [R, Du]``, ``item [N, Di]`` and ``offsets [R + 1]``."""
     checks.matrix(op, "user", user, None, *rows)
     checks.matrix(op, "item", item, None, *rows)
     checks.columns_sum(op, user, item, plan)
@@ -126,7 +129,8 @@ def check_request(op: str, plan: Plan, rows: Dtypes, user: Tensor, item: Tensor,
 def check_catalog(
     op: str, plan: Plan, rows: Dtypes, user: Tensor, ids: Tensor, offsets: Tensor, table: Tensor, scales: Tensor
 ) -> Counts:
-    """``user [R, Du]``, ``ids [N]``, ``offsets [R + 1]``, ``table [M, plan.table_width]``."""
+    """Check ``user [R, Du]``, ``ids [N]``, ``offsets [R + 1]`` and ``table [M, plan.table_width]``."""
+    checks.towers(op, plan)
     checks.side(op, "user", user, plan, *rows)
     checks.table(op, table, scales, plan)
     checks.ids(op, ids)
@@ -145,7 +149,7 @@ def check_feature(
     ragged: list[int],
     offsets: Tensor | None = None,
 ) -> Counts:
-    """Ids of ``B`` candidates in all tables; offsets cut them into requests."""
+    """Check the ids of ``B`` candidates in all tables; offsets divide the candidates into requests."""
     checks.feature_tables(op, tables, scales, ragged, plan)
     lists = len(ragged)
     checks.feature_ids(op, "", ids, values, value_offsets, len(tables) - lists, lists)
@@ -168,7 +172,7 @@ def check_feature_request(
     ragged: list[int],
     user_features: int,
 ) -> Counts:
-    """Ids of ``R`` users in the first ``user_features`` tables, of ``N`` candidates in the others."""
+    """Check the ids of ``R`` users in the first ``user_features`` tables, and of ``N`` candidates in the others."""
     checks.feature_tables(op, tables, scales, ragged, plan)
     checks.user_features(op, user_features, len(tables))
     lists = sum(index < user_features for index in ragged)
@@ -179,7 +183,7 @@ def check_feature_request(
 
 
 def check_twin(op: str, parents: tuple[int, ...], rows: Dtypes, user: Tensor, table: Tensor, scales: Tensor) -> Counts:
-    """``user [R, K * W]`` and ``table [M, K * W]``: every item is a candidate of every request."""
+    """Check ``user [R, K * W]`` and ``table [M, K * W]``: every item is a candidate of every request."""
     _check_vectors(op, parents, rows, user, table, scales)
     requests, items = user.shape[0], table.shape[0]
     return Counts(requests * items, requests, items)
@@ -195,7 +199,7 @@ def check_twin_ids(
     table: Tensor,
     scales: Tensor,
 ) -> Counts:
-    """``user [R, K * W]``, ``ids [N]`` of rows of ``table [M, K * W]``, ``offsets [R + 1]``."""
+    """Check ``user [R, K * W]``, ``ids [N]`` of rows of ``table [M, K * W]``, and ``offsets [R + 1]``."""
     _check_vectors(op, parents, rows, user, table, scales)
     checks.ids(op, ids)
     return _of_requests(op, user.shape[0], ids.shape[0], offsets)

@@ -1,13 +1,13 @@
-"""Score fusion: how a candidate's ``K`` probabilities become one score.
+"""Score fusion: combines a candidate's ``K`` probabilities into one score.
 
 To add a fusion: its name in ``contract/enums.def``, its formula in ``csrc/core/fusions-inl.h``, and here its class and
-its cases in :func:`add_to_score` and :func:`finish_score`; ``resflow_kernels/__init__.py`` says what the package
-exports. Torch, numpy and Triton are imported by what needs them alone: :class:`~resflow_kernels.Scorer` has none.
+its cases in :func:`add_to_score` and :func:`finish_score`; ``resflow_kernels/__init__.py`` lists what the package
+exports. Functions that need torch, numpy or Triton import them: :class:`~resflow_kernels.Scorer` needs none.
 
-The paper's proposal is :class:`Additive`; :class:`Multiplicative` is the traditional form it beats, and
-:class:`ExpectedValue` turns progressive binary tasks into a regression (ResFlow, arXiv 2411.09705, 3.3).
-The default weights live here; every scoring call may bring its own instead, one set for the call, one per request, or
-one per candidate.
+The paper proposes :class:`Additive`; :class:`Multiplicative` is the traditional form it improves on, and
+:class:`ExpectedValue` turns progressive binary tasks into a regression (ResFlow, arXiv 2411.09705, 3.3). The default
+weights are stored here; every scoring call may pass its own instead: one set for the call, one per request, or one per
+candidate.
 """
 
 # mypy: allow-untyped-defs
@@ -34,7 +34,7 @@ class Fusion:
         weights: the default weights, or ``None`` for the form's own default.
 
     Raises:
-        ValueError: weights that are not as many as the tasks need (said by :meth:`weights_for`).
+        ValueError: a wrong number of weights for the tasks (raised by :meth:`weights_for`).
     """
 
     weights: tuple[float, ...] | None = None
@@ -46,11 +46,11 @@ class Fusion:
 
     @property
     def code(self) -> int:
-        """The form's number in the ops."""
+        """The fusion's code in the ops."""
         return FUSIONS.index(self.kind)
 
     def weight_count(self, tasks: int) -> int:
-        """How many weights one candidate needs."""
+        """Number of weights per candidate."""
         return weight_count(self.kind, tasks)
 
     def weights_for(self, tasks: int) -> tuple[float, ...]:
@@ -69,12 +69,12 @@ class Fusion:
 
     @staticmethod
     def score(logits: Tensor, probs: Tensor, weights: Tensor) -> Tensor:
-        """Score ``[B]`` from logits and probabilities ``[B, K]`` and weights of one candidate or each, in PyTorch."""
+        """The score ``[B]`` from logits and probabilities ``[B, K]`` and weights of one or of all candidates."""
         raise NotImplementedError
 
     @staticmethod
     def onnx(graph: Any, probs: str, weights: np.ndarray) -> None:
-        """Appends ``score [B]`` from ``probs [B, K]`` and one set of weights to a graph of ``benchmark.onnx_graph``."""
+        """Append ``score [B]`` from ``probs [B, K]`` and one set of weights to a graph of ``benchmark.onnx_graph``."""
         raise NotImplementedError
 
 
@@ -107,7 +107,7 @@ class Multiplicative(Fusion):
     def score(logits: Tensor, probs: Tensor, weights: Tensor) -> Tensor:
         import torch
 
-        # p = 0 has log -inf, and -inf * 0 would be NaN: the bound makes p ** 0 = 1 and keeps NaN.
+        # The logarithm of p = 0 is -inf, and -inf * 0 would be NaN: the bound makes p ** 0 = 1 and keeps NaN.
         logs = torch.nn.functional.logsigmoid(logits)
         lowest = torch.finfo(logs.dtype).min
         return torch.exp((weights * torch.where(logs < lowest, lowest, logs)).sum(-1))
@@ -125,7 +125,7 @@ class ExpectedValue(Fusion):
     """Progressive regression: task ``i`` predicts ``y > t_i``; weights are the ``K + 1`` bucket values ``m``.
 
     ``m_0 (1 - p_0) + sum_{i<K-1} m_{i+1} max(p_i - p_{i+1}, 0) + m_K p_{K-1}``
-    By default bucket ``i`` is worth ``i``.
+    The default value of bucket ``i`` is ``i``.
     """
 
     kind: ClassVar[str] = "expected_value"
@@ -159,7 +159,7 @@ FORMS: dict[str, type[Fusion]] = complete("fusion", FUSIONS, {form.kind: form fo
 
 
 def weight_count(fusion: str, tasks: int) -> int:
-    """Number of weights per candidate of a fusion: one per task, and those that its row in the contract adds."""
+    """Number of weights per candidate of a fusion: one per task, plus those that its row in the contract adds."""
     return tasks + FUSION_EXTRA_WEIGHTS[fusion]
 
 
@@ -175,7 +175,7 @@ def by_name(kind: str, weights: tuple[float, ...] | None = None) -> Fusion:
 
 
 def _onnx_dot(graph: Any, shares: str, weights: np.ndarray) -> None:
-    """``score [B]``, the product of ``shares [B, K]`` and weights."""
+    """``score [B]``, the product of ``shares [B, K]`` and the weights."""
     import numpy as np
 
     product = graph.node("MatMul", shares, graph.constant(weights[:, None]))
@@ -183,7 +183,7 @@ def _onnx_dot(graph: Any, shares: str, weights: np.ndarray) -> None:
 
 
 def triton_functions() -> tuple[Any, Any]:
-    """:func:`add_to_score` and :func:`finish_score`, compiled by Triton and in this module's names that they use."""
+    """:func:`add_to_score` and :func:`finish_score` compiled by Triton, with the names they use set in this module."""
     import triton
     import triton.language
 
@@ -195,11 +195,11 @@ def triton_functions() -> tuple[Any, Any]:
 
 
 def add_to_score(score, above, task, logit, weights, live, FUSION: tl.constexpr):
-    """The score and the former task's probability after one more task; both begin as 0."""
+    """The score and this task's probability after one more task; both begin as 0."""
     weight = tl.load(weights + task, mask=live, other=0.0)
     prob = sigmoid(logit)
     if FUSION == "multiplicative":
-        # p = 0 has log -inf, and -inf * 0 would be NaN: the bound makes p ^ 0 = 1.
+        # The logarithm of p = 0 is -inf, and -inf * 0 would be NaN: the bound makes p ^ 0 = 1.
         score += weight * at_least(log_sigmoid(logit), -LARGEST)
     elif FUSION == "expected_value":
         share = tl.where(task == 0, 1.0 - prob, at_least(above - prob, 0.0))

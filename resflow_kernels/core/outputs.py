@@ -1,4 +1,4 @@
-"""Empty outputs of the ops, with their shapes and dtypes: what kernels fill and fake kernels return."""
+"""Empty outputs of the ops, with their shapes and dtypes: kernels fill them, fake kernels return them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..contract.results import Scores, TopK
 from . import checks
 from .plan import Plan, padded
 
-# So that an exported program can say what it returns.
+# Registered so that an exported program can describe its results.
 for _result in (Scores, TopK):
     torch.utils._pytree._register_namedtuple(_result, serialized_type_name=f"resflow_kernels.{_result.__name__}")
 
 
 def empty_scores(like: Tensor, candidates: int, tasks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a fake that scores returns."""
+    """Outputs of an op that ends in scores."""
     both = (candidates, tasks)
     shapes = (both, both, (candidates,))
     logits, probs, score = (like.new_empty(shape, dtype=torch.float32) for shape in shapes)
@@ -26,7 +26,7 @@ def empty_scores(like: Tensor, candidates: int, tasks: int) -> tuple[Tensor, Ten
 
 
 def empty_topk(like: Tensor, requests: int, k: int) -> tuple[Tensor, Tensor]:
-    """What a fake that ranks returns."""
+    """Outputs of an op that ends in top-k."""
     shape = (requests, k)
     return like.new_empty(shape, dtype=torch.float32), like.new_empty(shape, dtype=torch.int64)
 
@@ -59,7 +59,7 @@ def _check(op: str, x: Tensor, weights: list[Tensor], plan: Sequence[int], stati
 def forward_outputs(
     x: Tensor, weights: list[Tensor], plan: Sequence[int], statistics: int, eps: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs of ``train_forward``, not yet computed; its inputs are checked."""
+    """Uncomputed outputs of ``train_forward``, whose inputs are checked."""
     decoded = _check("train_forward", x, weights, plan, statistics)
     rows, channels = x.shape[0], _channels(decoded, statistics)
     logits = x.new_empty((rows, decoded.tasks))
@@ -80,7 +80,7 @@ def backward_outputs(
     eps: float,
     x_needed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of ``train_backward``, not yet computed; its inputs are checked."""
+    """Uncomputed outputs of ``train_backward``, whose inputs are checked."""
     decoded = _check("train_backward", x, weights, plan, statistics)
     rows, channels = x.shape[0], _channels(decoded, statistics)
     checks.contiguous("train_backward", "logit_gradients", logit_gradients, (rows, decoded.tasks))

@@ -1,8 +1,8 @@
-"""Where each number of packed weights lies, as the compiled library answers. Imports neither torch nor numpy.
+"""The offset of each number in packed weights, from the compiled library. Imports neither torch nor numpy.
 
-``csrc/core/plan.cpp`` computes the offsets; nothing here repeats a formula of them. Either library answers alike: the
-NumPy runtime, which needs no torch, or torch's ops where they alone are built. One of the two packed the weights, so it
-is missing only where weights came from another machine to a checkout that was never built.
+``csrc/core/plan.cpp`` computes the offsets; nothing here repeats its formulas. Either library gives the same answer:
+the NumPy runtime, which needs no torch, or the torch ops where only they are built. One of the two packed the weights,
+so both are missing only where weights came from another machine to a checkout that was never built.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _torch_answer: Answer | None = None
 
 
 class PackedLayer(NamedTuple):
-    """A layer of a task's block; places are in floats from the block's first."""
+    """A layer of a task's block; offsets are in floats from the start of the block."""
 
-    words: int  # of a column's inputs
+    words: int  # per column
     padded: int
     panels: int
     bias: int
@@ -31,26 +31,26 @@ class PackedLayer(NamedTuple):
     scale: int
     shift: int
     column_scale: int
-    tensor_panels: int  # in bytes, from the first of the task's tensor panels
+    tensor_panels: int  # in bytes, from the start of the task's tensor panels
 
 
 class PackedLayout(NamedTuple):
-    """Places in the packed weights of a plan."""
+    """Offsets in the packed weights of a plan."""
 
     packed_bytes: int
-    fingerprint: int  # of the plan, an int64 of the header's bits
+    fingerprint: int  # of the plan, as an int64 with the header's bits
     task_floats: int
     head_weight: int
     head_bias: int
-    tensor_start: int  # in bytes from the packed weights' first
-    tensor_bytes: int  # of a task's tensor panels
-    slots: int  # how many sets of hidden outputs are kept at a time
+    tensor_start: int  # in bytes, from the start of the packed weights
+    tensor_bytes: int  # per task
+    slots: int  # number of sets of hidden outputs that are kept at a time
     layers: tuple[PackedLayer, ...]
-    slot: tuple[int, ...]  # where each task keeps its hidden outputs
+    slot: tuple[int, ...]  # the set that holds each task's hidden outputs
 
 
 def answer_by(function: Answer) -> None:
-    """Torch's op, which :mod:`resflow_kernels.ops.library` has loaded, serves where the NumPy runtime is not built."""
+    """Set the torch op, loaded by :mod:`resflow_kernels.ops.library`, as the answer where no NumPy runtime is built."""
     global _torch_answer
     _torch_answer = function
 
@@ -60,7 +60,7 @@ def layout_of(encoded: tuple[int, ...]) -> PackedLayout:
     """The layout of weights packed for an encoded plan.
 
     Raises:
-        ImportError: no compiled library is there to ask.
+        ImportError: no compiled library is available.
     """
     numbers = iter(_answer()(encoded))
     fields = _take(numbers, PACKED_FIELDS)

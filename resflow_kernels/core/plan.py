@@ -21,21 +21,22 @@ from .weights import iter_weights
 
 @dataclass(frozen=True)
 class Plan:
-    """Widths, topology, activations and switches of a tower network (SPEC of the model: README).
+    """Widths, topology, activations and switches of a tower network (the README defines the model).
 
     Args:
         in_features: ``D``, the width of one candidate's input row.
         hidden: widths ``H_1..H_L`` of a tower's hidden layers, at least one.
         parents: for each of the ``K`` tasks the task it inherits from, -1 for a root. A parent comes
             before its children.
-        activations: one name of :data:`resflow_kernels.contract.ACTIVATIONS` a layer, or one for all.
+        activations: one name of :data:`resflow_kernels.contract.ACTIVATIONS` per layer, or one for all.
         feature_residual: add the parent's hidden output to each layer's output.
         logit_residual: add the parent's logit to the task's own.
         non_increasing: pass a child's own logit through ``min(., 0)`` so that ``p_k <= p_parent(k)``.
-        affine: each layer ends in a scale and shift a channel (a BatchNorm after the activation).
-        precision: what weights and the rows they are multiplied with are rounded to in the fused kernels:
-            ``"float32"``, ``"bfloat16"``, or ``"int8"`` (a scale a column and a candidate); GPUs know ``"float16"`` and
-            ``"tensorfloat32"`` as well, and no ``"int8"``. Sums, activations, residuals and heads are float32 in all.
+        affine: each layer ends in a scale and shift per channel (a BatchNorm after the activation).
+        precision: the precision to which the fused kernels round weights and the rows they are multiplied with:
+            ``"float32"``, ``"bfloat16"`` or ``"int8"`` (one scale per column and per candidate); GPUs also support
+            ``"float16"`` and ``"tensorfloat32"``, but not ``"int8"``. Sums, activations, residuals and heads are
+            always float32.
         head: ``"residual"``, or ``"conditional"`` for ESMM's ``p_k = p_parent(k) * sigmoid(r_k)``.
 
     Raises:
@@ -58,15 +59,15 @@ class Plan:
     head: str = "residual"
     precision: str = "float32"
 
-    # Derived. Plain attributes, because torch.compile cannot trace a cached property's lock.
+    # Derived fields. They are plain attributes, because torch.compile cannot trace a cached property's lock.
     encoded: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    """The plan as the ops take it: the fields of ``contract/plan.def``, then the three lists."""
+    """The plan as passed to the ops: the fields of ``contract/plan.def``, then the three lists."""
     weight_shapes: tuple[tuple[str, tuple[int, ...]], ...] = field(init=False, repr=False, compare=False)
-    """Names and shapes of the canonical weights, in the order ``pack_towers`` takes them.
+    """Names and shapes of the canonical weights, in the order in which ``pack_towers`` takes them.
 
-    A task: for each layer ``weight [H_{l-1}, H_l]``, ``bias [H_l]``, then ``slope [H_l]`` where the
-    activation is PReLU, then ``scale [H_l]`` and ``shift [H_l]`` if :attr:`affine`; last the head's
-    ``weight [H_L]`` and ``bias [1]``. BatchNorms elsewhere are folded in (:mod:`resflow_kernels.core.fold`).
+    Per task: for each layer ``weight [H_{l-1}, H_l]``, ``bias [H_l]``, then ``slope [H_l]`` if the activation is PReLU,
+    then ``scale [H_l]`` and ``shift [H_l]`` if :attr:`affine`; finally the head's ``weight [H_L]`` and ``bias [1]``.
+    Other BatchNorms are folded into these (:mod:`resflow_kernels.core.fold`).
     """
 
     def __post_init__(self) -> None:
@@ -92,7 +93,9 @@ class Plan:
         _require(1 <= self.tasks <= tasks, "parents", f"1 to {tasks} tasks", self.parents)
         for task, parent in enumerate(self.parents):
             _require(-1 <= parent < task, f"parents[{task}]", "-1 or an earlier task", parent)
-        _require(len(self.activations) == len(self.hidden), "activations", "one name a hidden layer", self.activations)
+        _require(
+            len(self.activations) == len(self.hidden), "activations", "one name per hidden layer", self.activations
+        )
         for name in self.activations:
             _require(name in ACTIVATIONS, "activations", f"one of {', '.join(ACTIVATIONS)}", repr(name))
         _require(self.head in HEADS, "head", f"one of {', '.join(HEADS)}", repr(self.head))
@@ -109,12 +112,12 @@ class Plan:
 
     @property
     def tasks(self) -> int:
-        """``K``."""
+        """``K``, the number of tasks."""
         return len(self.parents)
 
     @property
     def layers(self) -> int:
-        """``L``."""
+        """``L``, the number of hidden layers."""
         return len(self.hidden)
 
     def _encode(self) -> tuple[int, ...]:
@@ -160,12 +163,12 @@ class Plan:
 
     @property
     def packed_layout(self) -> PackedLayout:
-        """Where each number of the packed weights lies (``csrc/core/plan.h``). Asks the compiled library."""
+        """The offset of each number in the packed weights (``csrc/core/plan.h``). Calls the compiled library."""
         return layout_of(self.encoded)
 
     @property
     def packed_bytes(self) -> int:
-        """Size of the packed weights. Asks the compiled library."""
+        """Size of the packed weights. Calls the compiled library."""
         return self.packed_layout.packed_bytes
 
     @property
@@ -179,12 +182,12 @@ class Plan:
 
     @property
     def table_width(self) -> int:
-        """Columns of a catalogue's table: the first layers of all tasks, each padded to a cache line of floats."""
+        """Columns of a catalog's table: the first layers of all tasks, each padded to a cache line of floats."""
         return self.tasks * padded(self.hidden[0])
 
     @property
     def flops_per_candidate(self) -> int:
-        """Multiplications and additions of one candidate's matrix products."""
+        """Number of multiplications and additions in one candidate's matrix products."""
         widths = (self.in_features, *self.hidden, 1)
         return 2 * self.tasks * sum(a * b for a, b in pairwise(widths))
 
@@ -202,13 +205,13 @@ def topology(spec: Sequence[int] | Mapping[str, str] | str | None, tasks: Sequen
     """The parents of named tasks.
 
     Args:
-        spec: ``"chain"`` or ``None``, each task inherits from the one before; ``"star"``, all from the first;
-            ``"independent"``, none from any; each heir's parent by name, such as ``{"like": "click"}``, where all
-            other tasks are roots; or the parents themselves, -1 for a root.
+        spec: ``"chain"`` or ``None``: each task inherits from the one before; ``"star"``: all from the first;
+            ``"independent"``: none from any; a mapping: the parent of each child by name, such as
+            ``{"like": "click"}``, where all other tasks are roots; or the parents themselves, -1 for a root.
         tasks: their names, parents before their children.
 
     Raises:
-        ValueError: a spec or a task that is not known, or a parent that does not stand before its child.
+        ValueError: an unknown spec or task, or a parent that does not come before its child.
 
     >>> topology({"like": "click", "follow": "like"}, ("click", "like", "follow"))
     (-1, 0, 1)
@@ -225,7 +228,7 @@ def topology(spec: Sequence[int] | Mapping[str, str] | str | None, tasks: Sequen
     _require(not isinstance(spec, str), "parents", "chain, star, independent, or given one by one", repr(spec))
     if not isinstance(spec, Mapping):
         parents = tuple(int(parent) for parent in spec)
-        _require(len(parents) == len(tasks), "parents", f"one a task ({len(tasks)})", len(parents))
+        _require(len(parents) == len(tasks), "parents", f"one per task ({len(tasks)})", len(parents))
         return parents
     place = {name: at for at, name in enumerate(tasks)}
     for child, parent in spec.items():
@@ -236,7 +239,7 @@ def topology(spec: Sequence[int] | Mapping[str, str] | str | None, tasks: Sequen
 
 
 def padded(width: int) -> int:
-    """A width rounded up to whole cache lines of floats, as packed weights and training's sums have it."""
+    """A width rounded up to whole cache lines of floats, as in packed weights and in training's sums."""
     return -(-width // PACKED["lane"]) * PACKED["lane"]
 
 

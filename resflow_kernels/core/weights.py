@@ -1,6 +1,6 @@
-"""The canonical weights of a plan: which there are, in which order. Imports neither torch nor numpy.
+"""The canonical weights of a plan, in order. Imports neither torch nor numpy.
 
-The Python side of ``csrc/core/weights.h``; a test holds the two against each other.
+The Python side of ``csrc/core/weights.h``; a test compares the two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Weight(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As messages have it: ``task 0, layer 1, bias``."""
+        """The name in messages: ``task 0, layer 1, bias``."""
         place = "head" if self.layer is None else f"layer {self.layer}"
         return f"task {self.task}, {place}, {self.kind}"
 
@@ -56,7 +56,7 @@ class Tower(NamedTuple):
 
 
 def towers_of(plan: Plan, weights: Sequence[Any]) -> list[Tower]:
-    """Canonical weights, whatever they are, by task, layer and kind."""
+    """Group canonical weights, of any type, by task, layer and kind."""
     towers = [Tower(tuple({} for _ in plan.hidden), {}) for _ in plan.parents]
     for weight, value in zip(iter_weights(plan), weights, strict=True):
         towers[weight.task].part(weight.layer)[weight.kind] = value
@@ -64,5 +64,5 @@ def towers_of(plan: Plan, weights: Sequence[Any]) -> list[Tower]:
 
 
 def in_order(plan: Plan, towers: Sequence[Tower]) -> list[Any]:
-    """The inverse of :func:`towers_of`; what the plan has no weight for is left out."""
+    """The inverse of :func:`towers_of`; entries for which the plan has no weight are left out."""
     return [towers[weight.task].part(weight.layer)[weight.kind] for weight in iter_weights(plan)]

@@ -1,1 +1,1 @@
-"""From columns of a table to rows of embeddings: feature definitions, their encoding and fitting."""
+"""From table columns to rows of embeddings: feature definitions, their encoding and their fitting."""

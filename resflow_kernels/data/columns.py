@@ -1,6 +1,6 @@
-"""Arrow columns to numbers: what :mod:`resflow_kernels.data.features` needs of pyarrow.
+"""Converts Arrow columns to numbers: the part of :mod:`resflow_kernels.data.features` that needs pyarrow.
 
-Columns are taken chunk by chunk, so no chunked column is joined into one array first.
+Columns are processed chunk by chunk, so no chunked column is first joined into one array.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def of_table(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def looked_up(name: str, column: pa.ChunkedArray, vocabulary: Any, ragged: bool) -> Any:
-    """Row numbers of ids: place in the vocabulary + 1, or 0; for lists values and offsets."""
+    """Row numbers of ids: index in the vocabulary + 1, or 0 if unknown; for lists, values and offsets."""
     find = _find_string(name, vocabulary) if isinstance(vocabulary, tuple) else _find_integer(name, vocabulary)
     element = _element_type(name, column.type, ragged)
     _expect_ids(name, column.type, element, "string" if isinstance(vocabulary, tuple) else "integer", ragged)
@@ -42,7 +42,7 @@ def looked_up(name: str, column: pa.ChunkedArray, vocabulary: Any, ragged: bool)
 
 
 def bucketed(name: str, column: pa.ChunkedArray, boundaries: NDArray[np.float64]) -> Indices:
-    """Row numbers of numbers: their bucket + 1, or 0 for null and NaN."""
+    """Row numbers of numbers: bucket + 1, or 0 for null and NaN."""
     values = numbers(name, column)
     rows = np.searchsorted(boundaries, values, side="right").astype(np.int64) + 1
     rows[np.isnan(values)] = 0
@@ -50,7 +50,7 @@ def bucketed(name: str, column: pa.ChunkedArray, boundaries: NDArray[np.float64]
 
 
 def flat_ids(name: str, column: pa.ChunkedArray, ragged: bool) -> pa.ChunkedArray:
-    """A column's ids, lists flattened: int64 or large strings, nulls among them.
+    """A column's ids with lists flattened: int64 or large strings, including nulls.
 
     Raises:
         ValueError: the column is of another type, or an integer does not fit int64.
@@ -67,7 +67,7 @@ def flat_ids(name: str, column: pa.ChunkedArray, ragged: bool) -> pa.ChunkedArra
 
 
 def binary_labels(source: object, table: pa.Table, columns: Sequence[str]) -> NDArray[np.float32]:
-    """Columns of labels side by side, float32 ``[n, columns]``.
+    """Columns of labels as one float32 matrix ``[n, columns]``.
 
     Raises:
         ValueError: a value is neither 0 nor 1; the message names ``source`` and the column.
@@ -148,7 +148,7 @@ def _is_string(kind: pa.DataType) -> bool:
 
 
 def _joined(parts: list[NDArray[Any]], dtype: type = np.int64) -> NDArray[Any]:
-    """The chunks' results as one array; no chunks is no rows."""
+    """The chunks' results as one array; empty without chunks."""
     if len(parts) == 1:
         return parts[0].astype(dtype, copy=False)
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype)

@@ -1,7 +1,7 @@
-"""Encoded columns to embeddings: gather and sum pool, in NumPy.
+"""Turns encoded columns into embeddings: gather and sum pooling, in NumPy.
 
-A column is encoded as int64 row numbers ``[n]`` of its table, or, where a row has a list, as values
-``[total]`` and offsets ``[n + 1]``: row ``r`` owns ``values[offsets[r] : offsets[r + 1]]``.
+A column is encoded as int64 row numbers ``[n]`` of its table, or, if a row has a list, as values ``[total]`` and
+offsets ``[n + 1]``: row ``r`` owns ``values[offsets[r] : offsets[r + 1]]``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Indices = NDArray[np.int64]
 Ragged = tuple[Indices, Indices]
 Encoded = dict[str, Indices | Ragged]
 
-_POOLED_ROWS = 8192  # rows pooled at a time: bounds the gathered vectors of a long ragged column
+_POOLED_ROWS = 8192  # rows pooled at once: bounds the gathered vectors of a long ragged column
 
 
 def row_count(encoded: Encoded) -> int:
-    """``n``, the rows that encoded columns have in common."""
+    """``n``, the number of rows that all encoded columns have."""
     lengths = {name: len(v[1]) - 1 if isinstance(v, tuple) else len(v) for name, v in encoded.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"embed: encoded must be columns of one length, got {lengths}")
@@ -47,7 +47,7 @@ def looked_up(encoded: Encoded, names: Sequence[str], ragged: Collection[str]) -
 
 
 def rows_of(encoded: Encoded, start: int, stop: int) -> Encoded:
-    """Rows ``start`` to ``stop`` of encoded columns, without a copy of their values."""
+    """Rows ``start`` to ``stop`` of encoded columns, without copying their values."""
 
     def cut(column: Indices | Ragged) -> Indices | Ragged:
         if not isinstance(column, tuple):

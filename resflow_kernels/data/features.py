@@ -1,9 +1,9 @@
-"""Features of a candidate: which columns it has, how their values become indices, how those become a row.
+"""Features of a candidate: its columns, how their values become row numbers, and how those become an input row.
 
-A value is encoded to a row number of its feature's embedding table; row 0 is always *unknown or null*, a
-trained vector like any other. The table's rows, gathered (and, for lists, summed) and put side by side,
-are a candidate's input row: the user's features first, each side in its declared order, so that
-``D = Du + Di``. Imports neither torch nor (until a table is encoded or fitted) pyarrow.
+A value is encoded as a row number of its feature's embedding table; row 0 always means *unknown or null*, and is a
+trained vector like any other. The table's rows, gathered (and, for lists, summed) and concatenated, are a candidate's
+input row: the user's features first, each side in its declared order, so that ``D = Du + Di``. Imports neither torch
+nor (until a table is encoded or fitted) pyarrow.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 @dataclass(frozen=True, eq=False)
 class Feature:
-    """One feature: a column's name, its embedding's width, and how its values are numbered.
+    """One feature: a column's name, the width of its embedding, and the numbering of its values.
 
     Args:
         name: the column.
         dim: the width of its embedding, at least 1.
-        kind: ``"id"``, one integer or string a row; ``"ids"``, a list of them a row, sum pooled (an empty or
-            null list pools to zeros); ``"bucket"``, a number a row, cut at boundaries.
+        kind: ``"id"``: one integer or string per row; ``"ids"``: a list of them per row, sum pooled (an empty or
+            null list pools to zeros); ``"bucket"``: one number per row, divided at boundaries.
         vocabulary: the known ids, ascending and distinct: an int64 array or a tuple of strings. Id number
             ``i`` has row ``i + 1``; every other id and null have row 0. ``None`` until fitted.
         boundaries: ascending float64 cuts of a ``"bucket"``; ``boundaries[b - 1] <= value < boundaries[b]`` has
@@ -79,23 +79,23 @@ class Feature:
 
     @property
     def fitted(self) -> bool:
-        """Whether its values can be encoded."""
+        """Whether values of this feature can be encoded."""
         return (self.boundaries if self.kind == "bucket" else self.vocabulary) is not None
 
     @property
     def rows(self) -> int:
-        """``V``, the rows of its embedding table, row 0 included."""
+        """``V``, the number of rows of its embedding table, including row 0."""
         if self.kind == "bucket":
             return len(self._known(self.boundaries)) + 2
         return len(self._known(self.vocabulary)) + 1
 
     def fit(self, table: pa.Table, min_count: int = 1, buckets: int = 16) -> Feature:
-        """This feature with the vocabulary, or boundaries, of a table's column.
+        """This feature with a vocabulary, or boundaries, fitted to a table's column.
 
         Args:
             table: holds the column :attr:`name`.
             min_count: an id seen fewer times than this counts as unknown.
-            buckets: at most so many buckets, cut at quantiles (``"bucket"`` only).
+            buckets: largest number of buckets, divided at quantiles (``"bucket"`` only).
 
         Raises:
             ValueError: the column is missing or of a type that the kind does not take.
@@ -119,7 +119,7 @@ class Feature:
         return replace(self, **{"boundaries" if self.kind == "bucket" else "vocabulary": learner.result()})
 
     def encode(self, table: pa.Table) -> Indices | Ragged:
-        """A table's column as row numbers of the embedding table.
+        """Encode a table's column as row numbers of the embedding table.
 
         Returns:
             int64 ``[n]``, or for ``"ids"`` values ``[total]`` and offsets ``[n + 1]``.
@@ -136,13 +136,13 @@ class Feature:
         return columns.looked_up(self.name, column, self._known(self.vocabulary), self.kind == "ids")
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the numeric arrays (:attr:`arrays`), as JSON takes it."""
+        """Everything except the numeric arrays (:attr:`arrays`), as JSON data."""
         strings = list(self.vocabulary) if isinstance(self.vocabulary, tuple) else None
         return {"name": self.name, "dim": self.dim, "kind": self.kind, "vocabulary": strings}
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """``vocabulary`` (int64) or ``boundaries`` (float64), where it has them."""
+        """``vocabulary`` (int64) or ``boundaries`` (float64), if the feature has them."""
         arrays: dict[str, NDArray[Any]] = {}
         if isinstance(self.vocabulary, np.ndarray):
             arrays["vocabulary"] = self.vocabulary
@@ -175,7 +175,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of a model's input row, the user's and the item's.
+    """The features of a model's input row: the user's and the item's.
 
     Args:
         user: the user's (and request's) features, at least one.
@@ -211,17 +211,17 @@ class FeatureSet:
 
     @property
     def all(self) -> tuple[Feature, ...]:
-        """The user's features, then the item's: the order of the input row."""
+        """The user's features, then the item's, in the order of the input row."""
         return (*self.user, *self.item)
 
     @cached_property
     def user_width(self) -> int:
-        """``Du``."""
+        """``Du``, the width of the user's embeddings."""
         return sum(feature.dim for feature in self.user)
 
     @cached_property
     def item_width(self) -> int:
-        """``Di``."""
+        """``Di``, the width of the item's embeddings."""
         return sum(feature.dim for feature in self.item)
 
     def fit(
@@ -231,14 +231,14 @@ class FeatureSet:
         min_count: int | Mapping[str, int] = 1,
         buckets: int | Mapping[str, int] = 16,
     ) -> FeatureSet:
-        """This set with every feature that is not fitted yet fitted to a table's columns.
+        """This set with every unfitted feature fitted to a table's columns.
 
         Args:
-            table: the rows to learn vocabularies and boundaries from (a training log); or its blocks one after
-                another, where it is larger than memory. Quantiles of more than 2^20 numbers are then those of a random
-                sample of so many; all else is the same.
-            items: where the item's columns are, if not in ``table``; likewise.
-            min_count: ids seen fewer times count as unknown: one number, or one a feature by name (others: 1).
+            table: the rows that vocabularies and boundaries are fitted to (a training log); or, if it is larger than
+                memory, its blocks one after another. Quantiles of more than 2^20 numbers are then those of a random
+                sample of that size; everything else is the same.
+            items: the item's columns, if they are not in ``table``; likewise.
+            min_count: ids seen fewer times count as unknown: one number, or one per feature by name (others: 1).
             buckets: the number of quantile buckets, likewise (others: 16).
 
         Raises:
@@ -268,10 +268,10 @@ class FeatureSet:
         return {feature.name: feature.encode(table) for feature in self.item}
 
     def embed(self, encoded: Encoded, tables: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Embeddings of encoded features, side by side.
+        """Concatenated embeddings of encoded features.
 
         Args:
-            encoded: what :meth:`encode_user` or :meth:`encode_item` gave, or both in one dict.
+            encoded: the result of :meth:`encode_user` or :meth:`encode_item`, or both in one dict.
             tables: float32 ``[V, dim]`` for each feature by name.
 
         Returns:
@@ -296,7 +296,7 @@ class FeatureSet:
         return out
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the features' numeric arrays."""
+        """Everything except the features' numeric arrays."""
         sides = {"user": [f.to_json() for f in self.user], "item": [f.to_json() for f in self.item]}
         return {**sides, "request_id": self.request_id, "item_id": self.item_id}
 
@@ -318,7 +318,7 @@ class FeatureSet:
 
 
 def check_table(feature: Feature, table: object) -> None:
-    """A feature's embedding table is float32 ``[V, dim]``."""
+    """Check that a feature's embedding table is float32 ``[V, dim]``."""
     who, expected = f"table of feature {feature.name!r}", f"a float32 array of shape [{feature.rows}, {feature.dim}]"
     if not isinstance(table, np.ndarray):
         raise ValueError(f"{who} must be {expected}, got {'none' if table is None else type(table).__name__}")

@@ -1,6 +1,6 @@
-"""What a feature learns of a column, block by block: counts of ids, a bounded sample of numbers.
+"""Statistics that a feature is fitted to, block by block: counts of ids, or a bounded sample of numbers.
 
-Blocks may come from files larger than memory. What is kept grows with the number of different ids, not with the rows.
+Blocks may come from files larger than memory. Memory use grows with the number of distinct ids, not with the rows.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from numpy.typing import NDArray
 
 from . import columns
 
-SAMPLE = 1 << 20  # numbers a quantile is taken of: its rank is then off by less than 0.2 % (four standard deviations)
+SAMPLE = 1 << 20  # numbers from which quantiles are taken: their rank error is below 0.2 % (four standard deviations)
 
 
 class Learner(Protocol):
-    """Takes in a column's blocks one after another."""
+    """Learns from a column's blocks, one after another."""
 
     def add(self, column: pa.ChunkedArray) -> None:
-        """Take in a block."""
+        """Learn from a block."""
 
     def result(self) -> Any:
-        """The vocabulary or the boundaries of all blocks."""
+        """The vocabulary or the boundaries, from all blocks."""
 
 
 class IdCounts:
-    """Ids seen at least ``min_count`` times, ascending: an int64 array or a tuple of strings."""
+    """Ids seen at least ``min_count`` times, in ascending order: an int64 array or a tuple of strings."""
 
     def __init__(self, name: str, ragged: bool, min_count: int) -> None:
         self._name, self._ragged, self._min_count = name, ragged, min_count
-        self._counted: pa.Table | None = None  # columns id, count; ids once
-        self._waiting: list[pa.Table] = []  # the same of blocks, not added up yet
+        self._counted: pa.Table | None = None  # columns id and count, each id once
+        self._waiting: list[pa.Table] = []  # like _counted, for blocks that are not merged yet
 
     def add(self, column: pa.ChunkedArray) -> None:
-        """Take in a block."""
+        """Count a block's ids."""
         ids = columns.flat_ids(self._name, column, self._ragged)
         values, counts = pc.value_counts(ids).flatten()
         known = pc.is_valid(values)
         if not pa.types.is_null(values.type):
             self._waiting.append(pa.table({"id": values.filter(known), "count": counts.filter(known)}))
         size = 0 if self._counted is None else self._counted.num_rows
-        if sum(block.num_rows for block in self._waiting) > max(size, 1 << 16):  # adding up stays linear in all
+        if sum(block.num_rows for block in self._waiting) > max(size, 1 << 16):  # keeps the cost of merging linear
             self._add_up()
 
     def result(self) -> Any:
@@ -69,9 +69,9 @@ class IdCounts:
 
 
 class Quantiles:
-    """Cuts that split a column's finite numbers into at most ``buckets`` of about equal size.
+    """Boundaries that divide a column's finite numbers into at most ``buckets`` buckets of about equal size.
 
-    Of more than ``sample`` numbers a random sample stands for all, the same however they are cut into blocks.
+    More than ``sample`` numbers are represented by a random sample, the same however they are divided into blocks.
     """
 
     def __init__(self, name: str, buckets: int, sample: int | None) -> None:
@@ -81,14 +81,14 @@ class Quantiles:
         self._least = np.inf
 
     def add(self, column: pa.ChunkedArray) -> None:
-        """Take in a block."""
+        """Sample a block's numbers."""
         values = columns.numbers(self._name, column)
         values = values[np.isfinite(values)]
         self._least = min(self._least, values.min(initial=np.inf))
         self._values = np.append(self._values, values)
         if self._sample is None:
             return
-        # Those of the smallest random keys are a sample without replacement.
+        # The numbers with the smallest random keys are a sample without replacement.
         self._keys = np.append(self._keys, self._draws.random(len(values)))
         if len(self._keys) > self._sample:
             kept = np.argpartition(self._keys, self._sample - 1)[: self._sample]
@@ -99,14 +99,14 @@ class Quantiles:
         if not len(self._values):
             return np.zeros(0)
         cuts = np.unique(np.quantile(self._values, np.linspace(0, 1, self._buckets + 1)[1:-1]))
-        return cuts[cuts > self._least]  # a cut at the minimum would leave an empty first bucket
+        return cuts[cuts > self._least]  # a boundary at the minimum would leave the first bucket empty
 
 
 def is_table(source: pa.Table | Iterable[pa.Table]) -> bool:
-    """Whether a source of rows is one table in memory."""
+    """Whether a source of rows is a single table in memory."""
     return isinstance(source, pa.Table)
 
 
 def blocks(source: pa.Table | Iterable[pa.Table]) -> Iterable[pa.Table]:
-    """A table as its only block, or blocks as they are."""
+    """A table as its only block; an iterable of blocks unchanged."""
     return [source] if is_table(source) else source

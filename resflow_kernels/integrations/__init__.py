@@ -1,1 +1,1 @@
-"""The package beside other libraries, each in a module of its own that imports the other library when it is used."""
+"""Integrations with other libraries: one module for each, which imports the library when it is used."""

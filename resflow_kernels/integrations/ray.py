@@ -1,4 +1,4 @@
-"""Batch scoring with Ray Data: many files, many processes, a bundle loaded once in each. Needs the ``ray`` extra.
+"""Batch scoring with Ray Data: many files and processes; each loads a bundle once. Needs the ``ray`` extra.
 
 >>> import ray                                                                         # doctest: +SKIP
 >>> from resflow_kernels.integrations.ray import score_dataset                         # doctest: +SKIP
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class BatchScorer:
-    """Scores tables of candidates: what each of Ray's actors runs, and of use without Ray.
+    """Scores tables of candidates. Each of Ray's actors runs one; it can also be used without Ray.
 
     Args:
         bundle: path of a bundle with features.
@@ -58,10 +58,10 @@ class BatchScorer:
         return tuple(dict.fromkeys([*(feature.name for feature in self.features.all), *(self.keep or ())]))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A table with score and probabilities (float32) beside its columns.
+        """Return a table with score and probabilities (float32) appended to its columns.
 
         Raises:
-            ValueError: a column is missing, of the wrong type, or named as a new one is.
+            ValueError: a column is missing, has the wrong type, or has the name of a new one.
         """
         import pyarrow as pa
 
@@ -75,7 +75,7 @@ class BatchScorer:
         return kept
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuse a table of these columns if it cannot be scored."""
+        """Refuse a table with these columns if it cannot be scored."""
         missing = [name for name in self.columns if name not in names]
         if missing:
             raise ValueError(f"dataset must have the column {missing[0]!r}, got {', '.join(names)}")
@@ -94,20 +94,20 @@ def score_dataset(
     precision: str | None = None,
     threads: int = 1,
 ) -> ray.data.Dataset:
-    """Score candidates, one a row, with the fused kernels; each actor loads the bundle once.
+    """Score candidates, one per row, with the fused kernels; each actor loads the bundle once.
 
     Args:
         bundle: path of a bundle with features, readable where the actors run.
-        dataset: has a column for each feature.
+        dataset: a dataset with one column per feature.
         keep: columns of the dataset to keep; ``None``: all.
-        batch_size: candidates scored at a time.
-        concurrency: actors, or the least and the most of them.
+        batch_size: number of candidates scored at once.
+        concurrency: number of actors, or its minimum and maximum.
         precision: of the kernels, as in :meth:`Scorer.load`.
         threads: CPUs and threads of each actor.
 
     Returns:
         The dataset with the float32 columns ``score`` and ``p_<task>``, not computed yet (Ray Data is lazy). A
-        candidate's values are the same to the bit in any batch.
+        candidate's values are bitwise the same in any batch.
 
     Raises:
         ImportError: Ray is not installed.

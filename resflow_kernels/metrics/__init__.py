@@ -1,6 +1,6 @@
-"""What a ranking team measures: AUC and GAUC, log loss, calibration, Recall@K, NDCG@K, Weighted Recall@K.
+"""Metrics for rankers: AUC and GAUC, log loss, calibration, Recall@K, NDCG@K, Weighted Recall@K.
 
-All take array-likes or tensors on any device and give a float. Importing this loads neither torch nor torchmetrics.
+All take array-likes or tensors on any device and return a float. Importing this loads neither torch nor torchmetrics.
 """
 
 from __future__ import annotations

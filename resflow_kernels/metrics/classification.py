@@ -1,4 +1,4 @@
-"""Metrics of each task's probabilities: AUC, log loss, calibration. Needs torch; AUC and ECE the ``cli`` extra."""
+"""Metrics of each task's probabilities: AUC, log loss, calibration. Needs torch; AUC and ECE need the ``cli`` extra."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def auc(scores: Any, labels: Any) -> float:
         labels: ``[N]``, bool, or 0 and 1.
 
     Returns:
-        NaN where a label is missing altogether, or a score is NaN.
+        NaN if one of the two labels does not occur, or a score is NaN.
 
     Raises:
-        ValueError: shapes that do not fit, or other labels.
+        ValueError: shapes that do not match, or other labels.
         ImportError: torchmetrics is missing.
 
     Example:
@@ -34,7 +34,7 @@ def auc(scores: Any, labels: Any) -> float:
     values, truth = _vectors("auc", "scores", scores, labels)
     if bool(values.isnan().any()) or bool((truth == truth[:1]).all()):
         return float("nan")
-    # torchmetrics takes scores beyond 0 to 1 for logits, and their sigmoids may be equal where they are not.
+    # torchmetrics takes scores outside of 0 to 1 for logits, and different scores may have equal sigmoids.
     places = torch.unique(values, return_inverse=True)[1]
     return float(_torchmetrics().binary_auroc(places.double() / len(places), truth.long(), validate_args=False))
 
@@ -47,10 +47,10 @@ def log_loss(probs: Any, labels: Any) -> float:
         labels: ``[N]``, bool, or 0 and 1.
 
     Returns:
-        NaN where there is no candidate or a probability is NaN.
+        NaN if there are no candidates or a probability is NaN.
 
     Raises:
-        ValueError: shapes that do not fit, other labels, or probabilities out of range.
+        ValueError: shapes that do not match, other labels, or probabilities out of range.
 
     Example:
         >>> round(log_loss([0.5, 0.5], [0, 1]), 4)
@@ -59,7 +59,7 @@ def log_loss(probs: Any, labels: Any) -> float:
     import torch.nn.functional as F
 
     values, truth = _probabilities("log_loss", probs, labels)
-    # Where a probability is NaN, so is the mean; the function itself would refuse it.
+    # If a probability is NaN, so is the mean; the function itself would refuse it.
     return float("nan") if bool(values.isnan().any()) else float(F.binary_cross_entropy(values, truth))
 
 
@@ -70,10 +70,10 @@ def calibration_error(probs: Any, labels: Any, bins: int = 15) -> float:
 
     Args:
         probs, labels: as in :func:`log_loss`.
-        bins: at least 1; bin ``i`` holds ``i / bins <= p < (i + 1) / bins``, and 1 stands alone.
+        bins: at least 1; bin ``i`` holds ``i / bins <= p < (i + 1) / bins``, and ``p = 1`` is a bin of its own.
 
     Returns:
-        NaN where there is no candidate or a probability is NaN.
+        NaN if there are no candidates or a probability is NaN.
 
     Raises:
         ValueError: as :func:`log_loss`, or ``bins < 1``.
@@ -92,13 +92,13 @@ def calibration_error(probs: Any, labels: Any, bins: int = 15) -> float:
 
 
 def calibration_ratio(probs: Any, labels: Any) -> float:
-    """Predicted over observed positives: above 1, the model promises too much.
+    """Predicted over observed positives: above 1, the model overestimates.
 
     Args:
         probs, labels: as in :func:`log_loss`.
 
     Returns:
-        NaN where nothing positive was observed or a probability is NaN.
+        NaN if no positive was observed or a probability is NaN.
 
     Raises:
         ValueError: as :func:`log_loss`.
@@ -121,14 +121,14 @@ def task_metrics(
         probs: ``[N, K]``, 0 to 1.
         labels: ``[N, K]``, bool, or 0 and 1 where observed.
         tasks: ``K`` names.
-        groups: ``[N]`` integers, each candidate's user or request, for ``gauc``; ``None``: left out.
+        groups: ``[N]`` integers, each candidate's user or request, for ``gauc``; ``None``: no ``gauc``.
         mask: ``[N, K]`` bool, whether a label was observed; ``None``: all were.
 
     Returns:
-        by task, by name of the metric. NaN where the metric's own function says so.
+        Metrics by task and name; NaN where the metric's own function returns it.
 
     Raises:
-        ValueError: shapes that do not fit, other labels, or probabilities out of range.
+        ValueError: shapes that do not match, other labels, or probabilities out of range.
         ImportError: torchmetrics is missing.
 
     Example:
@@ -141,7 +141,7 @@ def task_metrics(
     device = values.device
     shape = list(values.shape)
     if values.dim() != 2 or shape[1] != len(tasks):
-        raise ValueError(f"task_metrics: probs must be a matrix of {len(tasks)} columns, one a task, got {shape}")
+        raise ValueError(f"task_metrics: probs must be a matrix of {len(tasks)} columns, one per task, got {shape}")
     truth = torch.as_tensor(labels, device=device).detach()
     seen = torch.ones(shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
     for name, tensor in (("labels", truth), ("mask", seen)):
@@ -164,7 +164,7 @@ def task_metrics(
 
 
 def _vectors(op: str, name: str, values: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Both in float64, on the device of the first."""
+    """Both values in float64, on the device of the first."""
     import torch
 
     numbers = torch.as_tensor(values).detach().double()

@@ -25,9 +25,9 @@ from ..core.fusion import FORMS, Fusion
 from . import weighted_recall_at_k
 
 GRID = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
-# Factors between neighbours while zooming in; the grid's own are 2 to 2.5.
+# Factors between neighbours in the refinement; those of the grid are 2 to 2.5.
 ZOOMS = (1.5, 1.25, 1.1)
-# Padded scores a block of requests may have: requests of like lengths share a block, so little of it is padding.
+# Padded scores per block of requests: requests of similar lengths share a block, so little of it is padding.
 BLOCK = 1 << 22
 
 Weights = tuple[float, ...]
@@ -35,14 +35,14 @@ Weights = tuple[float, ...]
 
 @dataclass(frozen=True, eq=False)
 class TunedFusion:
-    """What :func:`tune_fusion` found."""
+    """The result of :func:`tune_fusion`."""
 
     fusion: Fusion
     wr_at_k: float  # of `fusion`, on the requests it was tuned on
     default: Fusion
     default_wr_at_k: float
     k: int
-    surface: NDArray[np.float64]  # [S, K + 1]: the weights of every setting tried, and its WR@K last
+    surface: NDArray[np.float64]  # [S, K + 1]: the weights of every setting tried, followed by its WR@K
 
 
 def tune_fusion(
@@ -59,22 +59,22 @@ def tune_fusion(
 ) -> TunedFusion:
     """Search the fusion weights with the highest Weighted Recall@K.
 
-    All settings of a log grid where they are few enough, else a coordinate at a time; then ever smaller steps around
-    the best. Deterministic. Of equal settings the default stands first, then the one nearest to equal weights.
-    Tune on requests that neither training nor the final measurement uses.
+    Tries all settings of a log grid if they are few enough, otherwise one coordinate at a time; then refines around the
+    best with ever smaller steps. Deterministic. Among equal settings the default is preferred, then the one closest to
+    equal weights. Tune on requests that neither training nor the final measurement uses.
 
     Args:
-        predictions: ``[N, K]``, each candidate's probabilities (or logits), all requests one after another.
+        predictions: ``[N, K]``, each candidate's probabilities (or logits), concatenated over all requests.
             Array-like, or a tensor on any device, where the search then runs.
-        weights: ``[N]``, each candidate's feedback, not negative.
+        weights: ``[N]``, each candidate's feedback, non-negative.
         offsets: ``[R + 1]`` integers; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
         k: at least 1.
         form: ``"additive"`` (found weights have 1 for the first task that counts) or ``"multiplicative"`` (1 is the
             largest, so that products do not underflow).
         from_logits: ``predictions`` are logits.
         default: the weights to beat; ``None``: the form's own, all 1.
-        grid: what is tried for each task relative to the first, not negative.
-        most: settings to try, at most; the default is always tried.
+        grid: factors tried for each task relative to the first, non-negative.
+        most: largest number of settings to try; the default is always tried.
 
     Returns:
         :class:`TunedFusion`; never worse than the default on these requests.
@@ -100,21 +100,21 @@ def tune_fusion(
         score = reference.fuse(logits, logits.new_tensor(found), start.kind)
         return weighted_recall_at_k(score, weights, offsets, k)
 
-    default_recall = measured(first)  # checks what is left to check
+    default_recall = measured(first)  # checks the remaining arguments
     _require(not math.isnan(default_recall), "weights", "above 0 for a candidate", "none")
     requests = _Requests(logits, weights, offsets, k, form)
     search = _Search(requests.recall, first, form, most)
     search.run(steps)
     best = search.best
     recall = default_recall if best == first else measured(best)
-    if recall < default_recall:  # the search adds in another order than the metric, so the last bits may differ
+    if recall < default_recall:  # the search sums in another order than the metric, so the last bits may differ
         best, recall = first, default_recall
     surface = np.array([[*one, value] for one, value in search.tried.items()])
     return TunedFusion(FORMS[form](best), recall, FORMS[form](first), default_recall, k, surface)
 
 
 class _Search:
-    """Settings tried so far, and the steps from one to the next."""
+    """The settings tried so far, and the search steps."""
 
     def __init__(self, recall: Callable[[Weights], float], default: Weights, form: str, most: int) -> None:
         self._recall, self._default, self._form, self._most = recall, default, form, most
@@ -138,7 +138,7 @@ class _Search:
             self._climb(partial(_neighbours, factor=factor))
 
     def _climb(self, around: Callable[[Weights], Iterable[Weights]]) -> None:
-        """Try what is around the best until nothing there is better."""
+        """Try the settings around the best one until none of them is better."""
         before = None
         while self.best != before and len(self.tried) < self._most:
             before = self.best
@@ -155,14 +155,14 @@ class _Search:
 
 
 def _with(setting: Weights, task: int, relative: float) -> Weights:
-    """``setting`` with another weight for one task, relative to the first of the others that counts."""
+    """``setting`` with a new weight for one task, relative to the first nonzero weight of the others."""
     others = (*setting[:task], *setting[task + 1 :])
     unit = next((weight for weight in others if weight > 0), 1.0)
     return (*setting[:task], relative * unit, *setting[task + 1 :])
 
 
 def _neighbours(setting: Weights, factor: float) -> Iterator[Weights]:
-    """All steps of up to three tasks at once; of one task at a time where there are more."""
+    """All combined steps of up to three tasks; with more tasks, steps of one task at a time."""
     moves = (1.0, factor, 1 / factor)
     rest = setting[1:]
     if len(setting) <= 3:
@@ -175,30 +175,30 @@ def _neighbours(setting: Weights, factor: float) -> Iterator[Weights]:
 
 
 def _scaled(setting: Weights, form: str) -> Weights:
-    """The setting of the same ranking that is shown: additive with 1 first, multiplicative with 1 the largest."""
+    """The setting that stands for its ranking: additive with the first weight 1, multiplicative with the largest 1."""
     unit = max(setting) if form == "multiplicative" else next(weight for weight in setting if weight > 0)
     return tuple(float(f"{weight / unit:.3g}") for weight in setting)
 
 
 def _distance(setting: Weights) -> float:
-    """From equal weights, in logarithms; a task left out counts as a weight of 1 in 1000."""
+    """Distance from equal weights, in logarithms; a weight of 0 counts as 1 in 1000."""
     logs = [math.log(max(weight / max(setting), 1e-3)) for weight in setting]
     middle = sum(logs) / len(logs)
     return round(sum(abs(log - middle) for log in logs), 9)
 
 
 class _Requests:
-    """Weighted Recall@K of many settings over the same requests: everything that does not change is done once.
+    """Weighted Recall@K of many settings over the same requests; everything that settings share is computed once.
 
-    Only the k-th best score of a request is found, not its order: a candidate with feedback is held if its score is
-    higher, or equal and not preceded by too many equals.
+    Only the k-th best score of a request is found, not its order: a candidate with feedback is among the k best if its
+    score is higher, or equal and not preceded by too many equal ones.
     """
 
     def __init__(self, logits: Tensor, weights: Any, offsets: Any, k: int, form: str) -> None:
         feedback = torch.as_tensor(weights, device=logits.device).detach().double()
         bounds = torch.as_tensor(offsets, device=logits.device).long()
         totals = torch.segment_reduce(feedback, "sum", lengths=bounds.diff(), unsafe=True)
-        # As reference.fuse has it: what it sums, times the weights.
+        # The terms that reference.fuse multiplies by the weights and sums.
         lowest = torch.finfo(logits.dtype).min
         parts = logits.sigmoid() if form == "additive" else F.logsigmoid(logits).clamp(min=lowest)
         chosen = torch.nonzero(totals > 0).flatten()
@@ -214,7 +214,7 @@ class _Requests:
 
 
 class _Block:
-    """Requests of like lengths, side by side: ``[r, L]``, filled up behind the shorter ones."""
+    """Requests of similar lengths as rows of a matrix ``[r, L]``, padded at the end."""
 
     def __init__(
         self, parts: Tensor, feedback: Tensor, bounds: Tensor, totals: Tensor, chosen: Tensor, k: int, exponential: bool
@@ -232,7 +232,7 @@ class _Block:
         self._exponential = exponential
 
     def recall(self, setting: Weights) -> float:
-        """The sum over the block's requests."""
+        """The sum of the recall over the block's requests."""
         score = torch.zeros_like(self._parts[0])
         for weight, part in zip(setting, self._parts, strict=True):
             score.add_(part, alpha=weight)
@@ -242,7 +242,7 @@ class _Block:
         last = score.topk(min(self._k, score.shape[1]), sorted=False).values.amin(1, keepdim=True)
         held = score >= last
         crowded = ((held.sum(1) > self._k) & (last[:, 0] > -math.inf)).nonzero().flatten()
-        if len(crowded):  # more equals of the last score than places left: the lower positions stay
+        if len(crowded):  # more scores equal to the last one than places left: the lower positions are kept
             own, limit = score[crowded], last[crowded]
             above, equal = own > limit, own == limit
             held[crowded] = above | (equal & (equal.cumsum(1) <= self._k - above.sum(1, keepdim=True)))
@@ -250,7 +250,7 @@ class _Block:
 
 
 def _split(requests: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Requests, shortest first, in blocks of at most ``BLOCK`` padded scores (or one request)."""
+    """Split requests, shortest first, into blocks of at most ``BLOCK`` padded scores (or one request)."""
     cuts, first = [], 0
     for at, size in enumerate(sizes):
         if at > first and (at - first + 1) * size > BLOCK:
@@ -265,13 +265,13 @@ def plot_surface(
     """Draw Weighted Recall@K over the relative weights of two or three tasks, on log axes.
 
     Args:
-        tuned: what :func:`tune_fusion` returned.
+        tuned: the result of :func:`tune_fusion`.
         path: the file to write; its suffix is the format (``.png``, ``.svg``, ...).
         tasks: their names; ``None``: numbers.
         title: of the chart.
 
     Raises:
-        ValueError: other than two or three tasks, or names that are not as many.
+        ValueError: the number of tasks is not two or three, or not that of the names.
         ImportError: matplotlib is missing.
     """
     try:
@@ -285,7 +285,7 @@ def plot_surface(
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    shown = tuned.surface[tuned.surface[:, 0] > 0]  # without the first task there is no weight relative to it
+    shown = tuned.surface[tuned.surface[:, 0] > 0]  # settings with the first weight 0 have no relative weights
     relative, recalls = shown[:, 1:count] / shown[:, :1], shown[:, count]
     marks = (("default", tuned.default, "tab:gray", "s"), ("tuned", tuned.fusion, "tab:red", "*"))
     if count == 2:
@@ -313,7 +313,7 @@ def plot_surface(
 
 
 def _smallest(values: NDArray[np.float64]) -> float:
-    """The smallest above 0: where a log axis that holds 0 as well turns linear."""
+    """The smallest value above 0, where a log axis that also shows 0 turns linear."""
     above = values[values > 0]
     return float(above.min()) if len(above) else 1.0
 

@@ -1,8 +1,8 @@
-"""Metrics of rankings over ragged requests, and AUC within groups, on NumPy arrays or tensors of any device.
+"""Metrics of rankings over ragged requests, and AUC within groups, on NumPy arrays or tensors on any device.
 
 torchmetrics' retrieval metrics (1.9) do not fit: they leave out candidates with a score of 0 or less (recall), break
-ties in any order (recall) or average over them (NDCG) where a served ranking has one order, know no weights, count
-requests without feedback as 0, and loop over requests.
+ties in arbitrary order (recall) or average over them (NDCG) although a served ranking has one order, have no weights,
+count requests without feedback as 0, and loop over requests.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ RECALL, NDCG, GAUC = "Recall@K", "NDCG@K", "GAUC"
 
 
 def weighted_recall_at_k(scores: Any, weights: Any, offsets: Any, k: int) -> float:
-    """Weighted Recall@K of scored candidates, the paper's offline metric: how much feedback the top K hold.
+    """Weighted Recall@K of scored candidates, the paper's offline metric: the share of feedback that the top K contain.
 
     ``WR@K = sum of weights in the top K / sum of weights``, averaged over the requests that have feedback.
 
     Args:
-        scores: ``[N]``, the candidates of all requests one after another. Higher is better, equal scores stand
-            by lower position, NaN after every number. Array-like, or a tensor on any device, as all arguments here.
-        weights: ``[N]``, each candidate's feedback (e.g. its number of orders), not negative.
+        scores: ``[N]``, the candidates of all requests, concatenated. Higher is better, equal scores rank by lower
+            position, NaN after every number. Array-like, or a tensor on any device, like all arguments here.
+        weights: ``[N]``, each candidate's feedback (e.g. its number of orders), non-negative.
         offsets: ``[R + 1]`` integers; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
         k: at least 1.
 
     Returns:
-        The mean over the requests whose weights have a sum above 0; NaN if there is none.
+        The mean over the requests whose weights have a sum above 0; NaN if there are none.
 
     Raises:
-        ValueError: shapes that do not fit, negative or non-finite weights, offsets that decrease, ``k < 1``.
+        ValueError: shapes that do not match, negative or non-finite weights, offsets that decrease, ``k < 1``.
 
     Example:
         >>> weighted_recall_at_k([0.1, 0.9, 0.5], [1, 2, 1], [0, 3], k=2)
@@ -64,15 +64,15 @@ def weighted_recall_of_ranking(positions: Any, weights: Any, offsets: Any) -> fl
     """Weighted Recall@K of a ranking, such as ``Scorer.dense_topk(...).positions``.
 
     Args:
-        positions: ``[R, k]`` integers, places within each request, best first; -1 where there is none.
+        positions: ``[R, k]`` integers, positions within each request, best first; -1 past the last.
         weights: ``[N]``, as in :func:`weighted_recall_at_k`.
         offsets: ``[R + 1]``, likewise.
 
     Returns:
-        The mean over the requests whose weights have a sum above 0; NaN if there is none.
+        The mean over the requests whose weights have a sum above 0; NaN if there are none.
 
     Raises:
-        ValueError: as :func:`weighted_recall_at_k`, or a position that is out of range or stands twice.
+        ValueError: as :func:`weighted_recall_at_k`, or a position that is out of range or repeated.
     """
     ranking, feedback, bounds = unified(positions, weights, offsets)
     feedback, bounds = _checked(WR, "weights", feedback, bounds)
@@ -83,21 +83,21 @@ def weighted_recall_of_ranking(positions: Any, weights: Any, offsets: Any) -> fl
     xp = library(feedback)
     if len(feedback) == 0 or requests == 0:
         return float("nan")
-    # Where there is no position, any candidate will do: its weight is left out.
+    # Where a position is -1, any candidate serves as a placeholder: its weight is left out.
     chosen = feedback[xp.where(ranking < 0, 0, longs(ranking) + bounds[:-1, None])]
     held = xp.where(ranking < 0, 0.0, chosen).sum(1)
     return _mean_share(held, segment_sums(feedback, bounds))
 
 
 def recall_at_k(scores: Any, labels: Any, offsets: Any, k: int) -> float:
-    """Recall@K: the share of a request's relevant candidates that its K best-scored hold.
+    """Recall@K: the share of a request's relevant candidates that are among its K best-scored.
 
     Args:
         scores, offsets, k: as in :func:`weighted_recall_at_k`.
-        labels: ``[N]``, relevant where above 0.
+        labels: ``[N]``, relevant if above 0.
 
     Returns:
-        The mean over the requests with a relevant candidate; NaN if there is none.
+        The mean over the requests with a relevant candidate; NaN if there are none.
 
     Raises:
         ValueError: as :func:`weighted_recall_at_k`.
@@ -111,17 +111,17 @@ def recall_at_k(scores: Any, labels: Any, offsets: Any, k: int) -> float:
 
 
 def ndcg_at_k(scores: Any, labels: Any, offsets: Any, k: int, exponential: bool = False) -> float:
-    """NDCG@K (Järvelin and Kekäläinen, TOIS 2002): discounted gain of the K best-scored over the largest possible.
+    """NDCG@K (Järvelin and Kekäläinen, TOIS 2002): discounted gain of the K best-scored over the largest possible gain.
 
-    ``DCG = sum_i gain_i / log2(1 + i)`` over the places ``i`` of 1 to K.
+    ``DCG = sum_i gain_i / log2(1 + i)`` over the ranks ``i`` from 1 to K.
 
     Args:
         scores, offsets, k: as in :func:`weighted_recall_at_k`.
-        labels: ``[N]``, not negative.
-        exponential: a gain of ``2 ** label - 1`` instead of the label itself.
+        labels: ``[N]``, non-negative.
+        exponential: use the gain ``2 ** label - 1`` instead of the label itself.
 
     Returns:
-        The mean over the requests with a label above 0; NaN if there is none.
+        The mean over the requests with a label above 0; NaN if there are none.
 
     Raises:
         ValueError: as :func:`weighted_recall_at_k`.
@@ -148,21 +148,21 @@ def grouped_auc(scores: Any, labels: Any, groups: Any) -> float:
     Args:
         scores: ``[N]``; equal scores count half.
         labels: ``[N]``, bool, or 0 and 1.
-        groups: ``[N]``, the user's or request's id of each candidate, in any order. Of requests by offsets:
+        groups: ``[N]``, the user's or request's id of each candidate, in any order. For requests given by offsets:
             ``np.repeat(np.arange(R), np.diff(offsets))``.
 
     Returns:
-        The mean over the groups with both labels, a group of ``n`` candidates weighing ``n``; NaN if there is no such
-        group or a score is NaN.
+        The mean over the groups with both labels, where a group of ``n`` candidates has the weight ``n``; NaN if there
+        is no such group or a score is NaN.
 
     Raises:
-        ValueError: shapes that do not fit, or other labels.
+        ValueError: shapes that do not match, or other labels.
 
     Example:
         >>> grouped_auc([0.1, 0.9, 0.5, 0.5], [0, 1, 1, 0], [7, 7, 8, 8])
         0.75
     """
-    if not is_tensor(groups):  # ids may be strings, which tensors do not hold
+    if not is_tensor(groups):  # ids may be strings, which tensors cannot hold
         groups = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(np.shape(groups))
     values, truth, owners = unified(scores, labels, groups)
     values, truth = doubles(values), doubles(truth)
@@ -178,7 +178,7 @@ def grouped_auc(scores: Any, labels: Any, groups: Any) -> float:
     values, truth, owners = values[order], truth[order], owners[order]
     bounds = _bounds(owners[1:] != owners[:-1])
     ties = _bounds((owners[1:] != owners[:-1]) | (values[1:] != values[:-1]))
-    # Equal scores share the mean of their ranks, which counts a pair of them half (Mann-Whitney).
+    # Equal scores share the mean of their ranks, so a pair of them counts half (Mann-Whitney).
     ranks = repeat(doubles(ties[1:] + ties[:-1] + 1) / 2, xp.diff(ties)) - repeat(doubles(bounds[:-1]), xp.diff(bounds))
     positives, sizes = segment_sums(truth, bounds), doubles(xp.diff(bounds))
     wins = segment_sums(ranks * truth, bounds) - positives * (positives + 1) / 2
@@ -190,15 +190,15 @@ def grouped_auc(scores: Any, labels: Any, groups: Any) -> float:
 
 
 def _best_first(scores: Array, offsets: Array) -> tuple[Array, Array]:
-    """The candidates of each request in turn, its best first, and each one's rank in its request, from 0."""
-    order = stable_argsort(0.0 - scores)  # not -scores: 0 and -0 are equal, whatever the sort compares
+    """The candidates of each request, best first, and the rank of each in its request, from 0."""
+    order = stable_argsort(0.0 - scores)  # not -scores: 0 and -0 must be equal, whatever the sort compares
     owners = repeat(places(offsets[1:]), library(offsets).diff(offsets))
     order = order[stable_argsort(owners[order])]
     return order, places(order) - repeat(offsets[:-1], library(offsets).diff(offsets))
 
 
 def _bounds(changes: Array) -> Array:
-    """Where runs start, and the length: ``changes [n - 1]`` says that an element differs from the one before."""
+    """Starts of runs, and the total length; ``changes [n - 1]`` marks elements that differ from the one before."""
     first = zero_place(changes)
     return library(changes).concatenate((first, places(changes)[changes] + 1, first + len(changes) + 1))
 

@@ -1,44 +1,45 @@
-"""The methods the paper compares ResFlow with, as ``nn.Module``s, and one registry of all methods. Needs torch.
+"""The methods that the paper compares ResFlow with, as ``nn.Module``s. Needs torch.
 
-All are built, called and trained like :class:`~resflow_kernels.nn.ResFlow`, and score with plain PyTorch in every
-mode. ``NSE`` and ``ESMM`` are settings of ResFlow itself (:mod:`resflow_kernels.nn`), so they are fused as it is.
+All are built, called and trained like :class:`~resflow_kernels.nn.ResFlow`; in eval mode, if no gradient is needed,
+they score in one pass as tile programs (:mod:`resflow_kernels.core.program`).
+``NSE`` and ``ESMM`` are settings of ResFlow itself (:mod:`resflow_kernels.nn`), so they use the fused kernels.
 
-Parameters besides biases, slopes and BatchNorms, with ``P = D H_1 + sum_l H_{l-1} H_l`` of one tower and
-``H = H_L``: ResFlow, NSE and ESMM have ``K (P + H)``; AITM ``4 H^2`` more a task that inherits; MMoE, with as many
-experts as tasks, ``K^2 D`` more (its gates); SharedBottom one bottom instead of ``K``.
+Number of parameters without biases, slopes and BatchNorms, with ``P = D H_1 + sum_l H_{l-1} H_l`` for one tower and ``H
+= H_L``: ResFlow, NSE and ESMM have ``K (P + H)``; AITM has ``4 H^2`` more per task with a parent; MMoE, with as many
+experts as tasks, ``K^2 D`` more (its gates); SharedBottom has one bottom instead of ``K``.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core.fusion import Additive, Fusion
 from ..core.plan import Plan, topology
+from ..core.program import Program, Row, joined
+from .fused import FusedRanker
 from .layers import ACTIVATION_MODULES, check_layer_settings, make_layer
-from .ranker import LayeredRanker, RankerBase
-from .resflow import ESMM, NSE, ResFlow
+from .steps import ModuleSteps, why_altered
 
 
-class Baseline(LayeredRanker):
-    """What the baselines share: layers and checks.
+class Baseline(FusedRanker):
+    """Layers and checks that the baselines share.
 
     Args:
         in_features: width ``D`` of a candidate's input row.
-        hidden: widths of the hidden layers a candidate passes on its way to a task's logit.
+        hidden: widths of the hidden layers between a candidate's input row and a task's logit.
         tasks: names of the ``K`` tasks, dense feedback first.
-        parents: as :func:`~resflow_kernels.topology` takes them; ``None``: a chain. SharedBottom and MMoE have no
-            use for them; ``plan.parents`` keeps them for what is said of tasks in order, such as ``calibrator_loss``.
+        parents: as for :func:`~resflow_kernels.topology`; ``None``: a chain. SharedBottom and MMoE do not use them;
+            ``plan.parents`` keeps them for functions of ordered tasks, such as ``calibrator_loss``.
         activation, norm, norm_after_activation, norm_eps, input_norm, fusion: as in ``ResFlow``.
 
-    ``plan`` holds the shapes and the topology; no packed weights belong to it.
+    ``plan`` holds the shapes and the topology; ``served_plan`` is the tile program of the layers, which the ops take.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Baseline(LayeredRanker):
         plan = Plan(in_features, tuple(hidden), topology(parents, tasks), named, False, False)
         super().__init__(plan, tasks, Additive() if fusion is None else fusion)
         self.input_norm = nn.BatchNorm1d(in_features, eps=norm_eps) if input_norm else None
+        self._program: Program | None = None
         self._layer_settings = (activation, norm, norm_after_activation, norm_eps)
 
     def _mlp(self, widths: Sequence[int]) -> nn.Sequential:
@@ -72,16 +74,48 @@ class Baseline(LayeredRanker):
     def task_logits(self, x: Tensor) -> list[Tensor]:
         """Each task's logits ``[B, 1]`` from rows ``[B, D]``."""
 
+    @abstractmethod
+    def _steps(self, steps: ModuleSteps) -> list[Row]:
+        """Each task's logit as steps of a program: what :meth:`task_logits` computes in eval mode."""
+
+    @property
+    def served_plan(self) -> Program:
+        """The tile program of the layers."""
+        if self._program is None:
+            self._program = self._written()[0]
+        return self._program
+
+    def canonical_weights(self) -> list[Tensor]:
+        """See :class:`~resflow_kernels.nn.fused.FusedRanker`."""
+        altered = self._altered()
+        if altered is not None:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}: layers must be as they were made to have canonical weights, got a model where {altered}"
+            )
+        program, weights = self._written()
+        self._program = program
+        return weights
+
+    def _written(self) -> tuple[Program, list[Tensor]]:
+        norm = cast("nn.BatchNorm1d | None", self.input_norm)
+        with torch.no_grad():
+            steps = ModuleSteps(self.plan.in_features, norm)
+            return steps.build(self._steps(steps), (-1,) * self.plan.tasks)
+
+    def _altered(self) -> str | None:
+        return why_altered(module for module in self.modules() if module is not self)
+
     def _logits(self, x: Tensor) -> Tensor:
         return torch.cat(self.task_logits(x if self.input_norm is None else self.input_norm(x)), dim=1)
 
 
 class SharedBottom(Baseline):
-    """One bottom for all tasks, a tower a task (Caruana, Machine Learning 28, 1997).
+    """One bottom for all tasks and one tower per task (Caruana, Machine Learning 28, 1997).
 
     Args:
-        tower_layers: how many of the last hidden layers each task has for itself; ``None``: 1, or 0 where there
-            is one hidden layer only. The other arguments are :class:`Baseline`'s.
+        tower_layers: number of last hidden layers that each task has for itself; ``None``: 1, or 0 if there is only
+            one hidden layer. The other arguments are those of :class:`Baseline`.
 
     Raises:
         ValueError: a setting that is out of range; the message names it.
@@ -107,7 +141,7 @@ class SharedBottom(Baseline):
     ) -> None:
         layers = (activation, norm, norm_after_activation, norm_eps, input_norm)
         super().__init__(in_features, hidden, tasks, parents, *layers, fusion)
-        shared, own = _split(self.plan, tower_layers)
+        shared, own = split(self.plan, tower_layers)
         self.bottom = self._mlp(shared)
         self.towers = nn.ModuleList(self._mlp(own) for _ in tasks)
         self.heads = nn.ModuleList(self._head() for _ in tasks)
@@ -117,6 +151,10 @@ class SharedBottom(Baseline):
         hidden = self.bottom(x)
         return [head(tower(hidden)) for tower, head in zip(self.towers, self.heads, strict=True)]
 
+    def _steps(self, steps: ModuleSteps) -> list[Row]:
+        hidden = steps.mlp(steps.x, self.bottom)
+        return own_towers(steps, [hidden] * self.plan.tasks, self.towers, self.heads)
+
 
 class MMoE(Baseline):
     """Multi-gate mixture of experts (Ma et al., KDD 2018).
@@ -124,9 +162,9 @@ class MMoE(Baseline):
     ``f_k(x) = tower_k(sum_e softmax(G_k x)_e expert_e(x))``
 
     Args:
-        experts: how many; ``None``: as many as tasks, which makes the parameters NSE's and the gates.
-        tower_layers: as in :class:`SharedBottom`; the other hidden layers are each expert's. The other arguments
-            are :class:`Baseline`'s.
+        experts: number of experts; ``None``: that of the tasks, so that only the gates are added to NSE's parameters.
+        tower_layers: as in :class:`SharedBottom`; each expert has the other hidden layers. The other arguments are
+            those of :class:`Baseline`.
 
     Raises:
         ValueError: a setting that is out of range; the message names it.
@@ -156,7 +194,7 @@ class MMoE(Baseline):
         experts = self.plan.tasks if experts is None else experts
         if experts < 1:
             raise ValueError(f"MMoE: experts must be at least 1, got {experts}")
-        shared, own = _split(self.plan, tower_layers)
+        shared, own = split(self.plan, tower_layers)
         self.experts = nn.ModuleList(self._mlp(shared) for _ in range(experts))
         self.gates = nn.ModuleList(nn.Linear(in_features, experts, bias=False) for _ in tasks)
         self.towers = nn.ModuleList(self._mlp(own) for _ in tasks)
@@ -171,6 +209,11 @@ class MMoE(Baseline):
             logits.append(head(tower((shares[:, :, None] * experts).sum(1))))
         return logits
 
+    def _steps(self, steps: ModuleSteps) -> list[Row]:
+        experts = [steps.mlp(steps.x, layers(expert)) for expert in self.experts]
+        shares = [steps.softmax(steps.linear(steps.x, cast(nn.Linear, gate))) for gate in self.gates]
+        return own_towers(steps, [steps.mix(own, experts) for own in shares], self.towers, self.heads)
+
 
 class Transfer(nn.Module):
     """AITM's step from one task to the next (Xi et al., KDD 2021).
@@ -179,8 +222,8 @@ class Transfer(nn.Module):
     ``z = sum_u softmax_u(<h2(u), h3(u)> / sqrt(H)) h1(u)``
 
     Args:
-        width: ``H``, of the last hidden layers.
-        activation: of the transferred information.
+        width: ``H``, the width of the last hidden layers.
+        activation: applied to the transferred information.
     """
 
     def __init__(self, width: int, activation: str) -> None:
@@ -192,9 +235,18 @@ class Transfer(nn.Module):
     def forward(self, parent: Tensor, own: Tensor) -> Tensor:
         """``z [B, H]`` from the parent's ``z [B, H]`` and the task's own last hidden layer ``q [B, H]``."""
         both = torch.stack((own, self.info(parent)), dim=1)  # [B, 2, H]
-        # The authors' published code multiplies queries with values and leaves the keys unused; this is the paper's.
+        # The authors' published code multiplies queries with values and leaves the keys unused; this follows the paper.
         affinity = (self.query(both) * self.key(both)).sum(-1) / math.sqrt(both.shape[-1])
         return (torch.softmax(affinity, dim=1)[:, :, None] * self.value(both)).sum(1)
+
+    def steps(self, steps: ModuleSteps, parent: Row, own: Row) -> Row:
+        """:meth:`forward` as steps of a program."""
+        info = steps.activated(parent, cast(nn.Linear, self.info[0]), self.info[1])
+        both = (own, info)
+        pairs = [(steps.linear(row, self.query), steps.linear(row, self.key)) for row in both]
+        affinity = joined([segment for pair in pairs for segment in steps.dot(*pair)])
+        shares = steps.softmax(affinity, 1 / math.sqrt(self.query.in_features))
+        return steps.mix(shares, [steps.linear(row, self.value) for row in both])
 
 
 class AITM(Baseline):
@@ -203,7 +255,7 @@ class AITM(Baseline):
     Each edge of the topology has a :class:`Transfer` of its own. The paper's behavioural expectation calibrator is a
     term of the loss: :func:`resflow_kernels.nn.losses.calibrator_loss`.
 
-    Arguments are :class:`Baseline`'s.
+    Arguments are those of :class:`Baseline`.
 
     Raises:
         ValueError: a setting that is out of range; the message names it.
@@ -246,80 +298,28 @@ class AITM(Baseline):
             last.append(self.transfers[str(task)](last[parent], own) if parent >= 0 else own)
         return [head(hidden) for head, hidden in zip(self.heads, last, strict=True)]
 
-
-@dataclass(frozen=True)
-class Method:
-    """An entry of :data:`METHODS`."""
-
-    build: Callable[..., RankerBase]
-    summary: str
-    has_topology: bool = True  # whether `parents` changes the model
-    has_constraint: bool = False  # whether it can be `non_increasing`
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    def _steps(self, steps: ModuleSteps) -> list[Row]:
+        last: list[Row] = []
+        for task, parent in enumerate(self.plan.parents):
+            own = steps.mlp(steps.x, layers(self.towers[task]))
+            transfer = cast(Transfer, self.transfers[str(task)]) if parent >= 0 else None
+            last.append(transfer.steps(steps, last[parent], own) if transfer else own)
+        return [steps.linear(row, cast(nn.Linear, head)) for row, head in zip(last, self.heads, strict=True)]
 
 
-METHODS: dict[str, Method] = {
-    "nse": Method(NSE, "naive shared embedding: a tower a task, nothing between them", has_topology=False),
-    "esmm": Method(ESMM, "ESMM: conditional towers, p_k = p_parent(k) * sigmoid(r_k)"),
-    "aitm": Method(AITM, "AITM: attention transfer between last hidden layers"),
-    "shared_bottom": Method(SharedBottom, "one bottom, small towers", has_topology=False),
-    "mmoe": Method(MMoE, "MMoE: experts, a softmax gate a task", has_topology=False),
-    "resflow": Method(ResFlow, "ResFlow: feature and logit residuals", has_constraint=True),
-    "resflow_fr": Method(ResFlow, "ResFlow, feature residual alone", settings={"logit_residual": False}),
-    "resflow_lr": Method(
-        ResFlow, "ResFlow, logit residual alone", has_constraint=True, settings={"feature_residual": False}
-    ),
-}
+def layers(sequential: nn.Module) -> nn.Sequential:
+    """A module known to be hidden layers one after another."""
+    return cast(nn.Sequential, sequential)
 
 
-def make_ranker(
-    method: str,
-    in_features: int,
-    hidden: Sequence[int] = (128, 64),
-    tasks: Sequence[str] = ("ctr", "ctcvr"),
-    parents: Sequence[int] | Mapping[str, str] | str | None = None,
-    *,
-    norm: str | None = "batch",
-    non_increasing: bool = False,
-    fusion: Fusion | None = None,
-    **settings: Any,
-) -> RankerBase:
-    """A new ranker of any method, ready to train. Single-task models are several of ``"nse"`` with one task each.
-
-    Args:
-        method: a name of :data:`METHODS`.
-        in_features, hidden, tasks, norm, fusion: as in :class:`ResFlow`.
-        parents: the topology, as :func:`~resflow_kernels.topology` takes it; ``None``: a chain. Methods without
-            a topology (see :data:`METHODS`) are the same under any.
-        non_increasing: keep ``p_k <= p_parent(k)``; only for methods with a logit residual.
-        settings: further arguments of the method's own constructor.
-
-    Raises:
-        ValueError: an unknown method, or a setting it does not have or allow; the message names it.
-
-    Example:
-        >>> make_ranker("aitm", 576, tasks=("click", "like", "follow"), parents="star").plan.parents
-        (-1, 0, 0)
-    """
-    if method not in METHODS:
-        raise ValueError(f"make_ranker: method must be one of {', '.join(METHODS)}, got {method!r}")
-    entry = METHODS[method]
-    if non_increasing:
-        if not entry.has_constraint:
-            able = ", ".join(name for name, one in METHODS.items() if one.has_constraint)
-            raise ValueError(f"make_ranker: non_increasing must be False for any method but {able}, got {method!r}")
-        settings["non_increasing"] = True
-    settings = {**entry.settings, **settings, "norm": norm, "fusion": fusion}
-    try:
-        return entry.build(in_features, hidden, tasks, topology(parents, tasks), **settings)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ValueError(f"make_ranker: settings must be arguments of {method!r}, got {sorted(settings)}") from error
+def own_towers(steps: ModuleSteps, rows: Sequence[Row], towers: nn.ModuleList, heads: nn.ModuleList) -> list[Row]:
+    """Each task's own tower on its row, and its logit."""
+    hidden = [steps.mlp(row, layers(tower)) for row, tower in zip(rows, towers, strict=True)]
+    return [steps.linear(row, cast(nn.Linear, head)) for row, head in zip(hidden, heads, strict=True)]
 
 
-def _split(plan: Plan, tower_layers: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Widths of the shared layers, input row included, and of a task's own, the shared output included."""
+def split(plan: Plan, tower_layers: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Widths of the shared layers, including the input row, and of a task's own, including the shared output."""
     own = min(1, plan.layers - 1) if tower_layers is None else tower_layers
     if not 0 <= own < plan.layers:
         raise ValueError(f"tower_layers must be 0 to {plan.layers - 1} of {plan.layers} hidden layers, got {own}")

@@ -1,7 +1,7 @@
 """Embedding tables in front of a ranker, as ``nn.Module``s: the feature form of :mod:`resflow_kernels.nn`.
 
 :class:`FeatureRanker` trains like any PyTorch model and scores through the fused feature ops in eval mode;
-:meth:`FeatureRanker.packed` gives the form to export and to serve, its tables in float32, bfloat16 or int8.
+:meth:`FeatureRanker.packed` returns the form to export and to serve, with tables in float32, bfloat16 or int8.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .resflow import ResFlow
 
 
 def round_table(table: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
-    """A float32 table ``[rows, width]`` as the feature ops take it.
+    """Round a float32 table ``[rows, width]`` for the feature ops.
 
     Args:
         table: float32.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (symmetric, a scale a row: its largest magnitude over 127).
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (symmetric; a row's scale is its largest magnitude over 127).
 
     Returns:
-        the rounded table, and in int8 its scales ``[rows]`` float32, else ``None``. A row with a NaN or an infinity
-        has a scale of NaN in int8.
+        The rounded table and, in int8, its scales ``[rows]`` float32, else ``None``. In int8 a row with a NaN or an
+        infinity has the scale NaN.
 
     Raises:
         ValueError: an unknown dtype.
@@ -45,7 +45,7 @@ def round_table(table: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
 
 
 class _FeatureScorer(nn.Module, ABC):
-    """What :class:`FeatureRanker` and :class:`PackedFeatureRanker` share: the calls."""
+    """The calls that :class:`FeatureRanker` and :class:`PackedFeatureRanker` share."""
 
     towers: ResFlow | Baseline | PackedResFlow
     user_features: int
@@ -53,17 +53,17 @@ class _FeatureScorer(nn.Module, ABC):
     @property
     @abstractmethod
     def feature_tables(self) -> FeatureTables:
-        """The tables as the ops take them."""
+        """The tables as passed to the ops."""
 
     @abstractmethod
     def _fused_weights(self) -> Tensor | None:
-        """The towers' packed weights, or ``None`` where plain PyTorch has to score."""
+        """The towers' packed weights, or ``None`` if plain PyTorch has to score."""
 
     def forward(self, ids: FeatureIds, fusion_weights: Tensor | None = None, weights_per: str = "call") -> Scores:
         """Score ``B`` candidates.
 
         Args:
-            ids: what they look up in the tables.
+            ids: the rows of the tables that the candidates look up.
             fusion_weights: for this call, as in :meth:`ResFlow.forward`.
             weights_per: ``"call"`` or ``"candidate"``.
 
@@ -71,13 +71,13 @@ class _FeatureScorer(nn.Module, ABC):
             :class:`Scores`: logits ``[B, K]``, probs ``[B, K]``, score ``[B]``.
 
         Raises:
-            ValueError: bad input, an id out of range among it; the message names it.
+            ValueError: bad input, such as an id out of range; the message names it.
         """
         packed = self._fused_weights()
         if packed is None:
             return cast(Scores, self.towers(self.rows(ids), fusion_weights, weights_per))
         fusion = self.towers._fusion(fusion_weights, weights_per)
-        return ops.feature_scores(ids, self.feature_tables, packed, self.towers.plan, *fusion)
+        return ops.feature_scores(ids, self.feature_tables, packed, self.towers.served_plan, *fusion)
 
     feature_scores = forward
 
@@ -92,8 +92,8 @@ class _FeatureScorer(nn.Module, ABC):
         """Score the candidates of requests: the user's features are looked up once per request.
 
         Args:
-            user: of ``R`` requests, in the first ``user_features`` tables.
-            item: of ``N`` candidates, of all requests, concatenated, in the other tables.
+            user: ids of ``R`` requests in the first ``user_features`` tables.
+            item: ids of ``N`` candidates, concatenated over the requests, in the other tables.
             offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
             fusion_weights: as in :meth:`ResFlow.request_scores`.
         """
@@ -102,7 +102,7 @@ class _FeatureScorer(nn.Module, ABC):
             return self.towers.request_scores(*self._split_rows(user, item), offsets, fusion_weights, weights_per)
         fusion = self.towers._fusion(fusion_weights, weights_per)
         inputs = (user, item, offsets, self.feature_tables, self.user_features)
-        return ops.feature_request_scores(*inputs, packed, self.towers.plan, *fusion)
+        return ops.feature_request_scores(*inputs, packed, self.towers.served_plan, *fusion)
 
     def feature_topk(
         self,
@@ -112,14 +112,14 @@ class _FeatureScorer(nn.Module, ABC):
         fusion_weights: Tensor | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """The ``k`` best candidates of each request, see :meth:`ResFlow.dense_topk`; no offsets: one request."""
+        """The ``k`` best candidates of each request, see :meth:`ResFlow.dense_topk`; no offsets: of one request."""
         packed = self._fused_weights()
         if packed is None:
             return self.towers.dense_topk(self.rows(ids), k, offsets, fusion_weights, weights_per)
         if offsets is None:
             offsets = torch.tensor([0, ids.ids.shape[0]], dtype=torch.int64)
         fusion = self.towers._fusion(fusion_weights, weights_per)
-        return ops.feature_topk(ids, offsets, self.feature_tables, packed, self.towers.plan, *fusion, k)
+        return ops.feature_topk(ids, offsets, self.feature_tables, packed, self.towers.served_plan, *fusion, k)
 
     def feature_request_topk(
         self,
@@ -136,7 +136,7 @@ class _FeatureScorer(nn.Module, ABC):
             return self.towers.request_topk(*self._split_rows(user, item), offsets, k, fusion_weights, weights_per)
         fusion = self.towers._fusion(fusion_weights, weights_per)
         inputs = (user, item, offsets, self.feature_tables, self.user_features)
-        return ops.feature_request_topk(*inputs, packed, self.towers.plan, *fusion, k)
+        return ops.feature_request_topk(*inputs, packed, self.towers.served_plan, *fusion, k)
 
     def rows(self, ids: FeatureIds) -> Tensor:
         """Input rows ``[n, D]`` in plain PyTorch, differentiable in the tables."""
@@ -160,13 +160,13 @@ class _FeatureScorer(nn.Module, ABC):
 
 
 class FeatureRanker(_FeatureScorer):
-    """Embedding tables and a :class:`ResFlow` (or a baseline) over their rows side by side.
+    """Embedding tables and a :class:`ResFlow` (or a baseline) over their concatenated rows.
 
     Args:
-        embeddings: one a feature, in the order of the input row's columns: an ``nn.Embedding`` for a feature of one
-            id, an ``nn.EmbeddingBag`` with ``mode="sum"`` for lists of ids. One module may stand for several features.
-        towers: over as many input columns as the tables have in all. Both are shared, not copied.
-        user_features: how many of the features, the first ones, are the user's.
+        embeddings: one per feature, in the order of the input row's columns: an ``nn.Embedding`` for a feature of one
+            id, an ``nn.EmbeddingBag`` with ``mode="sum"`` for lists of ids. Several features may share one module.
+        towers: a ranker whose input width is the sum of the tables' widths. Both are shared, not copied.
+        user_features: number of user features, which come first.
 
     Raises:
         ValueError: an embedding that does more than look up and sum, or widths that do not add up.
@@ -203,19 +203,14 @@ class FeatureRanker(_FeatureScorer):
         return FeatureTables(weights, (), self.ragged)
 
     def packed(self, dtype: str = "float32") -> PackedFeatureRanker:
-        """This model for serving and export: weights packed, tables copied, and rounded to ``dtype``.
+        """This model for serving and export: weights packed, tables copied and rounded to ``dtype``.
 
         Args:
             dtype: ``"float32"``, ``"bfloat16"`` or ``"int8"``; see :func:`round_table`.
-
-        Raises:
-            ValueError: the towers are a baseline's.
         """
-        if isinstance(self.towers, Baseline):
-            raise ValueError(f"FeatureRanker: packed is for ResFlow towers, got {type(self.towers).__name__}")
         rounded: dict[int, tuple[Tensor, Tensor | None]] = {}
         for table in self.feature_tables.tables:
-            if id(table) not in rounded:  # features that share a table still do
+            if id(table) not in rounded:  # features keep sharing tables
                 held, own_scales = round_table(table, dtype)
                 rounded[id(table)] = (held.clone(), own_scales)
         parts = [rounded[id(table)] for table in self.feature_tables.tables]
@@ -224,13 +219,13 @@ class FeatureRanker(_FeatureScorer):
         return PackedFeatureRanker(tables, self.towers.packed(), self.user_features).eval()
 
     def _fused_weights(self) -> Tensor | None:
-        if isinstance(self.towers, Baseline) or not self.towers._use_fused("feature", self.feature_tables.tables):
+        if not self.towers._use_fused("feature", self.feature_tables.tables):
             return None
         return self.towers._packed_weights()
 
 
 class PackedFeatureRanker(_FeatureScorer):
-    """A ranker of buffers alone: made by :meth:`FeatureRanker.packed`; calls are those of :class:`FeatureRanker`."""
+    """A ranker that consists of buffers, made by :meth:`FeatureRanker.packed`, with :class:`FeatureRanker`'s calls."""
 
     def __init__(self, tables: FeatureTables, towers: PackedResFlow, user_features: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A tower's hidden layer as a module, and its canonical weights with BatchNorms folded in. Needs torch."""
+"""A tower's hidden layer as a module, and its canonical weights with BatchNorms folded. Needs torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ACTIVATION_MODULES = activations.MODULES
 class TowerLayer(nn.Module):
     """One hidden layer of a tower: Linear, activation, and a BatchNorm before or after the activation.
 
-    ``f_k^l`` of the README, without the residual. Any ``nn.Linear``, activation of
-    :data:`ACTIVATION_MODULES` and ``nn.BatchNorm1d`` will do, so that a user's own layers can be taken as they are.
+    ``f_k^l`` of the README, without the residual. It accepts any ``nn.Linear``, activation of
+    :data:`ACTIVATION_MODULES` and ``nn.BatchNorm1d``, so that a user's own layers can be used as they are.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class TowerLayer(nn.Module):
         self.dropout = dropout
 
     def forward(self, value: Tensor) -> Tensor:
-        """``[B, H_{l-1}]`` to ``[B, H_l]``."""
+        """Map ``[B, H_{l-1}]`` to ``[B, H_l]``."""
         value = self.linear(value)
         if self.norm is not None and not self.norm_after_activation:
             value = self.norm(value)
@@ -49,7 +49,7 @@ class TowerLayer(nn.Module):
         return activation_name(self.activation)
 
     def canonical_weights(self, input_affine: fold.Affine | None) -> dict[str, Tensor]:
-        """The layer's canonical weights by kind, in float64; scale and shift are 1 and 0 where it needs none."""
+        """The layer's canonical weights by kind, in float64; scale and shift are 1 and 0 if the layer has none."""
         weight = self.linear.weight.double().T
         bias = linear_bias(self.linear, weight)
         if input_affine is not None:
@@ -65,7 +65,7 @@ class TowerLayer(nn.Module):
 
 
 def check_layer_settings(activation: str, norm: str | None) -> None:
-    """Refuse what :func:`make_layer` does not know."""
+    """Refuse settings that :func:`make_layer` does not support."""
     if activation not in ACTIVATION_MODULES:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATION_MODULES)}, got {activation!r}")
     if norm not in (None, "batch"):
@@ -75,7 +75,7 @@ def check_layer_settings(activation: str, norm: str | None) -> None:
 def make_layer(
     inputs: int, width: int, activation: str, norm: str | None, norm_after_activation: bool, norm_eps: float
 ) -> TowerLayer:
-    """A new layer ``[B, inputs]`` to ``[B, width]``."""
+    """A new layer from ``[B, inputs]`` to ``[B, width]``."""
     act = nn.PReLU(width) if activation == "prelu" else ACTIVATION_MODULES[activation]()
     batch_norm = nn.BatchNorm1d(width, eps=norm_eps) if norm else None
     return TowerLayer(nn.Linear(inputs, width), act, batch_norm, norm_after_activation)
@@ -104,12 +104,12 @@ def norm_affine(norm: nn.BatchNorm1d) -> fold.Affine:
 
 
 def linear_bias(linear: nn.Linear, weight: Tensor) -> Tensor:
-    """A Linear's bias in float64; zeros like a row of ``weight [in, out]`` if it has none."""
+    """A Linear's bias in float64; if it has none, zeros for the columns of ``weight [in, out]``."""
     return weight.new_zeros(weight.shape[1]) if linear.bias is None else linear.bias.double()
 
 
 def slope_of(activation: nn.Module, like: Tensor) -> Tensor:
-    """A PReLU's or LeakyReLU's slope a channel, as many as ``like [H]`` has."""
+    """A PReLU's or LeakyReLU's slope per channel, with the length of ``like [H]``."""
     if isinstance(activation, nn.LeakyReLU):
         return torch.full_like(like, activation.negative_slope)
     assert isinstance(activation, nn.PReLU)

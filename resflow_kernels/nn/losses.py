@@ -25,10 +25,10 @@ def multitask_bce(
 
     Args:
         logits, labels, positive_weights, mask: as in :func:`task_bce`.
-        task_weights: ``[K]``, not negative; ``None``: all 1.
+        task_weights: ``[K]``, non-negative; ``None``: all 1.
 
     Returns:
-        a scalar.
+        A scalar.
 
     Raises:
         ValueError: an argument of the wrong shape or value; the message names it.
@@ -54,12 +54,12 @@ def task_bce(
 
     Args:
         logits: ``[B, K]``, floating.
-        labels: ``[B, K]``, bool or numbers of 0 to 1 (in-between: soft labels).
-        positive_weights: ``a [K]``, above 0: what a positive counts for, with a negative at 1; ``None``: 1.
-        mask: ``[B, K]`` bool, whether a label was observed; labels that were not may be NaN. ``None``: all were.
+        labels: ``[B, K]``, bool or numbers from 0 to 1 (soft labels).
+        positive_weights: ``a [K]``, above 0: the weight of a positive, where a negative has 1; ``None``: 1.
+        mask: ``[B, K]`` bool, whether a label was observed; other labels may be NaN. ``None``: all were.
 
     Returns:
-        ``[K]``, of the logits' dtype; 0 for a task without an observed label in this batch.
+        ``[K]``, in the logits' dtype; 0 for a task without an observed label in this batch.
 
     Raises:
         ValueError: an argument of the wrong shape or value; the message names it.
@@ -72,7 +72,7 @@ def task_bce(
         fits = mask.shape == logits.shape and mask.dtype == torch.bool
         _require(fits, op, "mask", f"bool of shape {list(logits.shape)}", _kind(mask))
         truth = torch.where(mask, truth, 0.0)
-    # NaN fails both comparisons; a compiled graph cannot stop for values.
+    # NaN fails both comparisons; a compiled graph cannot depend on values.
     if not torch.compiler.is_compiling():
         _require(bool(((truth >= 0) & (truth <= 1)).all()), op, "labels", "0 to 1 where observed", "others")
     weights = None
@@ -86,7 +86,7 @@ def task_bce(
 
 
 def calibrator_loss(logits: Tensor, parents: Sequence[int]) -> Tensor:
-    """AITM's behavioural expectation calibrator: what a task's probability exceeds its parent's by.
+    """AITM's behavioural expectation calibrator: the amount by which a task's probability exceeds its parent's.
 
     ``mean over b of sum_k max(p_k - p_parent(k), 0)`` (Xi et al., KDD 2021; their published code adds 0.6 times the
     sum over a batch instead of the mean).
@@ -96,10 +96,10 @@ def calibrator_loss(logits: Tensor, parents: Sequence[int]) -> Tensor:
         parents: for each task its parent, -1 for a root, such as ``model.plan.parents``.
 
     Returns:
-        a scalar, 0 for an empty batch.
+        A scalar, 0 for an empty batch.
 
     Raises:
-        ValueError: parents that do not fit.
+        ValueError: parents that do not match the logits.
 
     Example:
         >>> round(float(calibrator_loss(torch.tensor([[0.0, 2.0]]), (-1, 0))), 4)
@@ -120,7 +120,7 @@ def progressive_labels(values: Tensor, thresholds: Vector) -> Tensor:
     """Labels of progressive regression: task ``i`` predicts ``y > t_i``.
 
     Args:
-        values: ``y [B]``, numbers, finite.
+        values: ``y [B]``, finite numbers.
         thresholds: ``t [K]``, increasing.
 
     Returns:
@@ -143,8 +143,8 @@ def progressive_labels(values: Tensor, thresholds: Vector) -> Tensor:
 def bucket_values(thresholds: Vector, first: float, last: float) -> tuple[float, ...]:
     """The values ``m_0..m_K`` of the buckets between thresholds, for :class:`~resflow_kernels.ExpectedValue`.
 
-    As the paper's authors have them: the middle of each inner bucket's ends, and a value of its own for each outer
-    bucket, which has one end only (their code: 5 and 93 beside nine thresholds of 5, 10, 20, ..., 80).
+    As in the paper: an inner bucket has the middle of its two ends, and each outer bucket, which has only one end, a
+    value of its own (the authors' code: 5 and 93 with nine thresholds of 5, 10, 20, ..., 80).
 
     Args:
         thresholds: ``t [K]``, increasing.
@@ -180,7 +180,7 @@ def _vector(op: str, argument: str, values: Vector, logits: Tensor) -> Tensor:
     """``[K]`` finite numbers in the logits' dtype and on their device."""
     vector = torch.as_tensor(values, dtype=logits.dtype, device=logits.device)
     fits = vector.shape == logits.shape[1:] and bool(vector.isfinite().all())
-    _require(fits, op, argument, f"{logits.shape[1]} finite numbers, one a task", vector.tolist())
+    _require(fits, op, argument, f"{logits.shape[1]} finite numbers, one per task", vector.tolist())
     return vector
 
 

@@ -1,4 +1,4 @@
-"""A ranker with its weights packed once and for all: what is served and exported. Needs torch."""
+"""A ranker with packed weights, to serve and to export. Needs torch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 from .. import ops
 from ..contract.results import Scores, TopK
 from ..core.fusion import Fusion
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from ..ops.call import OPS
 from .ranker import RankerBase
 
 
 class PackedResFlow(RankerBase):
-    """A ranker with its weights packed for the fused ops and nothing else: made by :meth:`ResFlow.packed`.
+    """A ranker that holds only packed weights for the fused ops, made by :meth:`ResFlow.packed`.
 
-    It cannot be trained, holds one buffer, and exports as one op, so ``torch.export`` and AOTInductor packages
-    carry the packed weights. Calls are those of :class:`ResFlow`; ``backend`` is an attribute, as there.
+    It cannot be trained, has one buffer, and exports as one op, so that ``torch.export`` and AOTInductor packages
+    contain the packed weights. Its calls and the attribute ``backend`` are those of :class:`ResFlow`.
     """
 
     packed_weights: Tensor
 
     def __init__(
         self,
-        plan: Plan,
+        plan: AnyPlan,
         tasks: Sequence[str],
         fusion: Fusion,
         packed_weights: Tensor,
@@ -36,6 +36,11 @@ class PackedResFlow(RankerBase):
         self.backend = backend
         self.register_buffer("packed_weights", packed_weights)
 
+    @property
+    def served_plan(self) -> AnyPlan:
+        """:attr:`plan`."""
+        return self.plan
+
     def _run(
         self, op: str, inputs: tuple[Tensor, ...], fusion_weights: Tensor | None, weights_per: str, *k: int
     ) -> Any:
@@ -44,7 +49,7 @@ class PackedResFlow(RankerBase):
         return TopK(*made) if k else Scores(*made)
 
     def catalog_rows(self, item: Tensor, dtype: str = "bfloat16") -> tuple[Tensor, Tensor]:
-        """The items' side of the first layers: table and scales; see :func:`resflow_kernels.ops.catalog_rows`."""
+        """The items' part of the first layers: table and scales; see :func:`resflow_kernels.ops.catalog_rows`."""
         return ops.catalog_rows(item, self.packed_weights, self.plan, dtype, backend=self.backend)
 
     def catalog_scores(
@@ -59,8 +64,8 @@ class PackedResFlow(RankerBase):
     ) -> Scores:
         """Score items of a catalog by id; see :func:`resflow_kernels.ops.catalog_scores`.
 
-        ``table`` and ``scales`` are those of :meth:`catalog_rows`; a :class:`~resflow_kernels.Catalog`'s
-        become tensors by ``torch.from_numpy`` (bfloat16 by ``.view(torch.bfloat16)``).
+        ``table`` and ``scales`` are those of :meth:`catalog_rows`. Those of a :class:`~resflow_kernels.Catalog` become
+        tensors by ``torch.from_numpy`` (bfloat16 by ``.view(torch.bfloat16)``).
         """
         inputs = (user, ids, offsets, table, scales)
         return self._run("catalog_scores", inputs, fusion_weights, weights_per)
@@ -76,6 +81,6 @@ class PackedResFlow(RankerBase):
         fusion_weights: Tensor | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """The ``k`` best of each request of the catalog form; positions are places in the request's list of ids."""
+        """The ``k`` best of each request of the catalog form; positions are indices in the request's list of ids."""
         inputs = (user, ids, offsets, table, scales)
         return self._run("catalog_topk", inputs, fusion_weights, weights_per, k)

@@ -1,4 +1,4 @@
-"""What all rankers are called by, whatever computes their logits. Needs torch."""
+"""The calls that all rankers have, independent of how their logits are computed. Needs torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from ..contract import WEIGHTS_PER
 from ..contract.results import Scores, TopK
 from ..core.fusion import Fusion
-from ..core.plan import Plan
 from ..reference import layers
 
 
 class RankerBase(nn.Module, ABC):
-    """What every ranker has: its tasks, a fusion with default weights, and the calls of the dense and request forms.
+    """The common part of all rankers: tasks, a fusion with default weights, the calls of the dense and request forms.
 
     A call has the name of its op: :meth:`dense_scores` (which is :meth:`forward`), :meth:`dense_topk`,
     :meth:`request_scores` and :meth:`request_topk`.
@@ -25,7 +24,7 @@ class RankerBase(nn.Module, ABC):
 
     fusion_weights: Tensor
 
-    def __init__(self, plan: Plan, tasks: Sequence[str], fusion: Fusion) -> None:
+    def __init__(self, plan: Any, tasks: Sequence[str], fusion: Fusion) -> None:
         super().__init__()
         self.plan = plan
         self.tasks = tuple(tasks)
@@ -37,7 +36,7 @@ class RankerBase(nn.Module, ABC):
     def _run(
         self, op: str, inputs: tuple[Tensor, ...], fusion_weights: Tensor | None, weights_per: str, *k: int
     ) -> tuple[Tensor, ...]:
-        """Compute an op from its form's inputs; no fusion weights: the model's own."""
+        """Compute an op from its form's inputs; without fusion weights, with the model's own."""
 
     def forward(self, x: Tensor, fusion_weights: Tensor | None = None, weights_per: str = "call") -> Scores:
         """Score candidates.
@@ -70,14 +69,14 @@ class RankerBase(nn.Module, ABC):
 
         Args:
             x: ``[B, D]`` float32.
-            k: how many, at least 1.
+            k: number of candidates per request, at least 1.
             offsets: ``[R + 1]`` int64; ``None``: all rows are one request.
             fusion_weights: as in :meth:`forward`, also ``[R, K]`` with ``weights_per="request"``.
             weights_per: ``"call"``, ``"request"`` or ``"candidate"``.
 
         Returns:
             :class:`TopK`: scores ``[R, k]`` and positions ``[R, k]`` within the request. Equal scores are ordered by
-            lower position, NaN after every number; a request with fewer than ``k`` candidates is filled up with
+            lower position, NaN after every number; a request with fewer than ``k`` candidates is padded with
             score NaN and position -1.
 
         Raises:
@@ -124,7 +123,7 @@ class RankerBase(nn.Module, ABC):
         return cast(TopK, self._run("request_topk", (user, item, offsets), fusion_weights, weights_per, k))
 
     def _fusion(self, fusion_weights: Tensor | None, weights_per: str) -> tuple[Tensor, str, str]:
-        """Fusion weights, the fusion's name and what the weights are for, as the ops take them one after another."""
+        """Fusion weights, the fusion's name and the weights' scope, in the order of the ops' arguments."""
         if fusion_weights is None:
             return self.fusion_weights, self.fusion.kind, "call"
         if weights_per not in WEIGHTS_PER:
@@ -136,14 +135,14 @@ class RankerBase(nn.Module, ABC):
 
 
 class LayeredRanker(RankerBase):
-    """A ranker whose own layers give the logits: differentiable, in any floating dtype and on any device."""
+    """A ranker whose layers compute the logits: differentiable, in any floating dtype and on any device."""
 
     @abstractmethod
     def _logits(self, x: Tensor) -> Tensor:
         """Logits ``[B, K]`` of rows ``[B, D]``."""
 
     def _own_rows(self, argument: str, x: Tensor) -> Tensor:
-        """Rows as the layers take them."""
+        """Rows in the dtype of the layers."""
         return x
 
     def _run(
@@ -157,12 +156,12 @@ class LayeredRanker(RankerBase):
 
 
 def one_request(x: Tensor) -> Tensor:
-    """Offsets that make all rows one request."""
+    """Offsets for a single request of all rows."""
     if x.is_cpu:
         return torch.tensor([0, x.shape[0]], device=x.device)
-    return torch.arange(2, device=x.device) * x.shape[0]  # made there: a copy would wait, and no CUDA graph can hold it
+    return torch.arange(2, device=x.device) * x.shape[0]  # no copy: it would synchronise, and no CUDA graph can hold it
 
 
 def contiguous_rows(x: Tensor) -> Tensor:
-    """The ops read rows in place at any row stride, but want the elements of a row to be contiguous."""
+    """Rows with contiguous elements, which the ops require; they read rows in place at any row stride."""
     return x if x.dim() != 2 or x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()

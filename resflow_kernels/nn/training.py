@@ -1,4 +1,4 @@
-"""How a :class:`~resflow_kernels.nn.ResFlow` in training meets the training ops: its weights, its BatchNorms."""
+"""Connects a :class:`~resflow_kernels.nn.ResFlow` in training with the training ops: its weights and its BatchNorms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def untrainable_reason(model: ResFlow) -> str | None:
-    """Why the training ops cannot serve this model as it is set now; ``None`` if they can."""
+    """Why the training ops cannot serve this model in its current state; ``None`` if they can."""
     reason = altered(model)
     if reason is not None:
         return reason
@@ -44,7 +44,7 @@ def untrainable_reason(model: ResFlow) -> str | None:
 
 
 def altered(model: ResFlow) -> str | None:
-    """Why no op computes what this model's layers do; ``None`` if they are as they were made."""
+    """Why no op computes what this model's layers do; ``None`` if the layers are unaltered."""
     for tower, head in zip(model._tower_layers(), model._head_layers(), strict=True):
         reason = _altered(head, nn.Linear)
         for layer, activation in zip(tower, model.plan.activations, strict=True):
@@ -65,7 +65,7 @@ def _altered_layer(layer: TowerLayer, activation: str) -> str | None:
 
 
 def _altered(module: nn.Module, kind: type[nn.Module] | None = None) -> str | None:
-    """The ops read parameters and call no module: hooks, and a ``forward`` that does more, would be passed over."""
+    """Detect hooks and custom ``forward``s: the ops read parameters and call no module, so they would be ignored."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, name) for name in hooks):
         return f"its {type(module).__name__} has hooks"
@@ -104,7 +104,7 @@ def _layers(model: ResFlow) -> Iterator[TowerLayer]:
 
 
 def _weights(model: ResFlow, plan: Plan) -> list[Tensor]:
-    """The parameters as ``training_logits`` takes them, differentiable."""
+    """The parameters as arguments of ``training_logits``, differentiable."""
     towers: list[Tower] = []
     for layers, head in zip(model._tower_layers(), model._head_layers(), strict=True):
         bias = head.weight.new_zeros(1) if head.bias is None else head.bias
@@ -118,7 +118,7 @@ def _weights(model: ResFlow, plan: Plan) -> list[Tensor]:
 
 
 def _layer_weights(layer: TowerLayer, affine: bool) -> dict[str, Tensor]:
-    """A layer's weights by kind; in an affine plan scale and shift are 1 and 0 where it has none."""
+    """A layer's weights by kind; in an affine plan scale and shift are 1 and 0 if the layer has none."""
     weight = layer.linear.weight
     bias = weight.new_zeros(weight.shape[0]) if layer.linear.bias is None else layer.linear.bias
     norm = layer.norm
@@ -141,7 +141,7 @@ def _layer_weights(layer: TowerLayer, affine: bool) -> dict[str, Tensor]:
 
 
 def _update_running(model: ResFlow, mean: Tensor, variance: Tensor, rows: int) -> None:
-    """``mean`` and biased ``variance`` are ``[layer][task][channel]``."""
+    """Update running statistics; ``mean`` and the biased ``variance`` are ``[layer][task][channel]``."""
     towers = model._tower_layers()
     norms = [tower[level].norm for level in range(model.plan.layers) for tower in towers]
     widths = [width for width in model.plan.hidden for _ in towers]

@@ -18,10 +18,10 @@ from .layers import TowerLayer, check_layer_settings, make_layer
 
 
 class TwinTable(NamedTuple):
-    """Item vectors of a catalogue, as :meth:`TwinTower.build_table` rounds them."""
+    """Item vectors of a catalog, as rounded by :meth:`TwinTower.build_table`."""
 
     rows: Tensor  # [M, K * W] float32, bfloat16 or int8
-    scales: Tensor  # [M, K] float32 of int8 rows, else [0, K]
+    scales: Tensor  # [M, K] float32 for int8 rows, else [0, K]
 
 
 class TwinTower(nn.Module):
@@ -30,12 +30,12 @@ class TwinTower(nn.Module):
     Args:
         user_features: width ``Du`` of a user's input row.
         item_features: width ``Di`` of an item's.
-        hidden: widths of each tower's layers; the last one, ``W``, is that of the vectors.
+        hidden: widths of each tower's layers; the last one, ``W``, is the width of the vectors.
         tasks: names of the ``K`` tasks, dense feedback first.
         parents: the task each task inherits from, -1 for a root; ``None``: a chain in the order of ``tasks``.
         activation: a name of :data:`resflow_kernels.nn.layers.ACTIVATION_MODULES`.
-        norm: ``"batch"`` for a BatchNorm a layer, or ``None``.
-        norm_after_activation: where that BatchNorm stands.
+        norm: ``"batch"`` for one BatchNorm per layer, or ``None``.
+        norm_after_activation: whether that BatchNorm comes after the activation.
         norm_eps: its eps.
         feature_residual: add the parent tower's hidden outputs, on both sides.
         logit_residual: add the parent's logit.
@@ -43,7 +43,7 @@ class TwinTower(nn.Module):
         fusion: how probabilities become a score (:mod:`resflow_kernels.core.fusion`).
 
     Raises:
-        ValueError: arguments that contradict each other; the message names the one.
+        ValueError: arguments that contradict each other; the message names one.
 
     Example:
         >>> model = TwinTower(320, 256, tasks=("ctr", "ctcvr"), fusion=Additive((1, 20))).eval()
@@ -74,7 +74,7 @@ class TwinTower(nn.Module):
         check_layer_settings(activation, norm)
         self.parents = chain(len(tasks)) if parents is None else tuple(parents)
         if len(self.parents) != len(tasks):
-            raise ValueError(f"parents must be one a task ({len(tasks)}), got {len(self.parents)}")
+            raise ValueError(f"parents must be one per task ({len(tasks)}), got {len(self.parents)}")
         if non_increasing and not logit_residual:
             raise ValueError("non_increasing must be False without a logit residual, got True")
         self.tasks = tuple(tasks)
@@ -98,20 +98,20 @@ class TwinTower(nn.Module):
         self.item_towers = towers(item_features)
 
     def user_vectors(self, user: Tensor) -> Tensor:
-        """``[R, Du]`` to ``[R, K * W]``, the vectors of all tasks side by side; differentiable."""
+        """Map ``[R, Du]`` to ``[R, K * W]``, the concatenated vectors of all tasks; differentiable."""
         return self._vectors(user, self.user_towers)
 
     def item_vectors(self, item: Tensor) -> Tensor:
-        """``[M, Di]`` to ``[M, K * W]``; differentiable."""
+        """Map ``[M, Di]`` to ``[M, K * W]``; differentiable."""
         return self._vectors(item, self.item_towers)
 
     def forward(self, user: Tensor, item: Tensor, fusion_weights: Tensor | None = None) -> Scores:
-        """Score pairs, as training does; plain PyTorch, differentiable.
+        """Score pairs of users and items, as in training; plain PyTorch, differentiable.
 
         Args:
-            user: ``[B, Du]``, each candidate's user.
+            user: ``[B, Du]``, the user of each candidate.
             item: ``[B, Di]``.
-            fusion_weights: instead of the model's own, ``[K]`` or ``[B, K]``.
+            fusion_weights: ``[K]`` or ``[B, K]`` instead of the model's own.
 
         Returns:
             :class:`Scores`: logits ``[B, K]``, probs ``[B, K]``, score ``[B]``.
@@ -126,7 +126,7 @@ class TwinTower(nn.Module):
 
     @torch.no_grad()
     def build_table(self, items: Tensor, dtype: str = "int8", batch: int = 65536) -> TwinTable:
-        """The item vectors of a catalogue ``[M, Di]``, rounded to ``dtype`` (``"float32"``, ``"bfloat16"`` or
+        """The item vectors of a catalog ``[M, Di]``, rounded to ``dtype`` (``"float32"``, ``"bfloat16"`` or
         ``"int8"``), ``batch`` items at a time. The module must be in eval mode if it has BatchNorms.
 
         Raises:
@@ -145,13 +145,13 @@ class TwinTower(nn.Module):
         Args:
             user: ``[R, Du]``.
             table: from :meth:`build_table`.
-            k: how many, at least 1.
+            k: number of items per user, at least 1.
             fusion_weights: instead of the model's own: ``[K]``, ``[R, K]`` with ``weights_per="request"``,
-                or one set an item ``[M, K]`` with ``"candidate"``.
+                or one set per item ``[M, K]`` with ``"candidate"``.
 
         Returns:
-            :class:`TopK`: scores ``[R, k]`` and positions ``[R, k]``, rows of the table. Equal scores stand by lower
-            position, NaN after every number; a table of fewer than ``k`` items is filled up with NaN and -1.
+            :class:`TopK`: scores ``[R, k]`` and positions ``[R, k]``, rows of the table. Equal scores rank by lower
+            position, NaN after every number; a table of fewer than ``k`` items is padded with NaN and -1.
         """
         vectors = self.user_vectors(user).float()
         return ops.twin_topk(vectors, table.rows, table.scales, *self._settings(fusion_weights, weights_per), k)
@@ -167,9 +167,9 @@ class TwinTower(nn.Module):
         fusion_weights: Tensor | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """The ``k`` best of each user's own list: ``ids [N]`` int64, rows of the table, cut by ``offsets [R + 1]``.
+        """The ``k`` best of each user's own list: ``ids [N]`` int64, rows of the table, divided by ``offsets [R + 1]``.
 
-        Positions are places in the list. A candidate's weights are ``[N, K]``; the rest as in :meth:`twin_topk`.
+        Positions are indices in the list. Weights per candidate are ``[N, K]``; the rest is as in :meth:`twin_topk`.
         """
         vectors = self.user_vectors(user).float()
         return ops.twin_ids_topk(
@@ -202,7 +202,7 @@ class TwinTower(nn.Module):
     def _settings(
         self, fusion_weights: Tensor | None, weights_per: str
     ) -> tuple[Tensor, tuple[int, ...], bool, str, str]:
-        """Fusion weights, parents, non_increasing, fusion and weights_per, as the ops take them one after another."""
+        """Fusion weights, parents, non_increasing, fusion and weights_per, in the order of the ops' arguments."""
         if weights_per not in WEIGHTS_PER:
             raise ValueError(f"weights_per must be one of {', '.join(WEIGHTS_PER)}, got {weights_per!r}")
         if fusion_weights is None:

@@ -1,4 +1,4 @@
-"""Noticing what has changed in a module since the last call, without walking it again.
+"""Detects changes of a module since the last call without walking it again.
 
 A module tree is a set of dictionaries that PyTorch changes in place: children, parameters, buffers, hooks. Collected
 once, they can be compared on every call in a few microseconds.
@@ -19,7 +19,7 @@ _pointer = Tensor.data_ptr
 
 
 class Watch:
-    """The dictionaries of a module and its descendants, as they were when it was made."""
+    """The dictionaries of a module and its descendants, as they were when this object was made."""
 
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())
@@ -29,17 +29,17 @@ class Watch:
         self._hooks = [getattr(one, hooks) for one in modules if one is not module for hooks in _HOOKS]
         self._attributes = [one.__dict__ for one in modules if one is not module]
         self._altered = self._is_altered()
-        # What has been decided about the module, by the question; it holds as long as nothing above changes.
+        # Decisions about the module, by question; they hold until something above changes.
         self.answers: dict[Any, bool] = {}
 
     def changed(self) -> bool:
-        """Whether modules were added, removed or replaced, or gained or lost hooks or a forward of their own."""
+        """Whether modules were added, removed or replaced, or gained or lost hooks or their own ``forward``."""
         return self._flat(self._children) != self._child_list or self._is_altered() != self._altered
 
     def state(self) -> list[Any] | None:
-        """What is equal exactly when no tensor was replaced or written to; ``None`` where that cannot be told."""
+        """A value that is equal exactly while no tensor is replaced or modified; ``None`` if that cannot be told."""
         tensors = [tensor for tensor in self._flat(self._tensors) if tensor is not None]
-        if any(map(_is_inference, tensors)):  # these have no version counter
+        if any(map(_is_inference, tensors)):  # inference tensors have no version counter
             return None
         return [*map(id, tensors), *map(_version, tensors), *map(_pointer, tensors)]
 

@@ -1,8 +1,9 @@
-"""Which backend computes a call: one rule for the ops, the modules and ``resflow info``.
+"""Chooses the backend that computes a call: one rule for the ops, the modules and ``resflow info``.
 
-``auto`` takes the compiled kernels of the tensors' device (``cpu``, ``cuda``) where they are loaded and have the form,
-else ``triton`` where it can run, else ``reference``. Another name takes that backend, or says why it cannot. A call
-names one, or its module does, or the environment variable ``RESFLOW_BACKEND``, which is read at import.
+``auto`` selects the compiled kernels of the tensors' device (``cpu``, ``cuda``) if they are loaded and support the
+form, otherwise ``triton`` if it can run, otherwise ``reference``. Any other name selects that backend, or raises with
+the reason why it cannot serve. A call names a backend, or its module does, or the environment variable
+``RESFLOW_BACKEND``, which is read at import.
 """
 
 from __future__ import annotations
@@ -14,28 +15,29 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..contract import FORMS
+from ..contract import FORMS, forms_with
 from ..core import checks
 from ..core.plan import Plan
+from ..core.program import AnyPlan
 from . import library
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 SCORING_FORMS = tuple(FORMS)
-TRITON_FORMS = (*(name for name, form in FORMS.items() if "triton" in form.flags), "training")
-REFERENCE_FORMS = tuple(name for name, form in FORMS.items() if "reference" in form.flags)
+TRITON_FORMS = (*forms_with("triton"), "training")
+REFERENCE_FORMS = forms_with("reference")
 
 library.load()
 
 
 class Decision(NamedTuple):
-    """A backend, and why it was taken."""
+    """A backend, and the reason for choosing it."""
 
     backend: str
     reason: str
 
 
 class Installed(NamedTuple):
-    """What there is: for each backend why it cannot be had, or None."""
+    """The installed backends: for each the reason why it is unavailable, or ``None``."""
 
     cpu: str | None
     cuda: str | None
@@ -43,11 +45,11 @@ class Installed(NamedTuple):
     triton_interpreter: str | None  # on tensors of the CPU
 
 
-def choose(device: str, plan: Plan, form: str, asked: str, installed: Installed) -> Decision:
-    """The backend for tensors of a type of device, of the contract's forms.
+def choose(device: str, plan: AnyPlan, form: str, asked: str, installed: Installed) -> Decision:
+    """Choose the backend for tensors on a type of device, for one of the contract's forms.
 
     Raises:
-        ValueError: the backend that is asked for cannot serve, and why.
+        ValueError: the requested backend cannot serve the call; the message says why.
     """
     if asked not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {asked!r}")
@@ -60,16 +62,18 @@ def choose(device: str, plan: Plan, form: str, asked: str, installed: Installed)
     has_ops = own in ("cpu", "cuda")
     reasons = [] if has_ops else [f"there are no compiled ops for {own} tensors"]
     for backend in (*((own,) if has_ops else ()), "triton", "reference"):
-        # A precision is refused by the backend that would take it otherwise, with the precisions there are.
+        # A precision is refused by the backend that would otherwise be chosen, with a list of its precisions.
         reason = _unsupported(backend, own, None, form, installed)
         if reason is None:
             return Decision(backend, "; ".join(reasons) or f"the kernels of {own} tensors are loaded")
         reasons.append(f"not {backend}: {reason}")
-    return Decision("cpu" if own == "cpu" else "cuda", "; ".join(reasons))  # whose ops say what is missing
+    return Decision("cpu" if own == "cpu" else "cuda", "; ".join(reasons))  # its ops raise with the reason
 
 
-def _unsupported(backend: str, device: str, plan: Plan | None, form: str, installed: Installed) -> str | None:
-    """Why a backend does not serve; ``None`` if it does. Without a plan: whatever the plan."""
+def _unsupported(backend: str, device: str, plan: AnyPlan | None, form: str, installed: Installed) -> str | None:
+    """Why a backend does not serve; ``None`` if it does. Without a plan, the precision is not considered."""
+    if plan is not None and not isinstance(plan, Plan) and backend != "cpu":
+        return "tile programs run on the CPU's kernels"
     if backend == "reference":
         return None if form in REFERENCE_FORMS else f"no op of the {form} form runs on it"
     kernels = "cuda" if backend == "triton" else backend
@@ -92,14 +96,14 @@ def _unsupported(backend: str, device: str, plan: Plan | None, form: str, instal
 
 
 def has_triton() -> bool:
-    """Whether Triton is installed; a folder of that name is not it."""
+    """Whether Triton is installed; a folder named ``triton`` does not count."""
     spec = find_spec("triton")
     return spec is not None and spec.origin is not None
 
 
 @cache
 def installed() -> Installed:
-    """What this process can run."""
+    """The backends that this process can run."""
     (loaded, why), (cuda, why_no_cuda) = library.status(), library.cuda_status()
     no_triton = None if has_triton() else "triton is not installed"
     if no_triton is None and not loaded:
@@ -132,21 +136,21 @@ _named = os.environ.get("RESFLOW_BACKEND", "auto")
 _loaded_on = frozenset(
     kind for kind, (loaded, _) in (("cpu", library.status()), ("cuda", library.cuda_status())) if loaded
 )
-# Whether `auto` on such tensors means their compiled ops, whatever the plan and the form: such calls go straight there.
-# Whether a GPU is new enough for them is not asked at import, because it starts CUDA.
+# Whether `auto` always selects the compiled ops for such tensors, for every plan and form: these calls skip the choice.
+# Whether a GPU is new enough for the ops is not determined at import, because that would start CUDA.
 direct_cpu = _named == "auto" and "cpu" in _loaded_on
 direct_cuda = False
 
 
 def named(asked: str | None) -> str | None:
-    """The backend that a call or the environment names; ``None``: neither does."""
+    """The backend that the call or the environment names; ``None`` if neither does."""
     name = asked or _named
     return None if name == "auto" else name
 
 
 @cache
-def decide(device: str, plan: Plan, form: str, asked: str | None = None) -> Decision:
-    """:func:`choose` with what is installed; without ``asked`` what ``RESFLOW_BACKEND`` names, or ``auto``."""
+def decide(device: str, plan: AnyPlan, form: str, asked: str | None = None) -> Decision:
+    """:func:`choose` with the installed backends; without ``asked``, that of ``RESFLOW_BACKEND``, or ``auto``."""
     try:
         return choose(device, plan, form, asked or _named, installed())
     except ValueError as error:
@@ -155,8 +159,8 @@ def decide(device: str, plan: Plan, form: str, asked: str | None = None) -> Deci
         raise ValueError(f"RESFLOW_BACKEND: {error}") from None
 
 
-def decide_quickly(device: str, plan: Plan, form: str, asked: str | None) -> str:
-    """:func:`decide`'s backend; hashing a plan takes longer than this."""
+def decide_quickly(device: str, plan: AnyPlan, form: str, asked: str | None) -> str:
+    """The backend of :func:`decide`, without hashing the plan in the common cases."""
     global direct_cuda
     if asked is None and _named == "auto" and device in _loaded_on:
         if device == "cpu":
@@ -169,9 +173,10 @@ def decide_quickly(device: str, plan: Plan, form: str, asked: str | None) -> str
 
 
 def _untrainable_reason(device: str) -> str | None:
-    """Why no backend trains on this type of device, or not the one that ``RESFLOW_BACKEND`` names.
+    """Why no backend, or not the one of ``RESFLOW_BACKEND``, trains on this type of device.
 
-    Asked at import: with ``auto`` it leaves :func:`installed` alone, so that Triton's interpreter can still be set.
+    Called at import: with ``auto`` it does not call :func:`installed`, so that Triton's interpreter can still be
+    enabled.
     """
     if _named == "auto":
         reason = no_triton_on_gpus() if device == "cuda" else None
@@ -183,8 +188,8 @@ def _untrainable_reason(device: str) -> str | None:
     return None
 
 
-def function_of(op: str, form: str, device: str, plan: Plan, asked: str | None) -> partial[Any] | None:
-    """An op's function on the backend for a call, of the op's own arguments; ``None``: the compiled op."""
+def function_of(op: str, form: str, device: str, plan: AnyPlan, asked: str | None) -> partial[Any] | None:
+    """An op's function on the backend for a call, with the op's own arguments; ``None``: the compiled op."""
     backend = decide_quickly(device, plan, form, asked)
     if backend == "triton":
         from ..triton import dispatch
@@ -197,7 +202,7 @@ def function_of(op: str, form: str, device: str, plan: Plan, asked: str | None) 
     return None
 
 
-# By what is asked for at import: a compiler's graphs cannot ask.
+# By type of device, computed at import: a compiler's graphs cannot compute it.
 _untrainable: dict[str, str | None] = {}
 
 

@@ -1,8 +1,8 @@
-"""The way of every call from its public function to the compiled op, or to another backend."""
+"""Routes every call from its public function to the compiled op, or to another backend."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..contract import FORMS, FUSIONS, PRECISION_ROWS, TABLE_PRECISIONS, WEIGHTS_PER
 from ..core import checks
 from ..core.forms import form_of
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from . import backends, library
 
 _FUSION_CODES = {name: code for code, name in enumerate(FUSIONS)}
@@ -20,10 +20,10 @@ _WEIGHTS_PER_CODES = {name: code for code, name in enumerate(WEIGHTS_PER)}
 
 
 class ScoringOp:
-    """One op of ``torch.ops.resflow`` that scores: a form with an ending, behind what Python adds to it.
+    """A scoring op of ``torch.ops.resflow``, a form with an ending, and the steps that Python adds to it.
 
-    Python refuses inputs that ask for a gradient (an autograd kernel would tax every call), turns names into codes,
-    and takes another backend's function where one is named. The op checks everything else.
+    Python refuses inputs that require a gradient (an autograd kernel would slow every call), turns names into codes,
+    and selects another backend's function if one is named. The op checks everything else.
     """
 
     def __init__(self, name: str) -> None:
@@ -36,16 +36,16 @@ class ScoringOp:
         self,
         inputs: tuple[Any, ...],
         packed: Tensor,
-        plan: Plan,
+        plan: AnyPlan,
         fusion_weights: Tensor,
         fusion: str,
         weights_per: str,
         *k: int,
         backend: str | None = None,
     ) -> Any:
-        """Call a form whose logits come from packed towers; ``inputs`` in the order of the form's row."""
+        """Call a form whose logits come from packed towers; ``inputs`` are in the order of the form's row."""
         name = self.name
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and _any_asks_for_gradient((*inputs, fusion_weights)):
             self._refuse_gradients(inputs, fusion_weights)
         codes = _codes(name, fusion, weights_per)
         if self._has_backends:
@@ -54,7 +54,10 @@ class ScoringOp:
                 other = backends.function_of(name, self.form.name, first.device.type, plan, backend)
                 if other is not None:
                     return other(*inputs, packed, fusion_weights, plan.encoded, *codes, *k)
-        return library.call(name, *inputs, packed, fusion_weights, plan.encoded, *codes, *k)
+        try:  # library.call inlined, which saves a step per request
+            return getattr(library.namespace, name)(*inputs, packed, fusion_weights, plan.encoded, *codes, *k)
+        except RuntimeError as error:
+            raise library.promised(name, error) from None
 
     def twin(
         self,
@@ -66,9 +69,9 @@ class ScoringOp:
         weights_per: str,
         *k: int,
     ) -> Any:
-        """Call a form whose logits are dot products; ``inputs`` in the order of the form's row."""
+        """Call a form whose logits are dot products; ``inputs`` are in the order of the form's row."""
         name = self.name
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and _any_asks_for_gradient((*inputs, fusion_weights)):
             self._refuse_gradients(inputs, fusion_weights)
         codes = _codes(name, fusion, weights_per)
         return library.call(name, *inputs, fusion_weights, list(parents), non_increasing, *codes, *k)
@@ -83,11 +86,21 @@ class ScoringOp:
                         checks.no_grad(self.name, **{f"{argument}[{index}]": tensor})
 
 
+def _any_asks_for_gradient(values: Iterable[Any]) -> bool:
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.requires_grad:
+                return True
+        elif isinstance(value, (list, tuple)) and _any_asks_for_gradient(value):
+            return True
+    return False
+
+
 OPS = {name: ScoringOp(name) for name in (f"{form}_{ending}" for form in FORMS for ending in ("scores", "topk"))}
 
 
 def table_dtype(op: str, dtype: str) -> int:
-    """The code of what a table's rows are rounded to.
+    """The code of the precision of a table's rows.
 
     Raises:
         ValueError: an unknown dtype.
@@ -96,7 +109,7 @@ def table_dtype(op: str, dtype: str) -> int:
     return PRECISION_ROWS[dtype].code
 
 
-def other_backend(op: str, form: str, tensor: Tensor, plan: Plan, backend: str | None) -> partial[Any] | None:
+def other_backend(op: str, form: str, tensor: Tensor, plan: AnyPlan, backend: str | None) -> partial[Any] | None:
     """An op's function on the backend for a tensor's device; ``None``: the compiled op."""
     if backend is None and (backends.direct_cpu if tensor.is_cpu else backends.direct_cuda):
         return None

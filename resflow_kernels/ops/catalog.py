@@ -1,4 +1,4 @@
-"""Form 3, catalog: candidates are rows of a table that holds the items' products with all first layers."""
+"""Form 3, catalog: candidates are rows of a table of the items' products with all first layers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SCORES, _TOPK = OPS["catalog_scores"], OPS["catalog_topk"]
 def catalog_rows(
     item: Tensor, packed: Tensor, plan: Plan, dtype: str = "bfloat16", *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The items' side of the first layer of all tasks, computed once for the catalog form.
+    """Compute the items' part of the first layer of all tasks, once for all calls of the catalog form.
 
     Args:
         item: ``[M, Di]`` float32 or bfloat16, the last ``Di`` columns of the input row.
         packed: from :func:`pack_towers`.
         plan: the plan it was packed for.
-        dtype: what the rows are rounded to: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (one scale per row).
+        dtype: the precision to which rows are rounded: ``"float32"``, ``"bfloat16"`` or ``"int8"`` (one scale per row).
         backend: as in :func:`resflow_kernels.ops.dense_scores`.
 
     Returns:
@@ -55,13 +55,13 @@ def catalog_scores(
 
     Args:
         user: ``[R, Du]`` float32 or bfloat16, the first ``Du`` columns of the input row.
-        ids: ``[N]`` int64, rows of ``table``, the candidates of all requests one after another.
+        ids: ``[N]`` int64, rows of ``table``, the candidates of all requests, concatenated.
         offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
         table: ``[M, plan.table_width]`` from :func:`catalog_rows`, made with the same weights.
-        scales: from :func:`catalog_rows` as well.
+        scales: also from :func:`catalog_rows`.
         packed: from :func:`pack_towers`.
         plan: the plan it was packed for.
-        fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32 as ``weights_per`` says.
+        fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32, depending on ``weights_per``.
         fusion: ``"additive"``, ``"multiplicative"`` or ``"expected_value"``.
         weights_per: ``"call"``, ``"request"`` or ``"candidate"``.
         backend: as in :func:`resflow_kernels.ops.dense_scores`.
@@ -70,7 +70,7 @@ def catalog_scores(
         :class:`Scores` of the ``N`` candidates.
 
     Raises:
-        ValueError: bad input, an id out of range among it; the message names it.
+        ValueError: bad input, such as an id out of range; the message names it.
     """
     inputs = (user, ids, offsets, table, scales)
     return Scores(*_SCORES.towers(inputs, packed, plan, fusion_weights, fusion, weights_per, backend=backend))
@@ -91,9 +91,9 @@ def catalog_topk(
     *,
     backend: str | None = None,
 ) -> TopK:
-    """The ``k`` best candidates of each request of form 3; positions are places in the request, not ids.
+    """The ``k`` best candidates of each request of form 3; positions are indices in the request, not ids.
 
-    Arguments as in :func:`catalog_scores`.
+    Arguments are those of :func:`catalog_scores`.
 
     Returns:
         :class:`TopK` of scores ``[R, k]`` float32 and positions ``[R, k]`` int64.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..contract.results import Scores, TopK
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from .call import OPS
 
 _SCORES, _TOPK = OPS["dense_scores"], OPS["dense_topk"]
@@ -14,7 +14,7 @@ _SCORES, _TOPK = OPS["dense_scores"], OPS["dense_topk"]
 def dense_scores(
     x: Tensor,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
@@ -24,13 +24,13 @@ def dense_scores(
     """Score candidates.
 
     Args:
-        x: ``[B, D]`` float32 or bfloat16, on a GPU also float16; rows contiguous, any row stride.
+        x: ``[B, D]`` float32 or bfloat16, on a GPU also float16; contiguous rows with any row stride.
         packed: from :func:`~resflow_kernels.ops.pack_towers`, on the same device.
         plan: the plan it was packed for.
         fusion_weights: ``[K]``, or ``[B, K]`` per candidate (``K + 1`` for expected values), float32.
         fusion: ``"additive"``, ``"multiplicative"`` or ``"expected_value"``.
-        weights_per: what a row of fusion weights is for: ``"call"`` or ``"candidate"``.
-        backend: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else ``"auto"``.
+        weights_per: the scope of a row of fusion weights: ``"call"`` or ``"candidate"``.
+        backend: a name of ``backends.BACKENDS``, or ``None``: that of ``RESFLOW_BACKEND``, else ``"auto"``.
 
     Returns:
         :class:`Scores` of logits ``[B, K]``, probs ``[B, K]`` and score ``[B]``.
@@ -49,7 +49,7 @@ def dense_topk(
     x: Tensor,
     offsets: Tensor,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
@@ -57,9 +57,9 @@ def dense_topk(
     *,
     backend: str | None = None,
 ) -> TopK:
-    """The ``k`` best candidates of each request of ``x [B, D]``; ``offsets [R + 1]`` int64 cuts it into requests.
+    """The ``k`` best candidates of each request of ``x [B, D]``; ``offsets [R + 1]`` int64 divides it into requests.
 
-    Other arguments as in :func:`dense_scores`; ``weights_per="request"`` is one set per request, ``[R, K]``.
+    Other arguments are those of :func:`dense_scores`; ``weights_per="request"`` means one set per request, ``[R, K]``.
 
     Returns:
         :class:`TopK` of scores ``[R, k]`` and positions ``[R, k]``; see :meth:`resflow_kernels.ResFlow.dense_topk`.

@@ -1,6 +1,6 @@
-"""What PyTorch needs to trace the ops: results without numbers, and how autocast hands rows over.
+"""Registrations that PyTorch needs to trace the ops: empty results, and the rows' dtype under autocast.
 
-All of it follows from the rows of ``contract/ops.def``.
+They all follow from the rows of ``contract/ops.def``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import library
 
 
 def scoring_fake(op: str) -> Callable[..., Any]:
-    """The fake kernel of a scoring op: its checks, and empty outputs."""
+    """The fake kernel of a scoring op: the op's checks, and empty outputs."""
     _, ranks = form_of(op)
 
     def fake(*arguments: Any) -> Any:
@@ -38,8 +38,17 @@ def _pack_towers(weights: list[Tensor], plan: list[int]) -> Tensor:
     return weights[0].new_empty((own.packed_bytes,), dtype=torch.uint8)
 
 
+def _program_outputs(x: Tensor, packed: Tensor, plan: list[int]) -> Tensor:
+    own = decoded(tuple(plan))
+    checks.program("program_outputs", own)
+    checks.matrix("program_outputs", "x", x, own.in_features)
+    checks.precision("program_outputs", own, packed)
+    return x.new_empty((x.shape[0], own.output_columns), dtype=torch.float32)
+
+
 def _catalog_rows(item: Tensor, packed: Tensor, plan: list[int], dtype: int) -> tuple[Tensor, Tensor]:
     own = decoded(tuple(plan))
+    checks.towers("catalog_rows", own)
     checks.side("catalog_rows", "item", item, own)
     checks.table_dtype("catalog_rows", dtype)
     checks.precision("catalog_rows", own, packed)
@@ -56,6 +65,7 @@ def _twin_rows(vectors: Tensor, tasks: int, dtype: int) -> tuple[Tensor, Tensor]
 
 FAKES: dict[str, Callable[..., Any]] = {
     "pack_towers": _pack_towers,
+    "program_outputs": _program_outputs,
     "catalog_rows": _catalog_rows,
     "twin_rows": _twin_rows,
     "train_forward": outputs.forward_outputs,
@@ -64,13 +74,13 @@ FAKES: dict[str, Callable[..., Any]] = {
 
 
 def register() -> None:
-    """Register fake kernels and autocast, once."""
+    """Register fake kernels and autocast rules, once."""
     compiled, _ = library.load()
-    for op in (name for name in OP_SCHEMAS if name not in PLAN_OPS):  # those are asked, not traced
+    for op in (name for name in OP_SCHEMAS if name not in PLAN_OPS):  # PLAN_OPS are called, not traced
         torch.library.register_fake(f"resflow::{op}", FAKES.get(op) or scoring_fake(op))
     for form in FORMS.values():
         if compiled and "autocast" in form.flags:
-            # Autocast would hand bfloat16 rows to kernels that compute in float32.
+            # Autocast would pass bfloat16 rows to kernels that compute in float32.
             for ending in ("scores", "topk"):
                 torch.library.register_autocast(f"resflow::{form.name}_{ending}", "cpu", torch.float32)
 

@@ -1,7 +1,7 @@
-"""Loading the compiled ops into ``torch.ops.resflow``, once: those of the CPU, and those of GPUs where there is one.
+"""Loads the compiled ops into ``torch.ops.resflow``, once: those of the CPU, and those of GPUs if there is one.
 
-Without the compiled library the same schemas are defined from Python, so that the names exist, fake tensors
-work, and a call says what is missing.
+Without the compiled library the same schemas are defined from Python, so that the names exist, fake tensors work, and a
+call raises with the reason.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ..core import build, packed_layout
 
 LIBRARY = Path(__file__).parents[1] / "_ops.so"
 CUDA_LIBRARY = Path(__file__).parents[1] / "_cuda.so"
-OLDEST_CAPABILITY = (8, 0)  # what cp.async and these mma shapes need
+OLDEST_CAPABILITY = (8, 0)  # required by cp.async and these mma shapes
 _HOW_TO_BUILD = "build it with `make build` in a checkout, or install with `pip install --no-build-isolation .`"
 
-# The ops that every call of this package goes to.
+# The namespace of the ops that all calls of this package use.
 namespace: Any = torch.ops.resflow
 
 _python_library: torch.library.Library | None = None
@@ -35,20 +35,28 @@ def call(op: str, *arguments: Any) -> Any:
     """Call an op by its name.
 
     Raises:
-        ValueError: input that the op refuses. PyTorch makes a ``ValueError`` of the kernels' exception up to 2.14, from
-            2.15 on a ``RuntimeError`` with the same text, which becomes a ``ValueError`` here.
+        ValueError: the op refuses the input.
     """
     try:
         return getattr(namespace, op)(*arguments)
     except RuntimeError as error:
-        if type(error) is RuntimeError and str(error).startswith(f"{op}: "):
-            raise ValueError(str(error)) from None
-        raise
+        raise promised(op, error) from None
+
+
+def promised(op: str, error: RuntimeError) -> Exception:
+    """The exception to raise for an op's error: a ``ValueError`` for input that it refuses, else the error itself.
+
+    PyTorch up to 2.14 turns the kernels' exception into a ``ValueError``, and from 2.15 on into a ``RuntimeError`` with
+    the same text.
+    """
+    if type(error) is RuntimeError and str(error).startswith(f"{op}: "):
+        return ValueError(str(error))
+    return error
 
 
 @contextmanager
 def use(other: Any) -> Iterator[None]:
-    """Send all calls to the ops of another namespace meanwhile, in all threads: for tests."""
+    """Redirect all calls, in all threads, to the ops of another namespace within the context: for tests."""
     global namespace
     before, namespace = namespace, other
     try:
@@ -58,15 +66,15 @@ def use(other: Any) -> Iterator[None]:
 
 
 def _defined() -> bool:
-    """Whether some library of this process has defined ``resflow``'s ops already."""
+    """Whether a library of this process has already defined ``resflow``'s ops."""
     name = next(iter(OP_SCHEMAS))
     return torch._C._dispatch_has_kernel(f"resflow::{name}") or hasattr(torch.ops.resflow, name)
 
 
 def load() -> tuple[bool, str]:
-    """Load the ops if they are not there yet; returns whether compiled kernels are, and a word on why (not).
+    """Load the ops unless they are loaded; returns whether compiled kernels are available, and the reason.
 
-    A second library that defines the namespace would end the process, so what is there already is kept.
+    A second library that defines the namespace would end the process, so an existing definition is kept.
     """
     global _status, _cuda_status, _python_library
     if _python_library is not None:
@@ -114,14 +122,14 @@ def _load_cuda() -> tuple[bool, str]:
         return False, f"built without CUDA: {build.why_left_out('cuda') or f'{CUDA_LIBRARY.name} is missing'}"
     if torch.version.cuda is None:
         return False, f"torch {torch.__version__} is built without CUDA"
-    # Not torch.cuda.is_available(), which starts CUDA: a process forked after that could not use it.
+    # torch.cuda.is_available() would start CUDA, and a process forked after that could not use it.
     if torch.cuda.device_count() == 0:
         return False, "there is no CUDA device"
     return _loaded(CUDA_LIBRARY)
 
 
 def implement(functions: Mapping[str, Callable[..., Any]], key: str) -> None:
-    """Registers Python functions as kernels of a dispatch key; what some library has registered stays."""
+    """Register Python functions as kernels of a dispatch key; existing registrations are kept."""
     load()
     assert _python_library is not None
     for name, function in functions.items():
@@ -130,19 +138,19 @@ def implement(functions: Mapping[str, Callable[..., Any]], key: str) -> None:
 
 
 def status() -> tuple[bool, str]:
-    """Whether the compiled ops are loaded, and why (not)."""
+    """Whether the compiled ops are loaded, and the reason."""
     return load()
 
 
 def cuda_status() -> tuple[bool, str]:
-    """Whether the ops of CUDA tensors are loaded, and why (not)."""
+    """Whether the ops of CUDA tensors are loaded, and the reason."""
     load()
     return _cuda_status
 
 
 def too_old() -> str | None:
-    """Why no GPU of this machine runs the kernels; ``None`` if one does. Starts CUDA, so not for import."""
-    # torch.compile cannot trace the question: on a GPU that is too old, what it compiles fails where it is launched.
+    """Why no GPU of this machine can run the kernels; ``None`` if one can. Starts CUDA, so not for use at import."""
+    # torch.compile cannot trace this question: on a GPU that is too old, compiled code fails at its launch.
     return None if torch.compiler.is_compiling() else _too_old()
 
 

@@ -1,4 +1,4 @@
-"""Canonical weights into the one tensor that the scoring ops take."""
+"""Packs canonical weights into the tensor that the scoring ops take."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from . import library
 
 
-def pack_towers(weights: Sequence[Tensor], plan: Plan) -> Tensor:
+def pack_towers(weights: Sequence[Tensor], plan: AnyPlan) -> Tensor:
     """Pack canonical weights for the scoring ops.
 
     Args:
@@ -18,7 +18,7 @@ def pack_towers(weights: Sequence[Tensor], plan: Plan) -> Tensor:
         plan: the network they belong to.
 
     Returns:
-        ``uint8 [n]``, the same for every instruction set; it fits this plan alone.
+        ``uint8 [n]``, the same for every instruction set; it is valid only for this plan.
 
     Raises:
         ValueError: a weight of the wrong shape or dtype; the message names it.

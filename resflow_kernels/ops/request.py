@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..contract.results import Scores, TopK
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from .call import OPS
 
 _SCORES, _TOPK = OPS["request_scores"], OPS["request_topk"]
@@ -16,7 +16,7 @@ def request_scores(
     item: Tensor,
     offsets: Tensor,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
@@ -32,7 +32,7 @@ def request_scores(
         offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
         packed: from :func:`~resflow_kernels.ops.pack_towers`.
         plan: the plan it was packed for.
-        fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32 as ``weights_per`` says.
+        fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32, depending on ``weights_per``.
         fusion: ``"additive"``, ``"multiplicative"`` or ``"expected_value"``.
         weights_per: ``"call"``, ``"request"`` or ``"candidate"``.
         backend: as in :func:`~resflow_kernels.ops.dense_scores`.
@@ -52,7 +52,7 @@ def request_topk(
     item: Tensor,
     offsets: Tensor,
     packed: Tensor,
-    plan: Plan,
+    plan: AnyPlan,
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
@@ -60,7 +60,7 @@ def request_topk(
     *,
     backend: str | None = None,
 ) -> TopK:
-    """The ``k`` best candidates of each request; arguments as in :func:`request_scores`.
+    """The ``k`` best candidates of each request; arguments are those of :func:`request_scores`.
 
     Returns:
         :class:`TopK` of scores ``[R, k]`` and positions ``[R, k]``.

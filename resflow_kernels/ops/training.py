@@ -1,8 +1,8 @@
-"""The training ops: a batch's logits, and the gradients of everything they were made from.
+"""The training ops: a batch's logits, and the gradients of all their inputs.
 
-``train_forward`` and ``train_backward`` compute in float32 whatever the plan's precision. They know nothing of
-autograd: :func:`training_logits` joins them, in a function outside the ops, so that scoring pays nothing for it.
-On CPU tensors they are compiled, on a GPU's Triton's kernels, which are imported at the first call.
+``train_forward`` and ``train_backward`` compute in float32 whatever the plan's precision. They are independent of
+autograd: :func:`training_logits` combines them in a function outside the ops, so that scoring has no overhead from it.
+On CPU tensors they are compiled; on a GPU they are Triton kernels, which are imported at the first call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..core import checks, outputs
 from ..core.plan import Plan
 from . import backends, library
 
-# Pre-activations are kept for the backward pass unless those of all layers are more bytes than this.
+# Pre-activations are kept for the backward pass unless all layers' together exceed this many bytes.
 KEPT_BYTES = 1 << 30
 
 
@@ -35,19 +35,19 @@ def training_logits(
     """Logits of a batch, differentiable once in ``x`` and all weights.
 
     Args:
-        x: ``[B, D]`` float32, rows contiguous, any row stride.
-        weights: contiguous float32 tensors as ``plan.weight_shapes`` lists them, but matrices as ``nn.Linear`` has
-            them, ``[outputs, inputs]``.
-        plan: the network; its precision plays no part.
-        statistics: what each layer's ``scale`` and ``shift`` are: ``"given"``, applied after the activation as they
-            are; ``"batch_after"`` or ``"batch_before"``, gamma and beta of a BatchNorm after or before the activation
-            that normalises by the batch's own mean and variance.
-        eps: of those BatchNorms.
-        recompute: compute the pre-activations again in the backward pass instead of keeping them; ``None``: where
-            they are more than 1 GiB.
-        backend: a name of ``backends.BACKENDS``, or ``None``: what ``RESFLOW_BACKEND`` says, else ``"auto"``.
+        x: ``[B, D]`` float32, contiguous rows with any row stride.
+        weights: contiguous float32 tensors as ``plan.weight_shapes`` lists them, except that matrices are
+            ``[outputs, inputs]`` as in ``nn.Linear``.
+        plan: the network; its precision has no effect.
+        statistics: the meaning of each layer's ``scale`` and ``shift``: ``"given"``: applied after the activation
+            unchanged; ``"batch_after"`` or ``"batch_before"``: gamma and beta of a BatchNorm after or before the
+            activation, which normalises by the batch's own mean and variance.
+        eps: the eps of those BatchNorms.
+        recompute: compute the pre-activations again in the backward pass instead of keeping them; ``None``: only if
+            they exceed 1 GiB.
+        backend: a name of ``backends.BACKENDS``, or ``None``: that of ``RESFLOW_BACKEND``, else ``"auto"``.
 
-    The weights' gradients are slices of one tensor. ``torch.func`` transforms and forward mode are not served.
+    The weights' gradients are slices of one tensor. ``torch.func`` transforms and forward mode are not supported.
 
     Returns:
         Logits ``[B, K]``; the batch's mean and biased variance, each ``[sum of K * H_l]`` in the order layer, task,
@@ -67,7 +67,7 @@ def training_logits(
 
 
 def _is_interpreted(x: Tensor, plan: Plan, backend: str | None) -> bool:
-    """Whether Triton's kernels compute on CPU tensors, which the ops leave to the compiled ones."""
+    """Whether Triton's kernels compute on CPU tensors, for which the ops use the compiled ones."""
     if backend is None and (x.is_cuda or backends.direct_cpu):
         return False
     own = plan if plan.precision == "float32" else replace(plan, precision="float32")
@@ -121,7 +121,7 @@ class _TrainingLogits(torch.autograd.Function):
             )
             parts = flat.split([weight.numel() for weight in weights])
             gradients = [x_gradients, *(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))]
-        if torch.is_grad_enabled():  # create_graph
+        if torch.is_grad_enabled():  # create_graph was passed
             gradients = list(_Once.apply(len(gradients), *gradients, logit_gradients, x, *weights))
         return (gradients[0] if x_needed else None, None, None, None, None, None, *gradients[1:])
 
@@ -129,7 +129,7 @@ class _TrainingLogits(torch.autograd.Function):
 class _Once(torch.autograd.Function):
     """Makes differentiating a second time raise instead of returning zero.
 
-    PyTorch's ``once_differentiable`` lets through what depends on x or the weights alone.
+    PyTorch's ``once_differentiable`` does not catch gradients that depend only on x or the weights.
     """
 
     @staticmethod

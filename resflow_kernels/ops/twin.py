@@ -1,10 +1,10 @@
 """The ops of the twin tower form: a task's logit is the dot product of a user's vector and an item's.
 
 ===================  ==============================================================================
-``twin_rows``        item vectors into the table of the others: float32, bfloat16 or int8
+``twin_rows``        rounds item vectors to the table of the others: float32, bfloat16 or int8
 ``twin_scores``      logits, probabilities and score of all items for every request
 ``twin_topk``        the k best of all items for every request, in one stream over the table
-``twin_ids_scores``  the same of a list of items a request
+``twin_ids_scores``  like ``twin_scores``, for a list of items per request
 ``twin_ids_topk``    the k best of each request's list
 ===================  ==============================================================================
 
@@ -27,9 +27,9 @@ def twin_rows(vectors: Tensor, tasks: int, dtype: str = "int8") -> tuple[Tensor,
     """Round item vectors to a table.
 
     Args:
-        vectors: ``[M, K * W]`` float32 or bfloat16, each item's vectors of all tasks side by side.
+        vectors: ``[M, K * W]`` float32 or bfloat16, each item's vectors of all tasks concatenated.
         tasks: ``K``.
-        dtype: what the table holds: ``"float32"``, ``"bfloat16"``, or ``"int8"`` with one scale per item and task.
+        dtype: the table's dtype: ``"float32"``, ``"bfloat16"``, or ``"int8"`` with one scale per item and task.
 
     Returns:
         table ``[M, K * W]`` of that dtype, and scales: float32 ``[M, K]`` for int8, else ``[0, K]``. A vector with
@@ -60,11 +60,11 @@ def twin_scores(
     """Form 5: score every item of a table for every request.
 
     Args:
-        user: ``[R, K * W]`` float32 or bfloat16, each user's vectors of all tasks side by side.
+        user: ``[R, K * W]`` float32 or bfloat16, each user's vectors of all tasks concatenated.
         table: ``[M, K * W]`` from :func:`twin_rows`; float32, bfloat16 or int8, any row stride.
-        scales: from :func:`twin_rows` as well.
-        fusion_weights: ``[K]``, ``[R, K]``, or one set an item ``[M, K]``, float32, as ``weights_per`` says.
-        parents: for each of the ``K`` tasks the task whose logit is added to its own, -1 for none.
+        scales: also from :func:`twin_rows`.
+        fusion_weights: ``[K]``, ``[R, K]``, or one set per item ``[M, K]``, float32, depending on ``weights_per``.
+        parents: for each of the ``K`` tasks the task whose logit is added to its own, or -1.
         non_increasing: pass a task's own logit through ``min(., 0)`` before its parent's is added.
         fusion: ``"additive"``, ``"multiplicative"`` or ``"expected_value"``.
         weights_per: ``"call"``, ``"request"`` or ``"candidate"``.
@@ -90,8 +90,9 @@ def twin_topk(
     weights_per: str = "call",
     k: int = 100,
 ) -> TopK:
-    """The ``k`` best of all items for every request, without their scores in memory; arguments as in
-    :func:`twin_scores`.
+    """The ``k`` best of all items for every request; arguments as in :func:`twin_scores`.
+
+    On the CPU the scores are never in memory, on a GPU a part of them at a time.
 
     Returns:
         :class:`TopK` of scores ``[R, k]`` and positions ``[R, k]``, rows of the table.
@@ -121,14 +122,14 @@ def twin_ids_scores(
     fusion: str = "additive",
     weights_per: str = "call",
 ) -> Scores:
-    """Form 5 on lists of items: ``ids [N]`` int64 are rows of the table, ``offsets [R + 1]`` int64 cut them into
-    requests; a candidate's fusion weights are ``[N, K]``. The rest as in :func:`twin_scores`, to the bit.
+    """Form 5 on lists of items: ``ids [N]`` int64 are rows of the table, ``offsets [R + 1]`` int64 divides them into
+    requests; fusion weights per candidate are ``[N, K]``. Otherwise bitwise like :func:`twin_scores`.
 
     Returns:
         :class:`Scores` of the ``N`` candidates.
 
     Raises:
-        ValueError: bad input, an id out of range among it; the message names it.
+        ValueError: bad input, such as an id out of range; the message names it.
     """
     inputs = (user, ids, offsets, table, scales)
     return Scores(*OPS["twin_ids_scores"].twin(inputs, fusion_weights, parents, non_increasing, fusion, weights_per))
@@ -147,9 +148,9 @@ def twin_ids_topk(
     weights_per: str = "call",
     k: int = 100,
 ) -> TopK:
-    """The ``k`` best of each request's list of items; positions are places in the request, not ids.
+    """The ``k`` best of each request's list of items; positions are indices in the request, not ids.
 
-    Arguments as in :func:`twin_ids_scores`.
+    Arguments are those of :func:`twin_ids_scores`.
 
     Returns:
         :class:`TopK` of scores ``[R, k]`` float32 and positions ``[R, k]`` int64.

@@ -1,4 +1,4 @@
-"""Every form in plain PyTorch, in any dtype: the ground truth of all kernels."""
+"""Every form in plain PyTorch, in any dtype: the ground truth for all kernels."""
 
 from .rounding import int8_rows, rounded
 from .towers import (

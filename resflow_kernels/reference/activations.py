@@ -1,7 +1,7 @@
-"""The contract's activations for PyTorch, ONNX and Triton: a row per name, and Triton's formulas below the rows.
+"""The contract's activations for PyTorch, ONNX and Triton: one row per name, followed by Triton's formulas.
 
 To add an activation: its name in ``contract/enums.def``, its formula in ``csrc/core/activations-inl.h``, and here its
-row and its cases in :func:`activate` and :func:`derivative`. Triton is imported by :func:`triton_functions` alone.
+row and its cases in :func:`activate` and :func:`derivative`. Only :func:`triton_functions` imports Triton.
 """
 
 # mypy: allow-untyped-defs
@@ -19,17 +19,17 @@ from ..contract import ACTIVATIONS, complete
 if TYPE_CHECKING:
     import triton.language as tl
 
-    from ..triton.functions import at_least, at_most, sigmoid, tanh
+    from ..triton.functions import at_least, at_most, log_sigmoid, sigmoid, tanh
 
 
 class Activation(NamedTuple):
-    """What one activation is to PyTorch and to ONNX."""
+    """An activation's counterparts in PyTorch and ONNX."""
 
-    formula: Callable[[Tensor, Tensor | None], Tensor]  # of sums and PReLU's slopes [H]
-    modules: Mapping[str, Callable[..., nn.Module]]  # what makes a module, by the names that settings may have
+    formula: Callable[[Tensor, Tensor | None], Tensor]  # of pre-activations and PReLU's slopes [H]
+    modules: Mapping[str, Callable[..., nn.Module]]  # constructors of its modules, by the names that settings may use
     matches: Callable[[nn.Module], bool]  # whether a module is this activation
-    functions: Mapping[Any, Callable[..., nn.Module]]  # what a traced model calls for it, and the module of that call
-    onnx: Callable[[Any, str, Mapping[str, Any]], str]  # appends to a benchmark.onnx_graph; from a name to a name
+    functions: Mapping[Any, Callable[..., nn.Module]]  # constructors by the functions that a traced model calls
+    onnx: Callable[[Any, str, Mapping[str, Any]], str]  # appends to a benchmark.onnx_graph; maps a name to a name
 
 
 def _is(kind: type[nn.Module]) -> Callable[[nn.Module], bool]:
@@ -104,7 +104,7 @@ ROWS: dict[str, Activation] = complete(
             formula=lambda value, slope: F.gelu(value, approximate="tanh"),
             modules={"gelu_tanh": _tanh_gelu},
             matches=lambda module: isinstance(module, nn.GELU) and module.approximate != "none",
-            functions={},  # of F.gelu: see "gelu"
+            functions={},  # those of F.gelu are in the row "gelu"
             onnx=_operator("Gelu", approximate="tanh"),
         ),
         "tanh": Activation(
@@ -121,10 +121,24 @@ ROWS: dict[str, Activation] = complete(
             functions=_called(nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid"),
             onnx=_operator("Sigmoid"),
         ),
+        "elu": Activation(
+            formula=lambda value, slope: F.elu(value),
+            modules={"elu": nn.ELU},
+            matches=lambda module: type(module) is nn.ELU and module.alpha == 1,
+            functions=_called(nn.ELU, F.elu),
+            onnx=_operator("Elu"),
+        ),
+        "softplus": Activation(
+            formula=lambda value, slope: F.softplus(value),
+            modules={"softplus": nn.Softplus},
+            matches=lambda module: type(module) is nn.Softplus and (module.beta, module.threshold) == (1, 20),
+            functions=_called(nn.Softplus, F.softplus),
+            onnx=_operator("Softplus"),
+        ),
     },
 )
 
-# By every name that a setting may have, and the functions that a traced model may call.
+# By every name that a setting may use, and by the functions that a traced model may call.
 MODULES: dict[str, Callable[..., nn.Module]] = {k: v for row in ROWS.values() for k, v in row.modules.items()}
 FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {k: v for row in ROWS.values() for k, v in row.functions.items()}
 
@@ -133,29 +147,29 @@ _KINDS = tuple(make for make in MODULES.values() if isinstance(make, type))
 
 
 def resembles(module: nn.Module) -> bool:
-    """Whether a module is of a row's class, or of one derived from it, which :func:`name_of` may have no name for."""
+    """Whether a module's class is that of a row, or derived from it, even if :func:`name_of` has no name for it."""
     return isinstance(module, _KINDS)
 
 
 def name_of(module: nn.Module) -> str | None:
-    """The name of the activation that a module is, if it is one."""
+    """The name of the activation that a module computes; ``None`` if it is not one."""
     return next((name for name, row in ROWS.items() if row.matches(module)), None)
 
 
 def triton_functions() -> tuple[Any, Any]:
-    """:func:`activate` and :func:`derivative`, compiled by Triton and in this module's names that they use."""
+    """:func:`activate` and :func:`derivative` compiled by Triton, with the names they use set in this module."""
     import triton
     import triton.language
 
     from ..triton import functions
 
-    used = ("at_least", "at_most", "sigmoid", "tanh")
+    used = ("at_least", "at_most", "log_sigmoid", "sigmoid", "tanh")
     globals().update(tl=triton.language, **{name: getattr(functions, name) for name in used})
     return triton.jit(activate), triton.jit(derivative)
 
 
 def activate(value, slope, ACTIVATION: tl.constexpr):
-    """An activation of ``contract/enums.def``; ``slope`` is PReLU's."""
+    """Compute an activation of ``contract/enums.def``; ``slope`` is PReLU's."""
     if ACTIVATION == "relu":
         return at_least(value, 0.0)
     elif ACTIVATION == "prelu":
@@ -170,13 +184,17 @@ def activate(value, slope, ACTIVATION: tl.constexpr):
         return tanh(value)
     elif ACTIVATION == "sigmoid":
         return sigmoid(value)
+    elif ACTIVATION == "elu":
+        return at_least(value, 0.0) + (tl.exp(at_most(value, 0.0)) - 1.0)
+    elif ACTIVATION == "softplus":
+        return -log_sigmoid(-value)
     else:
         tl.static_assert(ACTIVATION == "identity", "an activation of contract/enums.def without its formula")
         return value
 
 
 def derivative(value, slope, ACTIVATION: tl.constexpr):
-    """d activate(value) / d value; where there is a kink, or the value is NaN, that of the negative side."""
+    """Compute d activate(value) / d value; at a kink, or for NaN, that of the negative side."""
     if ACTIVATION == "relu":
         return tl.where(value > 0, 1.0, 0.0)
     elif ACTIVATION == "prelu":
@@ -198,6 +216,10 @@ def derivative(value, slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "sigmoid":
         share = sigmoid(value)
         return share * (1.0 - share)
+    elif ACTIVATION == "elu":
+        return tl.where(value > 0, 1.0, tl.exp(at_most(value, 0.0)))
+    elif ACTIVATION == "softplus":
+        return sigmoid(value)
     else:
         tl.static_assert(ACTIVATION == "identity", "an activation of contract/enums.def without its derivative")
         return tl.full(value.shape, 1.0, tl.float32)

@@ -1,4 +1,4 @@
-"""The dense and the request form around any function from rows to logits: what trains, and what the ops do not serve.
+"""The dense and the request form around any function from rows to logits, for training and for what ops do not serve.
 
 Differentiable, in any floating dtype and on any device.
 """
@@ -28,17 +28,17 @@ def run(
     weights_per: str,
     k: int | None = None,
 ) -> Any:
-    """An op of the dense or the request form, whose logits ``logits_of`` makes of candidates' rows ``[B, D]``.
+    """Compute an op of the dense or the request form, with logits from ``logits_of``.
 
     Args:
         op: ``"dense_scores"``, ``"dense_topk"``, ``"request_scores"`` or ``"request_topk"``.
         logits_of: from rows ``[B, D]`` to logits ``[B, K]``.
-        inputs: those of the op, of one floating dtype.
-        plan: of which only the number of tasks and of inputs count.
-        fusion_weights, fusion, weights_per, k: as :func:`resflow_kernels.ops.dense_topk` takes them.
+        inputs: the op's inputs, all of one floating dtype.
+        plan: only its numbers of tasks and of inputs matter.
+        fusion_weights, fusion, weights_per, k: as in :func:`resflow_kernels.ops.dense_topk`.
 
     Returns:
-        :class:`Scores`, or for ``topk`` :class:`TopK`.
+        :class:`Scores`, or :class:`TopK` for an op that ends in top-k.
 
     Raises:
         ValueError: bad input; the message names it.

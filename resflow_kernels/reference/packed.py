@@ -1,6 +1,6 @@
-"""The ops by the plain PyTorch reference on packed weights: ``backend="reference"`` of :mod:`resflow_kernels.ops`.
+"""The ops on packed weights in plain PyTorch: ``backend="reference"`` of :mod:`resflow_kernels.ops`.
 
-Slow, and on any device; weights are unpacked on each call. Computes in float32 and rounds where the plan's precision
+Slow, but for any device; weights are unpacked in each call. Computes in float32 and rounds where the plan's precision
 does.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..contract import complete, forms_with
 from ..contract.results import Scores
 from ..core import checks
 from ..core.forms import Call, check, decoded
@@ -24,10 +25,10 @@ _ROWS = checks.row_dtypes("cuda")
 
 
 def run(op: str, *arguments: Any) -> tuple[Tensor, ...]:
-    """Compute an op of a form that has this backend, or ``catalog_rows``; arguments in the order of its schema."""
+    """Compute an op of a form that supports this backend, or ``catalog_rows``; arguments are in the schema's order."""
     if op == "catalog_rows":
         return catalog_rows(*arguments)
-    call = check(op, arguments, _ROWS, "meta")  # every precision, those of GPUs on the CPU too
+    call = check(op, arguments, _ROWS, "meta")  # allows every precision, those of GPUs on the CPU too
     checks.packed(op, call.packed, call.plan)
     call.check_values()
     scores = _SCORES[call.form.name](call, unpack_towers(call.packed, call.plan), **call.inputs)
@@ -35,7 +36,7 @@ def run(op: str, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def catalog_rows(item: Tensor, packed: Tensor, plan: tuple[int, ...], dtype: int) -> tuple[Tensor, Tensor]:
-    """:func:`resflow_kernels.ops.catalog_rows`, with the codes of the op."""
+    """:func:`resflow_kernels.ops.catalog_rows` with the op's codes."""
     own = decoded(tuple(plan))
     checks.side("catalog_rows", "item", item, own, *_ROWS)
     checks.packed("catalog_rows", packed, own)
@@ -71,4 +72,6 @@ def _catalog(
     return towers.catalog_scores(user.float(), products, offsets, weights, call.plan, *settings)
 
 
-_SCORES: dict[str, Callable[..., Scores]] = {"dense": _dense, "request": _request, "catalog": _catalog}
+_SCORES: dict[str, Callable[..., Scores]] = complete(
+    "form", forms_with("reference"), {"dense": _dense, "request": _request, "catalog": _catalog}, "ops.def"
+)

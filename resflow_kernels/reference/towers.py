@@ -1,8 +1,8 @@
-"""The same mathematics in plain PyTorch, in any dtype: the ground truth of every test.
+"""Towers, heads and fusion in plain PyTorch, in any dtype: the ground truth of every test.
 
-Written for reading, not for speed. In float64 it is what all kernels are measured against; it also serves
-training. In a plan's lower precisions it rounds where the kernels round, and is exact everywhere else. Shapes as in
-the README: ``x [B, D]``, logits and probabilities ``[B, K]``, score ``[B]``.
+Written for reading, not for speed. All kernels are compared with it in float64; it also serves training. For a plan's
+lower precisions it rounds where the kernels round, and is exact everywhere else. Shapes are those of the README: ``x
+[B, D]``, logits and probabilities ``[B, K]``, score ``[B]``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Layer = Callable[[Tensor], Tensor]
 
 
 def activate(name: str, value: Tensor, slope: Tensor | None = None) -> Tensor:
-    """One activation of the contract's list; ``slope [H]`` is PReLU's."""
+    """Compute an activation of the contract's list; ``slope [H]`` is PReLU's."""
     if name not in activations.ROWS:
         raise ValueError(f"unknown activation {name!r}")
     return activations.ROWS[name].formula(value, slope)
@@ -37,7 +37,7 @@ def tower_logits(x: Tensor, towers: Sequence[Sequence[Layer]], heads: Sequence[L
     """Logits ``[B, K]`` of towers given as callables (paper, equations of section 3.1).
 
     Args:
-        x: ``[B, D]``, or whatever the first layers take.
+        x: ``[B, D]``, or any other input of the first layers.
         towers: for each task its ``L`` layers ``f_k^l``, residuals not included.
         heads: for each task the map from ``[B, H_L]`` to its own logit ``r_k [B]``.
         plan: topology and switches.
@@ -61,7 +61,7 @@ def _join(own: Tensor, parent: Tensor | None, plan: Plan) -> Tensor:
     if parent is None:
         return own
     if plan.head == "conditional":
-        # p/(1-p) of p = sigmoid(z_parent) sigmoid(r) is 1 / (e^-z + e^-r + e^-(z+r)).
+        # For p = sigmoid(z_parent) sigmoid(r), p / (1 - p) is 1 / (e^-z + e^-r + e^-(z+r)).
         return -torch.logsumexp(torch.stack((-parent, -own, -parent - own)), dim=0)
     if not plan.logit_residual:
         return own
@@ -76,12 +76,12 @@ def fuse(logits: Tensor, fusion_weights: Tensor, fusion: str) -> Tensor:
 
 
 def finish(logits: Tensor, fusion_weights: Tensor, fusion: str) -> Scores:
-    """Probabilities and score of logits ``[B, K]``."""
+    """Probabilities and score from logits ``[B, K]``."""
     return Scores(logits, torch.sigmoid(logits), fuse(logits, fusion_weights, fusion))
 
 
 def spread_weights(weights: Tensor, weights_per: str, request_of: Tensor | None) -> Tensor:
-    """Fusion weights as :func:`fuse` takes them; ``request_of [N]`` is each candidate's request."""
+    """Expand fusion weights for :func:`fuse`; ``request_of [N]`` is each candidate's request."""
     if weights_per == "request":
         assert request_of is not None
         return weights[request_of]
@@ -102,7 +102,7 @@ def dense_logits(x: Tensor, weights: Sequence[Tensor], plan: Plan) -> Tensor:
 def dense_scores(
     x: Tensor, weights: Sequence[Tensor], plan: Plan, fusion_weights: Tensor, fusion: str, weights_per: str
 ) -> Scores:
-    """Form 1 on canonical weights (``Plan.weight_shapes``); arguments as the op's."""
+    """Form 1 on canonical weights (``Plan.weight_shapes``); arguments are those of the op."""
     return finish(dense_logits(x, weights, plan), spread_weights(fusion_weights, weights_per, None), fusion)
 
 
@@ -118,7 +118,7 @@ def request_scores(
 ) -> Scores:
     """Form 2 by its definition: every candidate's input is its request's user row and its own item row.
 
-    In int8 the two have a scale each.
+    In int8 each of the two rows has its own scale.
     """
     request = request_of_candidates(offsets, item.shape[0])
     logits = _logits([_Part(user[request], 0), _Part(item, user.shape[1])], weights, plan)
@@ -140,7 +140,7 @@ def topk(score: Tensor, offsets: Tensor, k: int) -> TopK:
 
 
 def catalog_rows(item: Tensor, weights: Sequence[Tensor], plan: Plan) -> Tensor:
-    """The items' products with all first layers, ``[M, K, H_1]``, not rounded to what a table holds."""
+    """The items' products with all first layers, ``[M, K, H_1]``, not rounded to a table's precision."""
     part = _Part(item, plan.in_features - item.shape[1])
     return torch.stack([part.product(layers[0], plan.precision) for layers, _ in _towers(weights, plan)], dim=1)
 
@@ -155,7 +155,7 @@ def catalog_scores(
     fusion: str,
     weights_per: str,
 ) -> Scores:
-    """Form 3 on the candidates' rows ``[N, K, H_1]`` of the table."""
+    """Form 3 on the candidates' table rows ``[N, K, H_1]``."""
     request = request_of_candidates(offsets, products.shape[0])
     logits = _logits([_Part(user[request], 0)], weights, plan, products)
     return finish(logits, spread_weights(fusion_weights, weights_per, request), fusion)
@@ -169,9 +169,9 @@ def feature_rows(
     scales: Sequence[Tensor] = (),
     ragged: Sequence[int] = (),
 ) -> Tensor:
-    """Form 4's input rows ``[n, D]``: each feature's table row, or the sum of a list's rows, side by side.
+    """Form 4's input rows ``[n, D]``: the concatenation of each feature's table row, or of the sum of a list's rows.
 
-    Tables are of any floating dtype, or int8 with ``scales``; the rows have the widest of their dtypes, and lists are
+    Tables have any floating dtype, or int8 with ``scales``; the rows have the widest of their dtypes, and lists are
     summed in it. Differentiable in the tables.
     """
     candidates, int8_scales, parts = ids.shape[0], iter(scales), []
@@ -198,7 +198,7 @@ def feature_rows(
 
 
 class _Part(NamedTuple):
-    """Some consecutive columns of the input row."""
+    """Consecutive columns of the input row."""
 
     rows: Tensor
     first: int
@@ -223,7 +223,7 @@ class _Layer(NamedTuple):
 
 
 def _towers(weights: Sequence[Tensor], plan: Plan) -> list[tuple[list[_Layer], tuple[Tensor, Tensor]]]:
-    """Each task's layers, and its head's weight and bias."""
+    """Each task's layers, and the weight and bias of its head."""
 
     def layer(activation: str, own: dict[str, Tensor]) -> _Layer:
         affine = (own["scale"], own["shift"]) if plan.affine else None
@@ -236,7 +236,7 @@ def _towers(weights: Sequence[Tensor], plan: Plan) -> list[tuple[list[_Layer], t
 
 
 def _logits(parts: Sequence[_Part], weights: Sequence[Tensor], plan: Plan, products: Tensor | None = None) -> Tensor:
-    """Logits of input rows given in parts; ``products [B, K, H_1]`` stand for a further part."""
+    """Logits of input rows given in parts; ``products [B, K, H_1]`` replace a further part."""
     precision = plan.precision
     towers: list[list[Layer]] = []
     heads: list[Layer] = []

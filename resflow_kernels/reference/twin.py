@@ -1,4 +1,4 @@
-"""The twin tower form in plain PyTorch, in any dtype: ground truth, and what trains."""
+"""The twin tower form in plain PyTorch, in any dtype: the ground truth, and the code that trains it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import Layer, Scores, finish, request_of_candidates, rounded, spread_weig
 
 
 def twin_logits(user: Tensor, item: Tensor, parents: Sequence[int], non_increasing: bool = False) -> Tensor:
-    """Logits ``[..., K]`` of vectors ``[..., K, W]``: ``<u_k, v_k>``, plus the parent's logit where there is one."""
+    """Logits ``[..., K]`` of vectors ``[..., K, W]``: ``<u_k, v_k>``, plus the parent's logit if the task has one."""
     own = (user * item).sum(-1)
     logits: list[Tensor] = []
     for task, parent in enumerate(parents):
@@ -39,7 +39,7 @@ def tower_vectors(
 
 
 def held_vectors(table: Tensor, scales: Tensor, tasks: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """What a table stands for: ``[M, K, W]``."""
+    """The vectors ``[M, K, W]`` that a table represents."""
     vectors = table.to(dtype).reshape(len(table), tasks, table.shape[1] // tasks)
     return vectors * scales.to(dtype)[..., None] if table.dtype == torch.int8 else vectors
 
@@ -59,11 +59,11 @@ def twin_scores(
     fusion: str = "additive",
     weights_per: str = "call",
 ) -> Scores:
-    """Every item for every request, ``[R * M]`` candidates; computes in ``user``'s dtype. Arguments as the op's."""
+    """Every item for every request, ``[R * M]`` candidates; computes in ``user``'s dtype. Arguments are the op's."""
     requests, items = len(user), len(table)
     ids = torch.arange(items, device=user.device).repeat(requests)
     offsets = torch.arange(requests + 1, device=user.device) * items
-    if weights_per == "candidate":  # an item's
+    if weights_per == "candidate":  # per item
         fusion_weights = fusion_weights[ids]
     settings = (parents, non_increasing, fusion, weights_per)
     return twin_ids_scores(user, ids, offsets, table, scales, fusion_weights, *settings)
@@ -81,7 +81,7 @@ def twin_ids_scores(
     fusion: str = "additive",
     weights_per: str = "call",
 ) -> Scores:
-    """A list of items a request; computes in ``user``'s dtype. Arguments as the op's."""
+    """One list of items per request; computes in ``user``'s dtype. Arguments are the op's."""
     tasks = len(parents)
     request = request_of_candidates(offsets, len(ids))
     users = _user_vectors(user, table, tasks)[request]

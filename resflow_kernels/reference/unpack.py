@@ -1,4 +1,4 @@
-"""Reading packed weights back, by the layout that the compiled library answers."""
+"""Reads packed weights back, by the layout that the compiled library reports."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from ..contract import PACKED, PRECISION_ROWS
 from ..core.packed_layout import PackedLayer
 from ..core.plan import Plan
 from ..core.weights import Weight, iter_weights
+from .rounding import FORMATS
 
 
 def unpack_towers(packed: Tensor, plan: Plan) -> list[Tensor]:
-    """Canonical weights (``Plan.weight_shapes``) of packed ones, as their precision holds them."""
+    """Canonical weights (``Plan.weight_shapes``) from packed ones, rounded to the plan's precision."""
     floats = packed[PACKED["header_bytes"] :][: 4 * plan.tasks * plan.packed_layout.task_floats]
     blocks = floats.view(torch.float32).view(plan.tasks, -1)
     return [_unpacked(blocks[weight.task], weight, plan) for weight in iter_weights(plan)]
@@ -28,16 +29,15 @@ def _unpacked(block: Tensor, weight: Weight, plan: Plan) -> Tensor:
         first = getattr(layer, weight.kind)
         return block[first : first + size].clone()
     matrix = panel_matrix(block, layer, plan.precision)[: weight.shape[0], :size].float()
-    if "column_scales" in PRECISION_ROWS[plan.precision].flags:  # bytes are stored plus 128
+    if "column_scales" in PRECISION_ROWS[plan.precision].flags:  # bytes are stored as value + 128
         matrix = (matrix - 128) * block[layer.column_scale : layer.column_scale + size]
     return matrix.contiguous()
 
 
 def panel_matrix(block: Tensor, layer: PackedLayer, precision: str) -> Tensor:
-    """A layer's matrix of a task's block with all its padding, in the type that is stored: panels of words of
+    """A layer's matrix from a task's block, including padding, in the stored type: panels of words, each of which holds
     consecutive inputs of one column."""
-    stored = {"int8": torch.uint8, "tensorfloat32": torch.float32}.get(precision)
-    dtype = stored if stored is not None else getattr(torch, precision)
+    dtype = FORMATS[precision].packed
     per_word = 4 // PRECISION_ROWS[precision].bytes
     panels, first = [], layer.panels
     for column in range(0, layer.padded, PACKED["panel_columns"]):

@@ -1,1 +1,1 @@
-"""Serving: bundles, the NumPy runtime, catalogs, quantization. Needs no torch."""
+"""Serving: bundles, the NumPy runtime, catalogs, quantization. Does not need torch."""

@@ -5,7 +5,7 @@ The file's ``__metadata__["resflow"]`` is a JSON text::
     {"format": "resflow-bundle", "version": 1, "tasks": [...], "plan": {...},
      "fusion": {"kind": ..., "weights": [...] or null}, "features": {...} or null}
 
-and its tensors are ``weights.<i>`` (float32, as ``Plan.weight_shapes`` lists them, BatchNorms folded in),
+and its tensors are ``weights.<i>`` (float32, as ``Plan.weight_shapes`` lists them, BatchNorms folded),
 ``table.<feature>`` (float32), ``vocabulary.<feature>`` (int64; string vocabularies are in the JSON) and
 ``boundaries.<feature>`` (float64). Nothing is ever unpickled. Imports torch only in :func:`save_model`
 and :func:`load_model`.
@@ -31,10 +31,12 @@ from safetensors import SafetensorError, safe_open
 from ..core import fusion as fusions
 from ..core.fusion import Fusion
 from ..core.plan import Plan
+from ..core.program import AnyPlan, Program
 from ..data.features import FeatureSet, check_table
 
 if TYPE_CHECKING:
-    from ..nn import ResFlow
+    from ..nn import PackedResFlow, ResFlow
+    from ..nn.fused import FusedRanker
 
 METADATA_KEY = "resflow"
 FORMAT = "resflow-bundle"
@@ -51,12 +53,13 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """What a bundle file holds, in NumPy.
+    """The contents of a bundle file, in NumPy.
 
-    ``weights`` are float32 in the order of ``plan.weight_shapes``; ``tables`` float32 ``[V, dim]`` by feature.
+    ``plan`` is a forest of towers or a tile program. ``weights`` are float32 in the order of ``plan.weight_shapes``;
+    ``tables`` float32 ``[V, dim]`` by feature.
     """
 
-    plan: Plan
+    plan: AnyPlan
     tasks: tuple[str, ...]
     weights: list[NDArray[np.float32]]
     fusion: Fusion
@@ -66,7 +69,7 @@ class Bundle:
 
 def save(
     path: str | os.PathLike[str],
-    plan: Plan,
+    plan: AnyPlan,
     tasks: Sequence[str],
     weights: Sequence[NDArray[np.float32]],
     fusion: Fusion,
@@ -79,13 +82,13 @@ def save(
         path: the file; replaced if it exists.
         plan: the towers' shape.
         tasks: ``K`` different names.
-        weights: float32, as ``plan.weight_shapes`` lists them (``ResFlow.canonical_weights()`` gives them).
+        weights: float32, as ``plan.weight_shapes`` lists them (as returned by ``ResFlow.canonical_weights()``).
         fusion: how probabilities become a score.
         features: the features of an input row, fitted; ``None`` for a model of bare input rows.
         tables: float32 ``[V, dim]`` for each feature by name; with ``features`` only.
 
     Raises:
-        BundleError: something does not fit the plan or the features, or is not finite.
+        BundleError: a value does not match the plan or the features, or is not finite.
         OSError: the file cannot be written.
 
     Example:
@@ -104,17 +107,17 @@ def save(
 
 def save_model(
     path: str | os.PathLike[str],
-    model: ResFlow,
+    model: FusedRanker,
     features: FeatureSet | None = None,
     tables: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
-    """:func:`save` of a PyTorch model: its canonical weights, BatchNorms folded in, and its fusion."""
+    """:func:`save` a PyTorch model: its canonical weights, with BatchNorms folded, and its fusion."""
     import torch
 
     with torch.no_grad():
         weights = [weight.cpu().numpy() for weight in model.canonical_weights()]
         fusion = type(model.fusion)(tuple(model.fusion_weights.tolist()))
-    save(path, model.plan, model.tasks, weights, fusion, features, tables)
+    save(path, model.served_plan, model.tasks, weights, fusion, features, tables)
 
 
 def load(path: str | os.PathLike[str]) -> Bundle:
@@ -131,7 +134,7 @@ def load(path: str | os.PathLike[str]) -> Bundle:
     if not Path(path).is_file():
         raise BundleError(f"{name}: must be a bundle file, got {'a directory' if Path(path).is_dir() else 'no file'}")
     try:
-        # numpy as the framework copies each tensor out of the mapped file once, and only those asked for.
+        # With numpy as the framework, each tensor is copied out of the mapped file once, and only if it is requested.
         with safe_open(name, framework="np") as file:
             bundle = _read(file)
         _validate(bundle)
@@ -144,16 +147,21 @@ def load(path: str | os.PathLike[str]) -> Bundle:
     return bundle
 
 
-def load_model(path: str | os.PathLike[str]) -> ResFlow:
-    """:func:`load` as a PyTorch model (in eval mode, BatchNorms folded into its weights)."""
+def load_model(path: str | os.PathLike[str]) -> ResFlow | PackedResFlow:
+    """:func:`load` as a PyTorch model in eval mode: towers as a ``ResFlow`` with BatchNorms folded into its weights.
+
+    A tile program comes as a ``PackedResFlow``, which scores and cannot be trained.
+    """
     from .. import convert
 
     bundle = load(path)
+    if isinstance(bundle.plan, Program):
+        return convert.packed_program(bundle.plan, bundle.weights, bundle.tasks, bundle.fusion)
     return convert.from_canonical(bundle.plan, bundle.weights, bundle.tasks, bundle.fusion)
 
 
 def weights_digest(weights: Sequence[NDArray[np.float32]]) -> str:
-    """A short text that two models share only if their canonical weights are the same."""
+    """A short text that two models share only if their canonical weights are equal."""
     digest = hashlib.blake2b(digest_size=16)
     for weight in weights:
         digest.update(np.ascontiguousarray(weight).data)
@@ -162,7 +170,7 @@ def weights_digest(weights: Sequence[NDArray[np.float32]]) -> str:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and goes when not."""
+    """A temporary path next to ``path`` that replaces it when the block succeeds, and is deleted when it fails."""
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: must be in an existing folder, got no folder {target.parent}")
@@ -171,7 +179,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            mode = os.fstat(file.fileno()).st_mode  # what the user's umask gives; safetensors would make it 0600
+            mode = os.fstat(file.fileno()).st_mode  # the mode by the user's umask; safetensors would make it 0600
         yield str(temporary)
         os.chmod(temporary, mode)
         with open(temporary, "rb") as file:
@@ -181,8 +189,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
         temporary.unlink(missing_ok=True)
 
 
-def plan_fields(plan: Plan) -> dict[str, Any]:
-    """A plan's fields by name, as the JSON has them."""
+def plan_fields(plan: AnyPlan) -> dict[str, Any]:
+    """A plan's fields by name, as stored in the JSON; a program's encoding."""
+    if isinstance(plan, Program):
+        return {"program": list(plan.encoded)}
     return {name: getattr(plan, name) for name in _PLAN_FIELDS}
 
 
@@ -225,7 +235,7 @@ def _read(file: Any) -> Bundle:
 
 
 def _metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    """The bundle's JSON, its envelope checked."""
+    """The bundle's JSON, after checking format and version."""
     if not metadata or METADATA_KEY not in metadata:
         raise ValueError(f"must be a {FORMAT} file, got a safetensors file without {METADATA_KEY!r} in its metadata")
     try:
@@ -247,7 +257,15 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"the number {name}")
 
 
-def _plan(content: Any) -> Plan:
+def _plan(content: Any) -> AnyPlan:
+    if isinstance(content, dict) and set(content) == {"program"}:
+        numbers = content["program"]
+        if not isinstance(numbers, list) or not all(_is_integer(one) and 0 <= one + 1 < 2**63 for one in numbers):
+            raise ValueError("plan: program must be a list of integers")
+        program = Program.decode(numbers)
+        if not program.tasks:
+            raise ValueError("plan: program must have tasks, got none")
+        return program
     expected = set(_PLAN_FIELDS)
     if not isinstance(content, dict) or set(content) != expected:
         raise ValueError(f"plan must be an object of {sorted(expected)}, got {content!r}")
@@ -284,7 +302,7 @@ def _fusion(content: Any) -> Fusion:
 
 
 def _features(file: Any, names: set[str], content: Any) -> FeatureSet:
-    """The feature set, its numeric vocabularies and boundaries read from the file's tensors."""
+    """The feature set, with numeric vocabularies and boundaries read from the file's tensors."""
     arrays: dict[str, dict[str, NDArray[Any]]] = {}
     for kind, dtype in (("vocabulary", np.int64), ("boundaries", np.float64)):
         for name in sorted(names):
@@ -297,7 +315,7 @@ def _features(file: Any, names: set[str], content: Any) -> FeatureSet:
 
 
 def _tensor(file: Any, names: set[str], name: str) -> NDArray[Any]:
-    """A tensor of the file; ``names`` keeps those not read yet."""
+    """A tensor of the file; ``names`` keeps the tensors that are not read yet."""
     if name not in names:
         raise ValueError(f"tensor {name} must be in the file, got none")
     names.remove(name)
@@ -309,7 +327,7 @@ def _tensor(file: Any, names: set[str], name: str) -> NDArray[Any]:
 
 
 def _validate(bundle: Bundle) -> None:
-    """Plan, tasks, weights, fusion, features and tables fit each other."""
+    """Check that plan, tasks, weights, fusion, features and tables match each other."""
     tasks, plan = bundle.tasks, bundle.plan
     if len(tasks) != plan.tasks or len(set(tasks)) != len(tasks) or not all(tasks) or not _is_strings(list(tasks)):
         raise ValueError(f"tasks must be {plan.tasks} different names, got {list(tasks)}")
@@ -345,7 +363,7 @@ def _check_array(name: str, array: Any, shape: tuple[int, ...]) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
         got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"{name} must be float32 of shape {list(shape)}, got {got}")
-    # min and max carry NaN and Inf, and unlike isfinite need no array of flags as long as the table.
+    # min and max propagate NaN and infinities and, unlike isfinite, need no array of flags as long as the table.
     if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         raise ValueError(f"{name} must be finite, got NaN or Inf")
 

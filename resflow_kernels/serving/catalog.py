@@ -1,12 +1,12 @@
-"""The catalog form's table on disk: what hardly changes about a catalog, computed once.
+"""The catalog form's table on disk: the part of the score that rarely changes, computed once.
 
-The first layer is linear in ``[user, item]``, so the item's share of it, for all tasks, is a row of numbers that no
+The first layer is linear in ``[user, item]``, so the item's part of it, for all tasks, is a row of numbers that no
 request changes. :func:`build_catalog` writes those rows to a memory-mapped safetensors file, block by block, so that a
-catalog larger than memory builds and opens; scoring gathers them by item number. Imports torch only for models
+catalog larger than memory can be built and opened; scoring gathers them by item number. Imports torch only for models
 that are torch modules.
 
 The file's tensors are ``table`` (``[M, plan.table_width]``, float32, bfloat16 or int8) and ``scales`` (float32 ``[M]``
-for int8, else ``[0]``); its ``__metadata__["resflow"]`` says which weights the rows were made with.
+for int8, else ``[0]``); its ``__metadata__["resflow"]`` identifies the weights that the rows were computed with.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ _NUMPY: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "int8": np.dtype(np.int8),
 }
-# Room for the JSON header, written when the number of items is known; rows then begin on a cache line.
+# Space for the JSON header, which is written when the number of items is known; rows then begin on a cache line.
 _HEADER_BYTES = 4096
-_BLOCK_ITEMS = 1 << 14  # items projected at a time: bounds the memory beyond the caller's own blocks
+_BLOCK_ITEMS = 1 << 14  # items projected at once: bounds the memory beyond the caller's own blocks
 
 
 class CatalogError(ValueError):
-    """A catalog file that cannot be read, or does not fit the model: names the file, expected and got."""
+    """A catalog file that cannot be read, or does not match the model: names the file, expected and got."""
 
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
     """An open catalog file.
 
-    ``table`` is memory-mapped: rows are read from disk when they are first used, and by all processes once. Or it is
-    this process's own copy: see :meth:`open`.
+    ``table`` is memory-mapped: rows are read from disk when they are first used, once for all processes. With
+    ``in_memory`` it is this process's own copy: see :meth:`open`.
     """
 
     path: Path
@@ -68,13 +68,13 @@ class Catalog:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], writable: bool = False, in_memory: bool = False) -> Catalog:
-        """Map a catalog file, or read it.
+        """Map a catalog file into memory, or read it.
 
         Args:
-            path: written by :func:`build_catalog`.
-            writable: whether :meth:`update` may be called; only a mapped catalog can be.
-            in_memory: read it into this process's memory instead, in huge pages where the system grants them: ids at
-                random are then scored some 10 % faster, and updates of the file are not seen.
+            path: a file written by :func:`build_catalog`.
+            writable: whether :meth:`update` may be called; only for a mapped catalog.
+            in_memory: read it into this process's memory instead, in huge pages if the system grants them: random ids
+                are then scored about 10 % faster, and updates of the file are not seen.
 
         Raises:
             CatalogError: the file is missing, damaged, foreign, or newer than this package.
@@ -103,16 +103,16 @@ class Catalog:
     def update(self, model: Bundle | ResFlow, ids: ArrayLike, items: ArrayLike) -> None:
         """Replace some items' rows, in the file, without a rebuild.
 
-        A process that scores meanwhile may read a row half old and half new.
+        A process that scores meanwhile may read a row that is partly old and partly new.
 
         Args:
-            model: the one the catalog was built with.
-            ids: int ``[n]``, places in the catalog.
+            model: the model that the catalog was built with.
+            ids: int ``[n]``, positions in the catalog.
             items: float32 ``[n, Di]``, their new input rows.
 
         Raises:
             CatalogError: the catalog is not writable, or was built with other weights.
-            ValueError: an id out of range, or items of another number or width.
+            ValueError: an id out of range, or items of the wrong number or width.
         """
         if not self.writable:
             raise CatalogError(f"{self.path}: must be opened with writable=True to update, got a read-only catalog")
@@ -137,7 +137,7 @@ class Catalog:
                 array.flush()
 
     def check(self, weights: str) -> None:
-        """Refuse a model with other weights than those the catalog was built with.
+        """Refuse a model whose weights are not those that the catalog was built with.
 
         Raises:
             CatalogError: ``weights`` is another digest (:func:`resflow_kernels.serving.bundle.weights_digest`).
@@ -159,13 +159,13 @@ def build_catalog(
     Args:
         model: a bundle or a torch module; the products are computed in float32 whatever its precision.
         items: float32 ``[M, Di]``, the last ``Di`` columns of the input row, or an iterable of such blocks, which is
-            read once and never held.
+            read once and never kept in memory.
         path: the file; replaced if it exists.
-        dtype: what rows are stored as: ``"float32"``, ``"bfloat16"`` (the sensible default) or ``"int8"`` (a scale
-            a row: a quarter of float32's memory, 2 to 4 times bfloat16's error).
+        dtype: how rows are stored: ``"float32"``, ``"bfloat16"`` (recommended) or ``"int8"`` (one scale per row: a
+            quarter of float32's memory, 2 to 4 times bfloat16's error).
 
     Returns:
-        The catalog, opened.
+        The opened catalog.
 
     Raises:
         ValueError: an unknown dtype, or a block of the wrong width or dtype.
@@ -185,7 +185,7 @@ def build_catalog(
 
 @dataclass(frozen=True, eq=False)
 class _Projection:
-    """The items' side of a model's first layers, in float32."""
+    """The items' part of a model's first layers, in float32."""
 
     plan: Plan
     packed: NDArray[np.uint8]
@@ -199,6 +199,7 @@ class _Projection:
             weights = [weight.detach().cpu().numpy() for weight in model.canonical_weights()]
         else:
             _require(False, "model", "a Bundle or a ResFlow", type(model).__name__)
+        _require(isinstance(model.plan, Plan), "model", "a forest of towers", "a tile program")
         plan = replace(model.plan, precision="float32")
         return cls(plan, compiled().pack_towers(weights, plan.encoded), weights_digest(weights))
 
@@ -246,7 +247,7 @@ def _write(file: BinaryIO, projection: _Projection, blocks: Iterable[Any], dtype
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors file's tensors, and where their data starts."""
+    """A safetensors file's tensors, and the offset of their data."""
     with open(path, "rb") as file:
         size = struct.unpack("<Q", file.read(8))[0]
         return json.loads(file.read(size)), 8 + size
@@ -266,7 +267,7 @@ def _mapped(path: Path, start: int, tensors: dict[str, Any], name: str, writable
 
 
 def _copied(mapped: NDArray[Any]) -> NDArray[Any]:
-    """An array in memory that NumPy allocated: it asks for huge pages from 4 MB on."""
+    """A copy in memory allocated by NumPy, which requests huge pages from 4 MB on."""
     copy = np.empty(mapped.shape, mapped.dtype)
     np.copyto(copy, mapped)
     return copy

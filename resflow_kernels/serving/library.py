@@ -1,4 +1,4 @@
-"""The compiled CPU kernels for NumPy arrays, and the tables they gather from."""
+"""The compiled CPU kernels for NumPy arrays, and the tables that they gather from."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..core import build
 
 
 class Table(NamedTuple):
-    """A catalogue's rows: the items' side of all first layers (:mod:`resflow_kernels.serving.catalog`)."""
+    """A catalog's rows: the items' part of all first layers (:mod:`resflow_kernels.serving.catalog`)."""
 
-    rows: NDArray[Any]  # [M, plan.table_width] float32, int8, or bfloat16 as the bits of uint16
+    rows: NDArray[Any]  # [M, plan.table_width] float32, int8, or bfloat16 as bits in uint16
     scales: NDArray[np.float32]  # [M] for int8, else [0]
 
 
@@ -23,7 +23,7 @@ def compiled() -> ModuleType:
     """The compiled library, ``resflow_kernels._runtime``.
 
     Raises:
-        ImportError: it is not built, or cannot be loaded; says how to build it.
+        ImportError: it is not built or cannot be loaded; the message says how to build it.
     """
     try:
         return import_module("resflow_kernels._runtime")

@@ -1,7 +1,7 @@
-"""Lower precisions of a bundle, and what they cost in accuracy. Torch-free but for AUC.
+"""Lower precisions of a bundle, and their cost in accuracy. Needs torch only for AUC.
 
-Nothing needs calibrating: weights have a scale a column, and a candidate's row its own scale, found when it is
-scored, so that a score depends on no other candidate and on no sample of data.
+No calibration is needed: weights have one scale per column, and a candidate's row has its own scale, computed when it
+is scored, so that a score depends on no other candidate and on no sample of data.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from .scorer import Floats, Offsets, Scorer
 
 @dataclass(frozen=True)
 class PrecisionErrors:
-    """How far a precision's scores are from float32's, on the same candidates. Lists are one entry a task."""
+    """Differences of a precision's scores from float32's, on the same candidates. Lists have one entry per task."""
 
     precision: str
     tasks: tuple[str, ...]
-    largest: list[float]  # of the differences of probabilities
+    largest: list[float]  # difference of probabilities
     mean: list[float]
-    overlap: float  # share of a request's k best in float32 that stay among them, averaged; NaN if none has over k
+    overlap: float  # mean share of a request's k best in float32 that remain among them; NaN if no request has over k
     k: int
-    auc: list[float] | None  # of the precision; None without labels
+    auc: list[float] | None  # in the precision; None without labels
     auc_float32: list[float] | None
 
 
 def quantize(bundle: Bundle, precision: str) -> Bundle:
-    """The bundle with another precision to score in; its weights stay float32 and are rounded when packed.
+    """The bundle with another scoring precision; its weights stay float32 and are rounded when packed.
 
     Raises:
-        ValueError: an unknown precision, or one that the plan's widths exclude.
+        ValueError: an unknown precision, or one that the plan's widths do not allow.
 
     Example:
         >>> save_bundle = quantize(load("ranker.safetensors"), "int8")  # doctest: +SKIP
@@ -56,13 +56,13 @@ def measure_errors(
     Args:
         bundle: the model.
         precision: ``"bfloat16"`` or ``"int8"``.
-        x: float32 ``[N, D]``, the candidates of all requests one after another.
+        x: float32 ``[N, D]``, the candidates of all requests, concatenated.
         offsets: int64 ``[R + 1]``; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
         labels: 0 or 1, ``[N, K]``; with them each task's AUC is measured (needs torchmetrics).
-        k: of the overlap of rankings; requests with no more candidates than that do not count.
+        k: length of the rankings whose overlap is measured; requests with at most ``k`` candidates do not count.
 
     Raises:
-        ValueError: inputs that do not fit the model; the message names the one.
+        ValueError: inputs that do not match the model; the message names one.
     """
     exact = Scorer.from_bundle(bundle, precision="float32")
     rounded = Scorer.from_bundle(bundle, precision=precision)

@@ -1,7 +1,6 @@
 """Serving without PyTorch: :class:`Scorer` scores NumPy arrays through the compiled kernels.
 
-Importing this module needs neither torch nor the compiled library; the first :class:`Scorer` needs the
-library.
+Importing this module needs neither torch nor the compiled library; the first :class:`Scorer` needs the library.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..contract import PRECISION_ROWS, TABLE_PRECISIONS, WEIGHTS_PER
 from ..contract.results import Scores, TopK
 from ..core.fusion import Additive, Fusion
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from ..data.embedding import Encoded, looked_up
 from ..data.features import Feature, FeatureSet, check_table
 from .bundle import Bundle, weights_digest
@@ -38,8 +37,8 @@ Offsets = NDArray[np.int64]
 class Scorer:
     """A ranker for serving: packed weights and the compiled kernels, NumPy in and out, no torch.
 
-    Any number of threads may call one scorer at once; it holds nothing that changes. A candidate's result is
-    the same to the bit whatever else is in the call and however many threads run.
+    Any number of threads may call one scorer at once; it has no mutable state. A candidate's result is bitwise the same
+    whatever else is in the call and however many threads run.
 
     Args:
         plan: the towers' shape.
@@ -48,7 +47,7 @@ class Scorer:
         tasks: the tasks' names; ``None``: ``task_0``, ``task_1``, ...
         features: the features of an input row, for :meth:`embed_users` and :meth:`embed_items`.
         tables: their embedding tables, float32 ``[V, dim]`` by name.
-        threads: threads a call may use; ``None``: all usable cores.
+        threads: number of threads that a call may use; ``None``: all usable cores.
 
     Raises:
         ImportError: the compiled library is not built.
@@ -63,7 +62,7 @@ class Scorer:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: AnyPlan,
         packed: NDArray[np.uint8],
         fusion: Fusion | None = None,
         tasks: Sequence[str] | None = None,
@@ -85,13 +84,13 @@ class Scorer:
         self.tables = dict(tables or {})
         for feature in features.all if features else ():
             check_table(feature, self.tables.get(feature.name))
-        self._weights_digest: str | None = None  # known where a bundle's weights are
+        self._weights_digest: str | None = None  # set by from_bundle, where the weights are known
         self._fusion_weights = np.asarray(self.fusion.weights_for(plan.tasks), np.float32)
         self.dense_scores(np.empty((0, plan.in_features), np.float32))  # the library checks plan and packed weights
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], threads: int | None = None, precision: str | None = None) -> Scorer:
-        """The scorer of a bundle file (:mod:`~resflow_kernels.bundle`), in another precision than its own if given.
+        """The scorer of a bundle file (:mod:`~resflow_kernels.bundle`), optionally in another precision than its own.
 
         Raises:
             BundleError: the file is missing, damaged, foreign or newer.
@@ -103,7 +102,7 @@ class Scorer:
     def from_bundle(
         cls, bundle: Bundle, threads: int | None = None, fusion: Fusion | None = None, precision: str | None = None
     ) -> Scorer:
-        """The scorer of a loaded bundle; ``fusion`` and ``precision`` instead of the bundle's own, if given."""
+        """The scorer of a loaded bundle; ``fusion`` and ``precision`` replace the bundle's own if given."""
         plan = bundle.plan if precision is None else replace(bundle.plan, precision=precision)
         packed = cls.pack(plan, bundle.weights)
         fusion = bundle.fusion if fusion is None else fusion
@@ -112,8 +111,8 @@ class Scorer:
         return scorer
 
     @staticmethod
-    def pack(plan: Plan, weights: Sequence[Floats]) -> NDArray[np.uint8]:
-        """Weights in the kernels' layout: uint8, from float32 weights as ``plan.weight_shapes`` lists them."""
+    def pack(plan: AnyPlan, weights: Sequence[Floats]) -> NDArray[np.uint8]:
+        """Pack float32 weights, listed as in ``plan.weight_shapes``, into the kernels' layout, uint8."""
         packed: NDArray[np.uint8] = compiled().pack_towers(list(weights), plan.encoded)
         return packed
 
@@ -122,7 +121,7 @@ class Scorer:
 
         Args:
             x: float32 ``[B, D]``.
-            fusion_weights: for this call instead of the model's own: ``[K]``, or ``[B, K]`` with
+            fusion_weights: replace the model's own in this call: ``[K]``, or ``[B, K]`` with
                 ``weights_per="candidate"`` (``K + 1`` values for ``ExpectedValue``).
             weights_per: ``"call"`` or ``"candidate"``.
 
@@ -164,17 +163,17 @@ class Scorer:
         fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """The ``k`` best candidates of each request, without their scores in memory.
+        """The ``k`` best candidates of each request; their scores are never in memory.
 
         Args:
             x: float32 ``[B, D]``.
-            k: how many, at least 1.
+            k: number of candidates per request, at least 1.
             offsets: int64 ``[R + 1]``; ``None``: all rows are one request.
             fusion_weights: as in :meth:`request_scores`.
 
         Returns:
-            :class:`TopK`: scores ``[R, k]`` and positions ``[R, k]`` within the request. Equal scores stand by
-            lower position, NaN after every number; a request with fewer than ``k`` candidates is filled up with
+            :class:`TopK`: scores ``[R, k]`` and positions ``[R, k]`` within the request. Equal scores rank by
+            lower position, NaN after every number; a request with fewer than ``k`` candidates is padded with
             score NaN and position -1.
         """
         rows = _rows(x)
@@ -195,11 +194,11 @@ class Scorer:
         return TopK(*self._run("request_topk", inputs, fusion_weights, weights_per, _count(k)))
 
     def catalog_rows(self, items: ArrayLike, dtype: str = "bfloat16") -> Table:
-        """The items' side of the first layers, computed once for the catalog form.
+        """Compute the items' part of the first layers, once for all calls of the catalog form.
 
         Args:
             items: float32 ``[M, Di]``, the last ``Di`` columns of the input row.
-            dtype: what rows are rounded to: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
+            dtype: the precision to which rows are rounded: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
 
         Returns:
             :class:`Table` of ``M`` rows. :func:`resflow_kernels.serving.catalog.build_catalog` writes one to a file.
@@ -218,14 +217,14 @@ class Scorer:
         fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> Scores:
-        """Score items of a catalog by their numbers.
+        """Score items of a catalog by item number.
 
         Args:
             user: float32 ``[R, Du]``, one row per request.
             ids: int64 ``[N]``, rows of the table, the candidates of all requests, concatenated.
             offsets: int64 ``[R + 1]``; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
             table: an open catalog, which is checked to be of this model's weights, or a :class:`Table` made with
-                them (:meth:`catalog_rows`), which cannot be.
+                them (:meth:`catalog_rows`), which is not checked.
             fusion_weights: as in :meth:`request_scores`.
 
         Returns:
@@ -248,17 +247,17 @@ class Scorer:
         fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """:meth:`dense_topk` of the catalog form; positions are places in the request's list of ids."""
+        """:meth:`dense_topk` of the catalog form; positions are indices in the request's list of ids."""
         inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *self._table(table))
         return TopK(*self._run("catalog_topk", inputs, fusion_weights, weights_per, _count(k)))
 
     def feature_scores(
         self, encoded: Encoded, fusion_weights: ArrayLike | None = None, weights_per: str = "call"
     ) -> Scores:
-        """Score candidates by their encoded features, without their embeddings in memory.
+        """Score candidates by their encoded features; their embeddings are never in memory.
 
         Args:
-            encoded: all features of ``B`` candidates, as ``FeatureSet.encode_user`` and ``encode_item`` give them
+            encoded: all features of ``B`` candidates, as returned by ``FeatureSet.encode_user`` and ``encode_item``
                 (both in one dict).
             fusion_weights: as in :meth:`dense_scores`.
 
@@ -266,7 +265,7 @@ class Scorer:
             :class:`Scores` of the ``B`` candidates.
 
         Raises:
-            ValueError: the model has no features, or they are not the encoded ones; an index out of range.
+            ValueError: the model has no features, or others than those encoded; an index is out of range.
         """
         looked_up = self._looked_up(encoded, self._features().all)
         inputs = (*looked_up, *self._tables)
@@ -280,7 +279,7 @@ class Scorer:
         fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> Scores:
-        """:meth:`request_scores` by encoded features: the users' ``R`` rows and the items' ``N`` rows.
+        """:meth:`request_scores` for encoded features: the users' ``R`` rows and the items' ``N`` rows.
 
         Example:
             >>> user, item = features.encode_user(users), features.encode_item(candidates)  # doctest: +SKIP
@@ -297,7 +296,7 @@ class Scorer:
         fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """:meth:`dense_topk` by encoded features; see :meth:`feature_scores`."""
+        """:meth:`dense_topk` for encoded features; see :meth:`feature_scores`."""
         looked_up = self._looked_up(encoded, self._features().all)
         places = np.array([0, len(looked_up[0])], np.int64) if offsets is None else np.asarray(offsets)
         inputs = (*looked_up, *self._tables, places)
@@ -312,7 +311,7 @@ class Scorer:
         fusion_weights: ArrayLike | None = None,
         weights_per: str = "call",
     ) -> TopK:
-        """:meth:`request_topk` by encoded features; see :meth:`feature_request_scores`."""
+        """:meth:`request_topk` for encoded features; see :meth:`feature_request_scores`."""
         inputs = self._split(user, item, offsets)
         return TopK(*self._run("feature_request_topk", inputs, fusion_weights, weights_per, _count(k)))
 
@@ -356,19 +355,19 @@ class Scorer:
 
     @cached_property
     def _tables(self) -> tuple[list[Floats], list[Floats], list[int]]:
-        """Tables, scales (none: they are float32) and the places of the features that are lists."""
+        """Tables, scales (none, because the tables are float32) and the indices of the features that are lists."""
         features = self._features().all
         ragged = [at for at, feature in enumerate(features) if feature.kind == "ids"]
         return [self.tables[feature.name] for feature in features], [], ragged
 
     @property
     def _threads(self) -> int:
-        return 0 if self.threads is None else self.threads  # 0: the library takes all usable cores
+        return 0 if self.threads is None else self.threads  # 0: the library uses all usable cores
 
     def _run(
         self, op: str, inputs: tuple[Any, ...], fusion_weights: ArrayLike | None, weights_per: str, *k: int
     ) -> tuple[Any, ...]:
-        """Compute an op of the library from its form's inputs; no fusion weights: the model's own."""
+        """Compute an op of the library from its form's inputs; without fusion weights, with the model's own."""
         if weights_per not in WEIGHTS_PER:
             raise ValueError(f"weights_per must be one of {', '.join(WEIGHTS_PER)}, got {weights_per!r}")
         if fusion_weights is None:
@@ -388,9 +387,9 @@ def _count(k: int) -> int:
 
 
 def _rows(value: ArrayLike) -> NDArray[Any]:
-    """The library reads rows in place at any row stride, but wants the elements of a row to be contiguous."""
+    """Rows with contiguous elements, which the library requires; it reads rows in place at any row stride."""
     rows = np.asarray(value)
     if rows.ndim != 2 or rows.shape[1] <= 1 or rows.strides[1] == rows.itemsize:
         return rows
-    # NumPy may give an array without elements strides of 0; a cut of one row has a row's.
+    # NumPy may give an empty array strides of 0; a slice of one row has that row's strides.
     return np.ascontiguousarray(rows) if len(rows) else np.empty((1, rows.shape[1]), rows.dtype)[:0]

@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: the workloads, makers of weights, and the error budget. Needs torch."""
+"""Workloads, random weights and error bounds that tests and benchmarks share. Needs torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..contract import PRECISION_ROWS, complete
 from ..core.plan import Plan, chain
 from ..reference import Scores
 
-# Against the float64 reference, which rounds where the kernels round. A float32 sum that lies at a rounding's edge
-# rounds to the other side: that moves what follows by a step of the precision, in one channel. float16's and
-# tensorfloat32's steps are an eighth of bfloat16's. The second bound is times 1 + |logit|.
-PROBABILITY_TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-3, "int8": 5e-3, "float16": 1.3e-4, "tensorfloat32": 1.3e-4}
-LOGIT_TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-3, "int8": 2e-2, "float16": 5e-4, "tensorfloat32": 5e-4}
+# Bounds on the difference from the float64 reference, which rounds where the kernels round. A float32 sum at a
+# rounding's edge may round to the other side, which moves what follows by one step of the precision, in one channel.
+# The steps of float16 and tensorfloat32 are an eighth of bfloat16's. The bound on logits is multiplied by 1 + |logit|.
+_TOLERANCES = complete(
+    "precision",
+    tuple(PRECISION_ROWS),
+    {
+        "float32": (2e-6, 1e-5),
+        "bfloat16": (1e-3, 4e-3),
+        "int8": (5e-3, 2e-2),
+        "float16": (1.3e-4, 5e-4),
+        "tensorfloat32": (1.3e-4, 5e-4),
+    },
+)
+PROBABILITY_TOLERANCE = {name: probability for name, (probability, _) in _TOLERANCES.items()}
+LOGIT_TOLERANCE = {name: logit for name, (_, logit) in _TOLERANCES.items()}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A ranker everything is measured on; ``user + item`` features are its input."""
+    """A ranker that all measurements use; its input has ``user + item`` features."""
 
     plan: Plan
     user_features: int
@@ -43,9 +55,9 @@ WORKLOADS = {
 
 
 def random_weights(plan: Plan, seed: int = 0) -> list[Tensor]:
-    """Canonical float32 weights on the scale of a trained network: logits of order 1 to 10 in every task.
+    """Canonical float32 weights at the scale of a trained network: logits of order 1 to 10 in every task.
 
-    Feature residuals add up along a chain, so what reads them shrinks with the task's depth. (Without that a
+    Feature residuals add up along a chain, so the weights that read them shrink with the task's depth. (Otherwise a
     chain of 16 has logits of 60, whose last bit alone moves a probability by more than the bound, in any float32.)
     """
     generator = torch.Generator().manual_seed(seed)
@@ -69,7 +81,7 @@ def random_weights(plan: Plan, seed: int = 0) -> list[Tensor]:
 
 
 def assert_exact(got: Scores, exact: Scores, fusion_weights: Tensor | None = None, precision: str = "float32") -> None:
-    """``got`` within a precision's bounds of the float64 ``exact``, NaN where and only where it is NaN."""
+    """Assert that ``got`` is within a precision's bounds of the float64 ``exact``, and NaN exactly where it is NaN."""
     for name, actual, expected in zip(Scores._fields, got, exact, strict=True):
         assert actual.shape == expected.shape, f"{name}: {actual.shape} is not {expected.shape}"
         assert torch.equal(actual.isnan(), expected.isnan()), f"{name}: NaN in other places than the reference"

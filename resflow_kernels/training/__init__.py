@@ -1,5 +1,5 @@
-"""Training: embedding tables in front of any towers, a loop that resumes to the bit, streams of Parquet and CSV.
+"""Training: embedding tables in front of any towers, a loop that resumes bitwise, streams of Parquet and CSV.
 
-Nothing of it is imported by ``import resflow_kernels``. Needs torch; :mod:`.stream` and :mod:`.pipeline`, which
-``resflow train`` runs, also the ``cli`` extra.
+``import resflow_kernels`` imports none of it. Needs torch; :mod:`.stream` and :mod:`.pipeline`, which ``resflow train``
+runs, also need the ``cli`` extra.
 """

@@ -1,4 +1,4 @@
-"""Sections of a TOML file to dataclasses: a wrong key or value is named, with what was expected and what was got."""
+"""Builds dataclasses from sections of a TOML file; errors name the key or value, the expected and the actual one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, TypeVar
 
 Section = TypeVar("Section")
 
-TOP = "the file"  # what errors call the level of the sections
+TOP = "the file"  # the name of the top level in errors
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def build(cls: type[Section], data: object, where: str) -> Section:
-    """A dataclass from a section, its values checked against the fields' types.
+    """Build a dataclass from a section, checking its values against the fields' types.
 
     Fields may be text, numbers, booleans, tuples of these, dataclasses, tuples of dataclasses, or alternatives. A
-    dataclass with a field ``name`` may be given as that name alone, a tuple of text as one text.
+    dataclass with a field ``name`` may be given as that name alone, and a tuple of text as a single text.
 
     Raises:
-        ValueError: a key that is none, or a value of the wrong type; the message starts with ``where``.
+        ValueError: an unknown key, or a value of the wrong type; the message starts with ``where``.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be a section of keys and values, got {data!r}")
@@ -45,13 +45,13 @@ def inner(where: str, key: str) -> str:
 
 
 def near(word: object, known: Any) -> str:
-    """`` (did you mean ...?)``, if something known is written almost alike."""
+    """`` (did you mean ...?)`` if a known word is similar, else an empty text."""
     close = difflib.get_close_matches(str(word), list(known), 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def one_of(where: str, value: object, known: Any) -> None:
-    """Refuse a value that is none of those known."""
+    """Refuse a value that is not among the known ones."""
     if value not in known:
         raise ValueError(f"{where} must be one of {', '.join(known)}, got {value!r}{near(value, known)}")
 

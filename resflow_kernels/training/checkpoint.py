@@ -1,11 +1,11 @@
-"""A training run in one safetensors file: enough to go on to the bit, written whole or not at all.
+"""A training run in one safetensors file that allows to resume bitwise; it is written completely or not at all.
 
 The file's ``__metadata__["resflow"]`` is a JSON text::
 
     {"format": "resflow-checkpoint", "version": 1, "identity": {...}, "optimizer": [...], "progress": {...}}
 
 and its tensors are ``model.<name>``, ``best.<name>`` (the best epoch's weights), ``optimizer.<parameter>.<name>`` and
-``random.<generator>`` (a row a rank). Nothing is ever unpickled.
+``random.<generator>`` (one row per rank). Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Where a run stands: state dicts of model, best weights and optimizer, generators by name, and plain numbers."""
+    """The state of a run: state dicts of model, best weights and optimizer, generators by name, and plain numbers."""
 
     model: Tensors
     best: Tensors
@@ -47,12 +47,12 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where :func:`~resflow_kernels.training.loop.fit` keeps a run, and finds it again.
+    """The file in which :func:`~resflow_kernels.training.loop.fit` stores a run, and from which it resumes.
 
     Args:
         path: the file; its folder must exist.
-        every: write after so many steps too, and not only after each epoch; 0: never.
-        identity: what must be the same when the run is resumed, as JSON takes it (the data, the model's settings).
+        every: number of steps after which to write, in addition to the end of each epoch; 0: only after epochs.
+        identity: JSON data that must be the same when the run is resumed (the data, the model's settings).
 
     Example:
         >>> checkpoint = Checkpoint("run/checkpoint.safetensors", every=1000, identity={"data": "2024-05"})
@@ -111,7 +111,7 @@ class Checkpoint:
         return State(parts["model"], parts["best"], optimizer, parts["random"], content["progress"])
 
     def finished(self) -> bool:
-        """Whether there is a run, and it came to its end."""
+        """Whether there is a run that has ended."""
         return self.exists() and bool(self._content()["progress"]["finished"])
 
     def _content(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Checkpoint:
 
 
 def separate(tensors: Tensors) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: on the CPU, contiguous, none sharing memory with another."""
+    """Tensors as safetensors requires them: on the CPU, contiguous, none sharing memory with another."""
     seen: set[int] = set()
     out = {}
     for name, tensor in tensors.items():

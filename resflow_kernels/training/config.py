@@ -1,6 +1,6 @@
-"""What ``resflow train`` reads from a TOML file: data, features, tasks, towers, fusion, training, output.
+"""The configuration of ``resflow train`` in TOML: data, features, tasks, towers, fusion, training, output.
 
-Paths are taken from the folder the command runs in. Imports neither torch nor pyarrow.
+Paths are relative to the folder in which the command runs. Imports neither torch nor pyarrow.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ else:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Files (names or globs) and the columns that are no features."""
+    """Files (names or globs) and the columns that are not features."""
 
     train: tuple[str, ...]
     valid: tuple[str, ...]
     request_id: str
     item_id: str
     test: tuple[str, ...] = ()
-    format: str | None = None  # parquet or csv; None: what the files end in
-    list_separator: str = "|"  # between the ids of a list in CSV, where they are strings
-    buffer: int = 1 << 18  # rows that a batch's are drawn from
+    format: str | None = None  # parquet or csv; None: by the files' suffix
+    list_separator: str = "|"  # between the ids of a list in CSV files, where lists are strings
+    buffer: int = 1 << 18  # rows from which a batch is drawn
 
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """A feature; what it leaves out is that of the section."""
+    """A feature; omitted settings are those of the section."""
 
     name: str
     kind: str = "id"
@@ -51,7 +51,7 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """The features of both sides; a bare name is one of kind ``id``."""
+    """The features of both sides; a bare name is a feature of kind ``id``."""
 
     user: tuple[FeatureConfig, ...]
     item: tuple[FeatureConfig, ...]
@@ -65,16 +65,16 @@ class TasksConfig:
     """The label columns, parents first."""
 
     names: tuple[str, ...]
-    topology: str | dict[str, str] = "chain"  # chain, star, independent, or each heir's parent by name
-    weights: tuple[float, ...] | None = None  # of the tasks in the loss, each 1 by default
-    positive_weights: tuple[float, ...] | None = None  # of a task's positive rows, each 1 by default
-    nested: bool = False  # a label counts only where its parent's does
+    topology: str | dict[str, str] = "chain"  # chain, star, independent, or each child's parent by name
+    weights: tuple[float, ...] | None = None  # of the tasks in the loss; each 1 by default
+    positive_weights: tuple[float, ...] | None = None  # of a task's positive rows; each 1 by default
+    nested: bool = False  # a label counts only if its parent's does
     calibrator: float = 0.0  # weight of AITM's calibrator in the loss (its authors: 0.6)
 
 
 @dataclass(frozen=True)
 class TowersConfig:
-    """The method and its settings; those left out are the method's own."""
+    """The method and its settings; omitted ones are the method's defaults."""
 
     method: str = "resflow"
     hidden: tuple[int, ...] = (128, 64)
@@ -118,7 +118,7 @@ class TrainingConfig:
     clip: float | None = None
 
     def fit_settings(self) -> FitSettings:
-        """Those of :func:`~resflow_kernels.training.loop.fit`, which maximises: a log loss with its sign turned."""
+        """Settings of :func:`~resflow_kernels.training.loop.fit`, which maximises: a log loss is negated."""
         monitor = "-log_loss" if self.monitor == "log_loss" else self.monitor
         others = {name: value for name, value in asdict(self).items() if name not in ("batch", "dropout", "device")}
         return FitSettings(**{**others, "monitor": monitor})
@@ -126,17 +126,17 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What is written."""
+    """The files to write."""
 
-    bundle: str | None = None  # for `resflow score`; methods that it can hold only
+    bundle: str | None = None  # for `resflow score`
     weights: str | None = None  # the model's state dict, safetensors; any method
     checkpoint: str | None = None  # a folder
-    checkpoint_every: int = 0  # steps; 0: after each epoch only
+    checkpoint_every: int = 0  # in steps; 0: only after each epoch
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole file; see the sections' classes."""
+    """A whole file; see the classes of the sections."""
 
     data: DataConfig
     features: FeaturesConfig
@@ -171,7 +171,7 @@ class Config:
         return topology(self.tasks.topology, self.tasks.names)
 
     def feature_set(self) -> FeatureSet:
-        """The features, not fitted yet."""
+        """The features, still unfitted."""
 
         def side(name: str) -> tuple[Feature, ...]:
             for entry in getattr(self.features, name):
@@ -183,7 +183,7 @@ class Config:
         return FeatureSet(side("user"), side("item"), self.data.request_id, self.data.item_id)
 
     def fit_arguments(self) -> dict[str, dict[str, int]]:
-        """``min_count`` and ``buckets`` of each feature, as :meth:`FeatureSet.fit` takes them."""
+        """``min_count`` and ``buckets`` of each feature, as arguments of :meth:`FeatureSet.fit`."""
         arguments: dict[str, dict[str, int]] = {}
         for name in ("min_count", "buckets"):
             default = getattr(self.features, name)
@@ -192,17 +192,17 @@ class Config:
         return arguments
 
     def score_fusion(self) -> Fusion:
-        """The fusion and its weights."""
+        """The fusion with its weights."""
         one_of("kind", self.fusion.kind, FORMS)
         return by_name(self.fusion.kind, self.fusion.weights)
 
     def identity(self) -> dict[str, Any]:
-        """What a run must not change when it is resumed, besides :class:`FitSettings`."""
+        """The settings that must be the same when a run is resumed, in addition to :class:`FitSettings`."""
         parts = {name: asdict(getattr(self, name)) for name in ("data", "features", "tasks", "towers", "fusion")}
         return {**parts, "batch": self.training.batch, "dropout": self.training.dropout}
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
+        """The whole configuration as JSON data."""
         return asdict(self)
 
     def _check_training(self) -> None:
@@ -223,7 +223,7 @@ def read(path: str | os.PathLike[str]) -> Config:
     """Read a configuration.
 
     Raises:
-        ValueError: the file is no TOML, or a key or value is wrong; the message names file, section and key.
+        ValueError: the file is not TOML, or a key or value is wrong; the message names file, section and key.
         OSError: the file cannot be read.
 
     Example:
@@ -240,7 +240,7 @@ def read(path: str | os.PathLike[str]) -> Config:
 
 
 def parse(content: dict[str, Any]) -> Config:
-    """A configuration from what a TOML parser gives; raises as :func:`read`."""
+    """A configuration from the output of a TOML parser; raises like :func:`read`."""
     return build(Config, content, TOP)
 
 

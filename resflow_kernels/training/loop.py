@@ -1,9 +1,9 @@
-"""The training loop: Adam, early stopping, the best epoch's weights, checkpoints that resume to the bit.
+"""The training loop: Adam, early stopping, the best epoch's weights, checkpoints that resume bitwise.
 
-In a process group of several ranks (``torchrun``) :func:`fit` wraps the model in ``DistributedDataParallel``. Ranks
-need not have equally many batches: each step they add up their rows, a rank that has run out takes part with its last
-batch at weight 0, and every row weighs the same whatever rank it was read on. A BatchNorm normalises by its own rank's
-rows, and its running statistics are rank 0's. Rank 0 evaluates and writes.
+In a process group of several ranks (``torchrun``) :func:`fit` wraps the model in ``DistributedDataParallel``. Ranks may
+have different numbers of batches: in each step the ranks sum their numbers of rows, a rank without further batches
+takes part with its last batch at weight 0, and every row has the same weight on whichever rank it was read. A BatchNorm
+normalises by its own rank's rows, and its running statistics are those of rank 0. Rank 0 evaluates and writes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .settings import EpochResult, FitSettings, History, Progress
 
 
 class Batch(NamedTuple):
-    """Some candidates: what the model takes, and the labels ``[B, K]``."""
+    """Some candidates: the model's inputs, and the labels ``[B, K]``."""
 
     inputs: Any
     labels: Tensor
@@ -42,26 +42,27 @@ def fit(
     checkpoint: Checkpoint | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> History:
-    """Train a model; it ends with the weights of the epoch of the best monitored metric.
+    """Train a model; it ends with the weights of the epoch with the best monitored metric.
 
     Args:
         model: ``model(batch.inputs)`` gives logits ``[B, K]`` or :class:`~resflow_kernels.Scores`. On any device;
             batches are moved to it.
-        batches: an epoch's batches, by its number from 1. To resume to the bit they must depend on that number alone.
+        batches: returns an epoch's batches, given its number from 1. To resume bitwise they must depend only on that
+            number.
         loss: mean loss over a batch's rows of logits ``[B, K]`` (float32) and labels; a scalar.
-        evaluate: metrics of the model (in eval mode) by name, ``settings.monitor`` among them.
+        evaluate: metrics of the model (in eval mode) by name, including ``settings.monitor``.
         settings: optimizer, epochs, early stopping.
-        on_progress: told after every step and every epoch.
-        checkpoint: where the run is kept, and resumed from if it holds one (to the bit on a CPU with as many threads;
-            the epoch's batches before it are drawn again and passed over).
-        stop: asked after every step; ``True`` ends the run, after a checkpoint.
+        on_progress: called after every step and every epoch.
+        checkpoint: where the run is stored, and resumed from if there is one (bitwise on a CPU with the same number of
+            threads; the epoch's earlier batches are drawn again and skipped).
+        stop: called after every step; ``True`` ends the run, after a checkpoint.
 
     Returns:
         :class:`History`.
 
     Raises:
-        ValueError: an epoch without batches, a loss or monitored metric that is not finite, no metric of that name, a
-            checkpoint of another model or other settings.
+        ValueError: an epoch without batches, a loss or monitored metric that is not finite, a missing metric, a
+            checkpoint of another model or of other settings.
 
     Example:
         >>> fit(model, batches, F.binary_cross_entropy_with_logits, evaluate, FitSettings())  # doctest: +SKIP
@@ -87,7 +88,7 @@ class _Run:
         self.settings, self.on_progress, self.stop = settings, on_progress, stop
         self.checkpoint = None if checkpoint is None else _of_this_run(checkpoint, settings)
         self.device = next(model.parameters()).device
-        self.trained = model  # what the forward of a step is called on
+        self.trained = model  # the module whose forward a step calls
         self.optimizer = torch.optim.Adam(_parameter_groups(model, settings))
         self.history = History()
         self.best_weights = _copied(model)
@@ -119,7 +120,7 @@ class _Run:
         return done >= self.settings.epochs or done - self.history.best_epoch >= self.settings.patience
 
     def _train_epoch(self, random: dict[str, Tensor] | None) -> None:
-        """An epoch from step ``self.steps`` on; ``random``: the generators' states there, if resumed."""
+        """Train an epoch from step ``self.steps`` on; ``random``: the generators' states there if resumed."""
         self.model.train()
         if random is not None and self.steps == 0:
             ranks.set_random_states(self.device, random)
@@ -149,7 +150,7 @@ class _Run:
             raise ValueError(f"fit: batches({self.epoch}) must give at least one row, got none")
 
     def _step(self, group: list[Batch], own: int, total: int) -> None:
-        """One step of Adam. ``own`` of ``total`` rows are this rank's; 0 where it has run out of batches."""
+        """One step of Adam. ``own`` of ``total`` rows are this rank's; 0 if it has no batches left."""
         self.optimizer.zero_grad()
         losses = torch.zeros((), device=self.device)
         for at, batch in enumerate(group):
@@ -160,7 +161,7 @@ class _Run:
                     given = self.trained(inputs)
                 logits = given if isinstance(given, Tensor) else given.logits
                 value = self.loss(logits.float(), labels)
-                # DistributedDataParallel takes the mean over the ranks, hence their count.
+                # DistributedDataParallel takes the mean over the ranks, so this multiplies by their number.
                 (value * (rows * ranks.count() / total)).backward()
             losses += value.detach() * rows
         if self.settings.clip is not None:
@@ -172,7 +173,7 @@ class _Run:
         self._tell(Progress(self.epoch, self.steps, total, losses / max(own, 1)))
 
     def _exchanging(self, last: bool) -> AbstractContextManager[Any]:
-        """The ranks exchange gradients once a step, with its last batch."""
+        """Gradients are exchanged between ranks once per step, with its last batch."""
         if last or not isinstance(self.trained, DistributedDataParallel):
             return nullcontext()
         return cast(AbstractContextManager[Any], self.trained.no_sync())
@@ -193,7 +194,7 @@ class _Run:
         self._save()
 
     def _evaluated(self) -> Mapping[str, float]:
-        """Rank 0's metrics; the others get the monitored one."""
+        """Rank 0's metrics; the other ranks receive only the monitored one."""
         monitor, value = self.settings.monitor, math.nan
         metrics: dict[str, float] = {}
         if ranks.rank() == 0:
@@ -232,7 +233,7 @@ class _Run:
         self.checkpoint.save(State(self.model.state_dict(), self.best_weights, optimizer, random, progress))
 
     def _resume(self) -> dict[str, Tensor] | None:
-        """Take up the checkpoint's run, if there is one; its generators' states are for the caller to set."""
+        """Resume the checkpoint's run, if there is one; the caller sets the returned states of the generators."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return None
         state = self.checkpoint.load()
@@ -252,7 +253,7 @@ class _Run:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """A batch's inputs on a device: tensors, and dicts, lists, tuples and named tuples of them."""
+    """A batch's inputs moved to a device: tensors, and dicts, lists, tuples and named tuples of them."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
@@ -296,6 +297,6 @@ def _parameter_groups(model: nn.Module, settings: FitSettings) -> list[dict[str,
 
 
 def _of_this_run(checkpoint: Checkpoint, settings: FitSettings) -> Checkpoint:
-    """The checkpoint with the settings in its identity; a run may be resumed with other ends and patience."""
+    """The checkpoint with the settings in its identity; epochs and patience may differ when a run is resumed."""
     fixed = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in ("epochs", "patience")}
     return replace(checkpoint, identity={**checkpoint.identity, "settings": fixed})

@@ -1,4 +1,4 @@
-"""From a configuration to a trained model: vocabularies, batches, losses, metrics, the files that are written."""
+"""Trains a model from a configuration: vocabularies, batches, losses, metrics, and the files that are written."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torchmetrics.functional.classification import binary_auroc
 
 from ..data import columns, embedding
 from ..data.features import FeatureSet
-from ..nn import ESMM, NSE, ResFlow
-from ..nn.baselines import METHODS, make_ranker
+from ..nn.fused import FusedRanker
 from ..nn.losses import calibrator_loss, multitask_bce
+from ..nn.methods import METHODS, make_ranker
 from ..nn.ranker import RankerBase
 from ..ops import FeatureIds
 from ..serving.bundle import METADATA_KEY, atomic_path, save_model
@@ -39,14 +39,14 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class Source:
-    """Some files' rows as batches of encoded features and labels."""
+    """Rows of some files as batches of encoded features and labels."""
 
     records: Records
     features: FeatureSet  # fitted
     config: Config
 
     def shuffled(self, epoch: int) -> Iterator[Batch]:
-        """This rank's batches of an epoch."""
+        """This rank's batches of an epoch, shuffled."""
         training = self.config.training
         tables = self.records.shuffled(
             training.batch, training.seed, epoch, ranks.rank(), ranks.count(), self.config.data.buffer
@@ -54,7 +54,7 @@ class Source:
         return self._batches(tables, training.batch)
 
     def in_order(self) -> Iterator[Batch]:
-        """All rows."""
+        """All rows, in the order of the files."""
         return self._batches(self.records.tables(), 8192)
 
     def _batches(self, tables: Iterable[pa.Table], size: int) -> Iterator[Batch]:
@@ -79,7 +79,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Sources:
-    """The rows to train on, to validate on, and to test on if there are any; their features are fitted."""
+    """The rows for training, for validation and, if there are any, for testing; their features are fitted."""
 
     features: FeatureSet
     train: Source
@@ -89,7 +89,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Trained:
-    """What :func:`train` gives; ``test`` are the test files' metrics, ``written`` the files."""
+    """The result of :func:`train`; ``test`` are the test files' metrics, ``written`` the files."""
 
     history: History
     test: dict[str, float] | None
@@ -97,20 +97,14 @@ class Trained:
 
 
 def check(config: Config) -> None:
-    """Refuse, before any data is read, what would fail after it.
+    """Refuse, before any data is read, settings that would fail afterwards.
 
     Raises:
-        ValueError: towers that cannot be built, a bundle of a method that none can hold, no GPU.
+        ValueError: towers that cannot be built, no GPU.
     """
     features = config.feature_set()
     with torch.device("meta"):
-        towers = build_towers(config, features.user_width + features.item_width)
-    if config.output.bundle is not None and not isinstance(towers, ResFlow):
-        able = ", ".join(name for name, method in METHODS.items() if method.build in (ResFlow, NSE, ESMM))
-        raise ValueError(
-            f"[output] bundle must be left out for the method {config.towers.method!r} (bundles hold {able}): "
-            "name [output] weights instead, for the model's state dict"
-        )
+        build_towers(config, features.user_width + features.item_width)
     if config.training.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("[training] device must be one that PyTorch finds here, got 'cuda' without a GPU")
 
@@ -143,7 +137,7 @@ def build_towers(config: Config, width: int) -> RankerBase:
     """The towers of a configuration.
 
     Raises:
-        ValueError: settings that the method does not have.
+        ValueError: settings that the method lacks.
     """
     towers, tasks = config.towers, config.tasks
     one_of("[towers] method", towers.method, METHODS)
@@ -174,7 +168,7 @@ def build_towers(config: Config, width: int) -> RankerBase:
 
 
 def build_model(config: Config, features: FeatureSet) -> FeatureModel:
-    """A new model, its initial weights drawn with the configuration's seed."""
+    """A new model whose initial weights are drawn with the configuration's seed."""
     torch.manual_seed(config.training.seed)
     embeddings = feature_embeddings(features)
     towers = build_towers(config, features.user_width + features.item_width)
@@ -189,7 +183,7 @@ def device_of(config: Config) -> torch.device:
 
 
 def checkpoint_of(config: Config) -> Checkpoint | None:
-    """Where the run is kept, if it is."""
+    """The checkpoint of the run, if the configuration has one."""
     output = config.output
     if output.checkpoint is None:
         return None
@@ -203,7 +197,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Trained:
-    """Train, test, and write the model; goes on with the run of the checkpoint if there is one.
+    """Train, test, and write the model; resumes the run of the checkpoint if there is one.
 
     Raises:
         ValueError: as :func:`~resflow_kernels.training.loop.fit`, or labels that are not 0 or 1.
@@ -229,7 +223,7 @@ def train(
 
 
 def loss_of(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
-    """The weighted sum of the tasks' losses, and AITM's calibrator if it is asked for."""
+    """The weighted sum of the tasks' losses, plus AITM's calibrator if configured."""
     tasks, parents = config.tasks, config.parents
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -269,10 +263,10 @@ def metrics(model: nn.Module, source: Source) -> dict[str, float]:
 
 
 def write(config: Config, model: FeatureModel) -> tuple[str, ...]:
-    """Write what ``[output]`` names."""
+    """Write the files that ``[output]`` names."""
     output = config.output
     if output.bundle is not None:
-        assert isinstance(model.towers, ResFlow)
+        assert isinstance(model.towers, FusedRanker)
         save_model(_in_folder(output.bundle), model.towers, model.features, model.tables())
     if output.weights is not None:
         with atomic_path(_in_folder(output.weights)) as temporary:
@@ -282,7 +276,7 @@ def write(config: Config, model: FeatureModel) -> tuple[str, ...]:
 
 
 def prepare_folders(config: Config) -> None:
-    """Make the folders that the output goes to."""
+    """Create the folders of the output files."""
     for path in (config.output.bundle, config.output.weights):
         if path is not None:
             _in_folder(path)

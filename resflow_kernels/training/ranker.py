@@ -1,7 +1,7 @@
-"""One embedding table a feature, side by side, into any towers: what is trained, and what a bundle holds.
+"""One embedding table per feature, concatenated, in front of any towers: the model that is trained and bundled.
 
-:class:`FeatureModel` takes rows of a :class:`~.features.FeatureSet` in one of two layouts: a tensor a
-feature by name (:func:`encode_rows`, lists padded), or :class:`~resflow_kernels.ops.FeatureIds`
+:class:`FeatureModel` takes rows of a :class:`~resflow_kernels.data.features.FeatureSet` in one of two layouts: one
+tensor per feature by name (:func:`encode_rows`, lists padded), or :class:`~resflow_kernels.ops.FeatureIds`
 (:func:`encode_ids`, lists ragged), which suits lists of very different lengths.
 """
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 Rows = Mapping[str, Tensor]
 
-EMBEDDING_STD = 0.05  # of the initial vectors: small beside the towers' first outputs, so that rare ids change little
+EMBEDDING_STD = 0.05  # of the initial vectors: small compared with the towers' first outputs
 
 
 class FeatureModel(nn.Module):
-    """Embedding tables of features, side by side, dropout, and towers that give :class:`Scores`.
+    """Embedding tables of features, whose rows are concatenated, dropout, and towers that return :class:`Scores`.
 
     Args:
-        features: fitted.
-        towers: takes rows ``[B, D]`` with ``D = features.user_width + features.item_width`` and gives
+        features: the fitted features.
+        towers: takes rows ``[B, D]`` with ``D = features.user_width + features.item_width`` and returns
             :class:`Scores`: :class:`~resflow_kernels.ResFlow`, or a baseline.
         dropout: share of the input row's elements dropped in training.
-        embeddings: the tables by feature, as :func:`feature_embeddings` makes them (e.g. before the towers, or trained
+        embeddings: the tables by feature, as made by :func:`feature_embeddings` (e.g. before the towers, or trained
             elsewhere); ``None``: new ones.
 
     Raises:
-        ValueError: features that are not fitted, towers of another width, embeddings that do not fit the features.
+        ValueError: features that are not fitted, towers of another width, embeddings that do not match the features.
 
     Example:
         >>> model = FeatureModel(features, ResFlow(features.user_width + features.item_width))  # doctest: +SKIP
@@ -62,7 +62,7 @@ class FeatureModel(nn.Module):
         """Score candidates.
 
         Args:
-            rows: of all features, as :func:`encode_rows` or :func:`encode_ids` gives them.
+            rows: rows of all features, as returned by :func:`encode_rows` or :func:`encode_ids`.
 
         Returns:
             :class:`Scores`: logits ``[B, K]``, probs ``[B, K]``, score ``[B]``.
@@ -70,20 +70,20 @@ class FeatureModel(nn.Module):
         return cast(Scores, self.towers(self.dropout(self.embed(rows))))
 
     def embed(self, rows: Rows | FeatureIds) -> Tensor:
-        """The embeddings of the given features ``[B, width]``, side by side in the features' order."""
+        """The concatenated embeddings ``[B, width]`` of the given features, in the features' order."""
         if isinstance(rows, FeatureIds):
             return torch.cat(self._looked_up(rows), dim=1)
         known = [feature for feature in self.features.all if feature.name in rows]
         return torch.cat([self.embeddings[feature.name](rows[feature.name]) for feature in known], dim=1)
 
     def tables(self) -> dict[str, NDArray[np.float32]]:
-        """Each feature's embedding table, float32 ``[V, dim]``, as a bundle takes them."""
+        """Each feature's embedding table, float32 ``[V, dim]``, as stored in a bundle."""
         tables = {f.name: self._weight(f).detach()[: f.rows].cpu() for f in self.features.all}
         return {name: table.float().numpy() for name, table in tables.items()}
 
     @torch.inference_mode()
     def probabilities(self, batches: Iterable[Rows | FeatureIds]) -> Tensor:
-        """Probabilities ``[n, K]`` of all batches' candidates, in eval mode, on the CPU."""
+        """Probabilities ``[n, K]`` of the candidates of all batches, in eval mode, on the CPU."""
         training = self.training
         self.eval()
         try:
@@ -132,18 +132,18 @@ class FeatureModel(nn.Module):
 
 
 def feature_embeddings(features: FeatureSet, std: float = EMBEDDING_STD) -> nn.ModuleDict:
-    """A table for each feature, its vectors drawn from a normal distribution.
+    """A table for each feature, with vectors drawn from a normal distribution.
 
-    A list's table is one row longer than the feature's: the padding, which adds nothing to the sum.
+    The table of a list feature has one more row than the feature: the padding, which adds nothing to the sum.
     """
     return nn.ModuleDict({feature.name: _embedding_of(feature, std) for feature in features.all})
 
 
 def encode_rows(features: Sequence[Feature], table: pa.Table) -> dict[str, Tensor]:
-    """A table's columns as rows of the embedding tables.
+    """A table's columns as row numbers of the embedding tables.
 
     Returns:
-        by feature int64 ``[n]``, or for lists of ids ``[n, longest]``, filled up with the table's padding row.
+        By feature int64 ``[n]``, or for lists of ids ``[n, longest]``, padded with the table's padding row.
 
     Raises:
         ValueError: as :meth:`Feature.encode`.
@@ -152,7 +152,7 @@ def encode_rows(features: Sequence[Feature], table: pa.Table) -> dict[str, Tenso
 
 
 def encode_ids(features: Sequence[Feature], table: pa.Table) -> FeatureIds:
-    """A table's columns as :class:`FeatureIds`: single ids side by side, lists one after another, none padded."""
+    """A table's columns as :class:`FeatureIds`: single ids as columns, lists concatenated, without padding."""
     encoded = {feature.name: feature.encode(table) for feature in features}
     lists = {feature.name for feature in features if feature.kind == "ids"}
     ids, values, offsets = embedding.looked_up(encoded, [feature.name for feature in features], lists)

@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is, and the small sums they share. Alone, all of it is trivial."""
+"""The processes that train together: this one's rank, and the small sums they share; trivial for a single process."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """This process's rank, from 0."""
     return dist.get_rank() if _together() else 0
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if _together() else 1
 
 
 def added(device: torch.device, *numbers: int) -> tuple[int, ...]:
-    """Each number's sum over the ranks."""
+    """The sum of each number over the ranks."""
     if count() == 1:
         return numbers
     return tuple(int(number) for number in summed(torch.tensor(numbers, device=device)).tolist())
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """A tensor's sum over the ranks."""
+    """The sum of a tensor over the ranks."""
     total = tensor.clone()
     if count() > 1:
         dist.all_reduce(total)
@@ -47,12 +47,12 @@ def from_first(device: torch.device, number: float) -> float:
 
 
 def join(backend: str) -> None:
-    """Take up contact with the other processes that ``torchrun`` started."""
+    """Connect to the other processes that ``torchrun`` started."""
     dist.init_process_group(backend)
 
 
 def leave() -> None:
-    """Part with the other ranks, together: a process group whose peers are gone may end a process with an abort."""
+    """Leave the process group together with the other ranks: a group whose peers are gone may abort the process."""
     gc.collect()  # a DistributedDataParallel in a reference cycle would outlive the group it uses
     dist.barrier()
     dist.destroy_process_group()
@@ -65,7 +65,7 @@ def barrier() -> None:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Every rank's generators as numbers, ``[ranks, n]`` by generator; collective."""
+    """Every rank's generator states as numbers, ``[ranks, n]`` by generator; collective."""
     states = {"torch": torch.get_rng_state(), "python": _python_state(), "numpy": _numpy_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -73,7 +73,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
-    """Put this rank's generators where :func:`random_states` found them.
+    """Restore this rank's generators to the states that :func:`random_states` returned.
 
     Raises:
         ValueError: states of another number of ranks, or of another kind of device.
@@ -84,7 +84,7 @@ def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
     if ("cuda" in states) != (device.type == "cuda"):
         wrote = "cuda" if "cuda" in states else "the CPU"
         raise ValueError(f"the checkpoint must be resumed on the device it was written on ({wrote}), got {device}")
-    # Copies: set_rng_state reads a tensor's memory from its storage's start, and misreads a row of a matrix.
+    # Cloned because set_rng_state reads a tensor's memory from its storage's start, and misreads a row of a matrix.
     own = {name: state[rank()].clone() for name, state in states.items()}
     torch.set_rng_state(own["torch"])
     if "cuda" in own:
@@ -109,7 +109,7 @@ def _gathered(device: torch.device, tensor: Tensor) -> Tensor:
 
 
 def _python_state() -> Tensor:
-    """32-bit words and the second half of a normal pair (NaN: none); float64 holds all of them."""
+    """32-bit words and the second half of a normal pair (NaN: none); float64 can hold all of them."""
     _, words, gauss = random.getstate()
     return torch.tensor([*words, math.nan if gauss is None else gauss], dtype=torch.float64)
 

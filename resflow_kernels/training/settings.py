@@ -1,4 +1,4 @@
-"""How to train, and what training reports. Imports torch for the type of a loss alone."""
+"""Settings of training, and its reports. Imports torch only for the type of a loss."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How to train.
+    """Settings of training.
 
     Args:
-        epochs: passes over the batches, at most.
-        patience: training ends after so many epochs without a better ``monitor``.
+        epochs: largest number of passes over the batches.
+        patience: number of epochs without a better ``monitor`` after which training ends.
         learning_rate: Adam's.
         weight_decay: Adam's (added to the gradient).
-        embedding_learning_rate: of embedding tables, ``None``: as the others'.
+        embedding_learning_rate: of embedding tables; ``None``: the same as the others'.
         embedding_weight_decay: likewise.
-        monitor: which of the metrics of ``evaluate`` is maximised.
-        seed: of dropout and whatever else draws from torch's generator; ``None`` leaves the generator as it is.
-        accumulate: batches a step; every row weighs the same, as if they were one batch.
-        autocast: run the model's forward in bfloat16 where PyTorch's autocast does (ResFlow's fused training computes
-            in float32 even so; its baselines' layers, and ResFlow's where plain PyTorch trains it, do not).
-        clip: the gradient's norm is kept at or below it.
+        monitor: the metric of ``evaluate`` that is maximised.
+        seed: of dropout and anything else that draws from torch's generator; ``None`` leaves the generator as it is.
+        accumulate: number of batches per step; every row has the same weight, as if they were one batch.
+        autocast: run the model's forward in bfloat16 where PyTorch's autocast does (ResFlow's fused training still
+            computes in float32; its baselines' layers, and ResFlow's if plain PyTorch trains it, do not).
+        clip: the largest norm of the gradient; larger ones are scaled down to it.
 
     Raises:
         ValueError: a setting out of range; the message names it.
@@ -67,7 +67,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What an epoch gave: its mean training loss (over rows) and what ``evaluate`` said."""
+    """The result of an epoch: its mean training loss (over rows) and the metrics of ``evaluate``."""
 
     epoch: int
     loss: float
@@ -76,10 +76,10 @@ class EpochResult:
 
 @dataclass
 class History:
-    """The epochs of a training run; ranks but 0 know the monitored metric alone.
+    """The epochs of a training run; ranks other than 0 have only the monitored metric.
 
-    ``best_epoch`` is the one whose weights the model has; ``interrupted`` says that ``stop`` ended the run early, the
-    model then has the last step's weights.
+    ``best_epoch`` is the epoch whose weights the model has. ``interrupted`` means that ``stop`` ended the run early;
+    the model then has the last step's weights.
     """
 
     epochs: list[EpochResult] = field(default_factory=list)
@@ -90,7 +90,7 @@ class History:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands after a step, or, with a ``result``, after an epoch."""
+    """The state of training after a step or, with a ``result``, after an epoch."""
 
     epoch: int
     step: int  # of this epoch, from 1

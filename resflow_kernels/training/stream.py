@@ -1,7 +1,7 @@
-"""Rows of Parquet and CSV files as a stream: in order, or shuffled and shared among ranks, each row exactly once.
+"""Rows of Parquet and CSV files as a stream: in order, or shuffled and divided among ranks, each row exactly once.
 
-A *piece* is what is read as a whole: a row group of a Parquet file, or a CSV file. An epoch's order is that of its
-pieces, drawn anew each epoch, and within it that of a buffer of rows, half of which is drawn and then filled up again.
+A *piece* is read as a whole: a row group of a Parquet file, or a CSV file. An epoch's order is that of its pieces,
+which are drawn anew each epoch, and within it that of a buffer of rows, half of which is drawn and then refilled.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Records:
     """The rows of some files.
 
     Args:
-        paths: files or globs; at least one file must be there.
-        columns: those to read.
-        format: ``"parquet"``, ``"csv"``, or ``None``: what the files' names end in.
-        lists: columns of lists in CSV, which has none: split at ``separator`` into strings.
-        separator: between a list's elements.
+        paths: files or globs; at least one file must exist.
+        columns: the columns to read.
+        format: ``"parquet"``, ``"csv"``, or ``None``: by the suffix of the files' names.
+        lists: columns of lists in CSV, which has no list type: split at ``separator`` into strings.
+        separator: the text between a list's elements.
 
     Raises:
         ValueError: no such file, files of another format, a column that is missing.
@@ -71,25 +71,25 @@ class Records:
         return sum(self._rows)
 
     def tables(self) -> Iterator[pa.Table]:
-        """All rows in the files' order, a block at a time."""
+        """All rows in the files' order, one block at a time."""
         for piece in range(len(self._pieces)):
             yield from self._read(piece)
 
     def shares(self, seed: int, epoch: int, ranks: int = 1) -> list[list[int]]:
-        """Each rank's pieces in an epoch, in their order: drawn, then each to the rank with the fewest rows so far.
+        """Each rank's pieces in an epoch, in order: drawn at random, each for the rank with the fewest rows so far.
 
         Raises:
             ValueError: fewer pieces than ranks.
         """
         if len(self._pieces) < ranks:
             raise ValueError(
-                f"data must have at least {ranks} row groups (or CSV files), one a rank, got {len(self._pieces)}: "
+                f"data must have at least {ranks} row groups (or CSV files), one per rank, got {len(self._pieces)}: "
                 "write it in smaller row groups"
             )
         given: list[list[int]] = [[] for _ in range(ranks)]
         rows = np.zeros(ranks, np.int64)
         for piece in np.random.default_rng([seed, epoch]).permutation(len(self._pieces)).tolist():
-            rank = int(np.argmin(rows))  # 0 rows first, and no piece is empty: every rank gets one
+            rank = int(np.argmin(rows))  # a rank without rows is first, and no piece is empty: every rank gets one
             given[rank].append(piece)
             rows[rank] += self._rows[piece]
         return given
@@ -97,13 +97,13 @@ class Records:
     def shuffled(
         self, batch: int, seed: int, epoch: int, rank: int = 0, ranks: int = 1, buffer: int = 1 << 18
     ) -> Iterator[pa.Table]:
-        """A rank's rows of an epoch, shuffled, in tables of many batches; the last is what is left.
+        """A rank's rows of an epoch, shuffled, in tables of many batches; the last table has the remainder.
 
         Args:
-            batch: tables but the last have a multiple of so many rows.
-            seed, epoch: what the order depends on.
-            rank, ranks: which of the shares to read.
-            buffer: rows to draw from, at least two batches.
+            batch: tables except the last have a multiple of this many rows.
+            seed, epoch: determine the order.
+            rank, ranks: select the share to read.
+            buffer: number of rows to draw from, at least two batches.
         """
         draws = np.random.default_rng([seed, epoch, rank])
         buffer = max(buffer, 2 * batch)
@@ -143,7 +143,7 @@ class Records:
 
 
 def in_batches(rows: int, batch: int) -> Iterator[tuple[int, int]]:
-    """``start, stop`` of batches; a single row left over joins the batch before, as BatchNorm cannot train on one."""
+    """``start, stop`` of batches; a single remaining row joins the batch before, as BatchNorm cannot train on one."""
     stops = list(range(batch, rows, batch))
     if stops and rows - stops[-1] == 1:
         stops.pop()
@@ -154,7 +154,7 @@ def in_batches(rows: int, batch: int) -> Iterator[tuple[int, int]]:
 
 def _files(path: str) -> list[str]:
     found = sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file())
-    if not found and Path(path).is_file():  # a name with brackets in it
+    if not found and Path(path).is_file():  # a name that contains brackets
         found = [path]
     if not found:
         raise ValueError(f"{path}: must be a file or match some, got none")
@@ -173,7 +173,7 @@ def _split(file: Any, kind: str) -> Sequence[Any]:
 
 
 def _rows(piece: Any, kind: str) -> int:
-    """A piece's rows: from a Parquet file's metadata (``count_rows`` has those of the whole file), or by reading."""
+    """A piece's rows: from a Parquet file's metadata (``count_rows`` counts those of the whole file), or by reading."""
     return int(piece.row_groups[0].num_rows if kind == "parquet" else piece.count_rows())
 
 

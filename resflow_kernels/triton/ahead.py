@@ -1,6 +1,6 @@
-"""Compiling launches for GPUs that need not be there, and what the compiler made of them.
+"""Compiles launches for GPUs that need not be present, and reads the resources that the compiled kernels use.
 
-Not under the interpreter: its kernels have no code.
+Not available under the interpreter, whose kernels have no machine code.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _POINTERS = {
     torch.int8: "*i8",
     torch.int64: "*i64",
 }
-FORMS = ("dense", "request", "catalogue")
+FORMS = ("dense", "request", "catalog")
 
 
 class Resources(NamedTuple):
-    """What a program of a compiled kernel takes."""
+    """Resources of a compiled kernel."""
 
-    registers: int  # a thread
-    spilled: int  # bytes of stack a thread: registers that did not fit
-    shared: int  # bytes
+    registers: int  # per thread
+    spilled: int  # bytes of stack per thread, for registers that did not fit
+    shared: int  # bytes per program
 
 
 def compile_launch(launch: Launch, capability: int) -> Any:
-    """A launch's kernel compiled for an NVIDIA GPU of this capability (90: sm_90)."""
+    """Compile a launch's kernel for an NVIDIA GPU of this capability (90: sm_90)."""
     constants, signature, attributes = dict(launch.constants), {}, {}
     for place, name in enumerate(launch.kernel.arg_names):
         value = launch.arguments.get(name)
@@ -65,7 +65,7 @@ def _type_of(name: str, value: Any) -> str:
 
 
 def resources(compiled: Any) -> Resources:
-    """By cuobjdump, which comes with Triton."""
+    """Read the resources with cuobjdump, which comes with Triton."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

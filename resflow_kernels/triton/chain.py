@@ -1,8 +1,8 @@
-"""The tower network in one launch, hidden outputs in registers: a program takes BLOCK_M candidates through all tasks.
+"""The tower network in one launch, hidden outputs in registers: a program computes all tasks for BLOCK_M candidates.
 
-For forests where each task's parent is the one before or none, of few and narrow layers. x comes from memory once:
-tasks after the first find a tile's rows in the caches; weights stream from the L2 cache. Nothing depends on how many
-candidates there are, so one has the same bits in every batch.
+For forests in which each task's parent is the one before or none, with few and narrow layers. x is read from memory
+once: later tasks find a tile's rows in the caches; weights stream from the L2 cache. Nothing depends on the number of
+candidates, so a candidate's result is bitwise the same in every batch.
 """
 
 import triton
@@ -55,7 +55,7 @@ def chain_kernel(
     BLOCK_K: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """BLOCK_N: for each layer the power of 2 that holds its padded width."""
+    """BLOCK_N is, for each layer, the power of 2 that holds its padded width."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_M
     rows, live, scored, request, item, scale = candidates_of(
         first, count, offsets, requests, ids, items, scales, BLOCK_M
@@ -63,14 +63,14 @@ def chain_kernel(
     scored = only_if(is_packed_for(packed, HEADER[0], HEADER[1]), scored)
     weights = weight_rows(fusion_weights, rows, request, live, PER, WEIGHT_COUNT)
 
-    kept = ()  # the former task's outputs of all layers
+    kept = ()  # outputs of all layers of the task before
     for place in tl.static_range(len(LAYERS)):
         kept = kept + (tl.zeros([BLOCK_M, at(BLOCK_N, place)], tl.float32),)
     tile = tl.zeros([BLOCK_M, TASK_COLUMNS], tl.float32)
     former = tl.zeros([BLOCK_M], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     above = tl.zeros([BLOCK_M], tl.float32)
-    # Not pipelined itself: a stage of this loop would hold a whole matrix.
+    # This loop is not pipelined: a stage of it would hold a whole matrix.
     for task in tl.range(0, TASKS, num_stages=1):
         block = task_block(packed, task, TASK_FLOATS)
         matrices = task_matrices(packed, task, TASK_FLOATS, PANELS, PRECISION)

@@ -1,11 +1,11 @@
-"""Which kernel takes a plan, and how much a program takes at a time: shipped, tuned here before, or by rule.
+"""Chooses the kernel for a plan, and its tile sizes: from the shipped ones, from earlier tuning here, or by rule.
 
-A configuration is chosen by the plan's shape and the device, and never by the number of candidates: two tilings add up
-in different orders, and a candidate must have the same bits in every batch.
+The choice depends on the plan's shape and the device, never on the number of candidates: two tilings sum in different
+orders, and a candidate's result must be bitwise the same in every batch.
 
-Tuned ones are kept in ``$RESFLOW_CACHE`` (``$XDG_CACHE_HOME/resflow`` or ``~/.cache/resflow``), one JSON file for each
-device, its capability and Triton's version; :func:`resflow_kernels.triton.tune` writes it. Needs neither a GPU nor
-Triton but for its version.
+Tuned configurations are stored in ``$RESFLOW_CACHE`` (``$XDG_CACHE_HOME/resflow`` or ``~/.cache/resflow``), one JSON
+file per device, capability and version of Triton; :func:`resflow_kernels.triton.tune` writes it. Needs no GPU, and
+Triton only for its version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..core.plan import Plan, padded
 DEFAULTS = Path(__file__).parent / "defaults.json"
 KINDS = ("scores", "project")
 
-# Of the chain kernel, whose outputs and one whole later matrix a program holds at a time.
+# Limits of the chain kernel: a program holds the outputs of all layers and one whole later matrix at a time.
 CHAIN_LAYERS = 3
 CHAIN_WIDTH = {"tensorfloat32": 128, "bfloat16": 256, "float16": 256}
 
@@ -38,7 +38,7 @@ class Config(NamedTuple):
     block_k: int  # inputs
     block_n: int  # columns, in the forest and project kernels
     warps: int
-    stages: int  # of loads ahead of products
+    stages: int  # loads that are issued ahead of products
 
     @property
     def options(self) -> dict[str, int]:
@@ -46,7 +46,7 @@ class Config(NamedTuple):
 
 
 def is_chain(plan: Plan) -> bool:
-    """Whether the chain kernel takes the plan."""
+    """Whether the chain kernel supports the plan."""
     in_order = all(parent in (-1, task - 1) for task, parent in enumerate(plan.parents))
     related = plan.feature_residual or plan.join != "own"
     narrow = padded(max(plan.hidden)) <= CHAIN_WIDTH.get(plan.precision, 0)
@@ -54,7 +54,7 @@ def is_chain(plan: Plan) -> bool:
 
 
 def signature(plan: Plan, kind: str) -> str:
-    """What of a plan a configuration depends on."""
+    """The properties of a plan that determine its configuration."""
     hidden = "x".join(str(width) for width in plan.hidden)
     residual = "+residual" if plan.feature_residual else ""
     return f"{kind} {plan.precision} {plan.in_features}-{hidden} {plan.tasks} tasks{residual}"
@@ -66,7 +66,7 @@ def config_of(plan: Plan, kind: str, device: torch.device) -> Config:
 
 
 def refresh() -> None:
-    """Forgets what was chosen, so that what was tuned meanwhile is found."""
+    """Forget cached choices, so that newly tuned configurations are found."""
     _chosen.cache_clear()
     cached.cache_clear()
 
@@ -75,13 +75,13 @@ def refresh() -> None:
 def _chosen(plan: Plan, kind: str, device: int | None) -> Config:
     key = signature(plan, kind)
     tuned = {}
-    if device is not None and device < torch.cuda.device_count():  # else traced for a GPU that is not here
+    if device is not None and device < torch.cuda.device_count():  # otherwise traced for a GPU that is not present
         tuned = cached(cache_file(device_key(device)))
     return tuned.get(key) or shipped().get(key) or by_rule(plan, kind)
 
 
 def by_rule(plan: Plan, kind: str) -> Config:
-    """For plans of other shapes than the shipped ones, whose largest tiles these are."""
+    """The configuration of plans with other shapes than the shipped ones, whose largest tiles it uses."""
     four_bytes = plan.precision in ("float32", "tensorfloat32")
     if kind == "project":
         return Config(16, 32, 64, 4, 3) if four_bytes else Config(16, 64, 64, 4, 3)
@@ -95,16 +95,16 @@ def by_rule(plan: Plan, kind: str) -> Config:
 
 @cache
 def shipped() -> dict[str, Config]:
-    """Configurations of the workloads of ``resflow_kernels.testing``.
+    """The configurations of the workloads of ``resflow_kernels.testing``.
 
-    For each the largest tile that sm_80, sm_90 and sm_100 compile, in all forms, with at most 16 bytes of registers
-    spilled a thread: chosen by the compiler's figures, not by time.
+    Each is the largest tile that compiles for sm_80, sm_90 and sm_100 in all forms with at most 16 bytes of spilled
+    registers per thread: chosen by the compiler's figures, not by time.
     """
     return _parse(json.loads(DEFAULTS.read_text(encoding="utf-8")))
 
 
 def device_key(device: int) -> str:
-    """Device, capability and Triton's version, as a file's name."""
+    """Device, capability and Triton's version, as a file name."""
     import triton
 
     properties = torch.cuda.get_device_properties(device)
@@ -113,7 +113,7 @@ def device_key(device: int) -> str:
 
 
 def cache_file(key: str) -> Path:
-    """Where what was tuned on a device is kept."""
+    """The file that stores the configurations tuned on a device."""
     named = os.environ.get("RESFLOW_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return (Path(named) if named else Path(home) / "resflow") / f"triton-{key}.json"
@@ -121,7 +121,7 @@ def cache_file(key: str) -> Path:
 
 @cache
 def cached(file: Path) -> dict[str, Config]:
-    """What a cache file holds; a damaged one is as good as none, with a warning."""
+    """The contents of a cache file; a damaged file counts as empty, with a warning."""
     if not file.exists():
         return {}
     try:
@@ -132,7 +132,7 @@ def cached(file: Path) -> dict[str, Config]:
 
 
 def store(file: Path, tuned: dict[str, Config]) -> None:
-    """Adds to a cache file; another process sees all of a file or the one before."""
+    """Add to a cache file; another process sees either the new file or the one before."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
-"""What :mod:`resflow_kernels.ops` calls: the forms on Triton's kernels, eager or while PyTorch traces.
+"""The entry point for :mod:`resflow_kernels.ops`: the forms on Triton's kernels, eager or while PyTorch traces.
 
 Traced calls go through ``torch.library.triton_op`` in ``torch.ops.resflow_triton``, so that ``torch.compile`` and
-``torch.export`` see the kernels: Inductor compiles them into its own code. Eager calls go past those ops, which saves
+``torch.export`` see the kernels: Inductor compiles them into its own code. Eager calls bypass those ops, which saves
 the dispatcher.
 """
 
@@ -21,7 +21,7 @@ from .launch import Launch
 
 
 def run(op: str, *arguments: Any) -> tuple[Tensor, ...]:
-    """Compute an op of a form that has this backend, or ``catalog_rows``; arguments in the order of its schema."""
+    """Compute an op of a form that supports this backend, or ``catalog_rows``; arguments are in the schema's order."""
     if op == "catalog_rows":
         return scoring.catalog_rows(*arguments)
     if torch.compiler.is_compiling():
@@ -34,7 +34,7 @@ def run(op: str, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def record(launch: Launch) -> None:
-    """Put a launch into the graph that is being traced."""
+    """Add a launch to the graph that is being traced."""
     if scoring.INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET=1: kernels of the interpreter cannot be traced")
     options = cast(dict[str, object], launch.options)
@@ -45,7 +45,7 @@ def _traced(op: str) -> Any:
     def function(*arguments: Any) -> tuple[Tensor, ...]:
         return scoring.score(op, arguments, record)
 
-    # triton_op reads a signature, and up to PyTorch 2.13 no schema.
+    # triton_op reads a signature and, up to PyTorch 2.13, not a schema.
     function.__signature__ = _signature(OP_SCHEMAS[op])  # type: ignore[attr-defined]
     return triton_op(f"resflow_triton::{op}", function, mutates_args={})
 
@@ -54,7 +54,7 @@ _TYPES: dict[str, Any] = {"Tensor": Tensor, "int[]": list[int], "int": int, "boo
 
 
 def _signature(schema: str) -> inspect.Signature:
-    """Of a function with the arguments of a schema: ``(Tensor x, int k) -> (Tensor scores, Tensor positions)``."""
+    """A signature with the arguments of a schema, e.g. ``(Tensor x, int k) -> (Tensor scores, Tensor positions)``."""
     arguments, results = (side.strip(" ()").split(", ") for side in schema.split("->"))
     named = [argument.split() for argument in arguments]
     return inspect.Signature(
@@ -66,7 +66,7 @@ def _signature(schema: str) -> inspect.Signature:
     )
 
 
-# Results for fake tensors follow from the functions themselves.
+# Results for fake tensors come from the functions themselves.
 TRACED = {
     op: _traced(op)
     for op in (

@@ -1,7 +1,7 @@
-"""The tower network in one launch, for any plan: hidden outputs lie in a workspace of the program's own.
+"""The tower network in one launch, for any plan: hidden outputs are in a workspace that each program has for itself.
 
-As in ``chain.py``, a program takes BLOCK_M candidates through all layers of all tasks, BLOCK_N columns at a time.
-Programs take tiles in turn, so that the workspace does not grow with the candidates.
+As in ``chain.py``, a program computes all layers of all tasks for BLOCK_M candidates, BLOCK_N columns at a time.
+Programs take tiles in turn, so that the workspace does not grow with the number of candidates.
 """
 
 import triton
@@ -23,7 +23,7 @@ from .weights import INPUTS, KEPT, PADDED, finish_layer, is_packed_for, task_blo
 
 @triton.jit
 def kept_at(columns, LAYER: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Where a task's part of the workspace holds a layer's outputs, BLOCK_M rows side by side."""
+    """Offsets of a layer's outputs, of BLOCK_M rows, in a task's part of the workspace."""
     return BLOCK_M * LAYER[KEPT] + tl.arange(0, BLOCK_M)[:, None] * LAYER[PADDED] + columns[None, :]
 
 
@@ -56,7 +56,7 @@ def add_kept(
 
 @triton.jit
 def kept_logit(kept, block, HEAD: tl.constexpr, LAYER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """A task's own logits, of its last layer's outputs."""
+    """A task's own logits, from its last layer's outputs."""
     sums = tl.zeros([BLOCK_M], tl.float32) + tl.load(block + HEAD[1])
     for first_column in range(0, LAYER[PADDED], BLOCK_N):
         columns = first_column + tl.arange(0, BLOCK_N)
@@ -159,7 +159,7 @@ def forest_kernel(
                     tl.store(own + kept, hidden, mask=inside)
                 tl.debug_barrier()
             own_logit = kept_logit(own, block, HEAD, at(LAYERS, -1), BLOCK_M, BLOCK_N)
-            tl.debug_barrier()  # the next task may write over what was just read
+            tl.debug_barrier()  # the next task may overwrite what was just read
             joined = join_logit(own_logit, column_of(tile, parent), parent >= 0, JOIN)
             tile = with_column(tile, task, joined)
             total, above = add_to_score(total, above, task, joined, weights, live, FUSION)

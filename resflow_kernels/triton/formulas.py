@@ -1,4 +1,4 @@
-"""The contract's activations and fusions as Triton functions, from the modules that define them for PyTorch as well."""
+"""The contract's activations and fusions as Triton functions, from the modules that also define them for PyTorch."""
 
 from ..core import fusion
 from ..reference import activations

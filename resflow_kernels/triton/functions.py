@@ -1,7 +1,7 @@
-"""The functions of logits, what activations are made of, and roundings, on tiles of float32.
+"""Functions of logits, building blocks of activations, and rounding, on tiles of float32.
 
-The formulas are those of ``csrc/cuda/device/math.h``. NaN passes through all of them: bounds are comparisons that are
-false for NaN. Only ``tl`` is used, which every GPU that Triton compiles for has.
+The formulas are those of ``csrc/cuda/device/math.h``. NaN propagates through all of them: bounds are comparisons that
+are false for NaN. Only ``tl`` is used, so they compile for every GPU that Triton supports.
 """
 
 import triton
@@ -12,7 +12,7 @@ LARGEST = tl.constexpr(3.4028234663852886e38)
 
 @triton.constexpr_function
 def at(values, place):
-    """An element of a constant tuple, which a loop that is unrolled counts through, as a constant."""
+    """An element of a constant tuple, as a constant; ``place`` may be the counter of an unrolled loop."""
     return values[place]
 
 
@@ -28,16 +28,16 @@ def round_up(number, unit):
 
 @triton.jit
 def only_if(condition, mask):
-    """``mask`` where the condition, one truth value for all of it, holds; else nothing.
+    """``mask`` if the condition, a single truth value, holds; else nothing.
 
-    Not ``mask & condition``: of that the interpreter of Triton 3.9 makes integers, and takes them for no mask.
+    Not ``mask & condition``: the interpreter of Triton 3.9 makes that an integer, which it does not accept as a mask.
     """
     return tl.where(condition, mask, False)
 
 
 @triton.jit
 def wide(value):
-    """An int64 of a number, a loop's counter among them (which the interpreter has as Python's int)."""
+    """A number as int64; it may be a loop's counter, which is Python's int in the interpreter."""
     return tl.zeros([], tl.int64) + value
 
 
@@ -58,7 +58,7 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    """By e^-2|x|, which does not overflow; near 0, where that loses digits, by the series' first terms."""
+    """From e^-2|x|, which does not overflow; near 0, where that loses digits, from the series' first terms."""
     size = tl.abs(x)
     e = tl.exp(-2.0 * size)
     large = (1.0 - e) / (1.0 + e)
@@ -86,10 +86,10 @@ def logit_of_product(a, b):
 
 @triton.jit
 def operand(values, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Values as a plan's precision multiplies them.
+    """Values rounded to a plan's precision, as operands of a product.
 
-    Triton's interpreter truncates where it should round to bfloat16, and its products of bfloat16 are wrong: there,
-    and there alone, operands of 16 bits are float32 values that 16 bits can hold.
+    Triton's interpreter truncates where it should round to bfloat16, and its products of bfloat16 are wrong: under the
+    interpreter alone, operands of 16 bits are float32 values that 16 bits can hold.
     """
     if PRECISION == "bfloat16":
         if INTERPRETED:
@@ -105,11 +105,13 @@ def operand(values, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
         else:
             return values.to(tl.float16)
     elif PRECISION == "tensorfloat32":
-        # To the nearest, ties away from zero; a product would drop the low bits instead. Infinities and NaN stay.
+        # Rounds to nearest, ties away from zero; a product would drop the low bits instead. Infinities and NaN are
+        # unchanged.
         values = values.to(tl.float32)
         nearest = ((values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
         return tl.where(tl.abs(values) <= LARGEST, nearest, values)
     else:
+        tl.static_assert(PRECISION == "float32", "a precision of contract/enums.def without its operand")
         return values.to(tl.float32)
 
 
@@ -117,7 +119,7 @@ def operand(values, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
 def multiply(sums, a, b, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr):
     """``sums + a b`` of operands."""
     if INTERPRETED:
-        # NumPy's products of float32 depend in their last bits on where in a tile a row stands.
+        # The last bits of NumPy's float32 products depend on the position of a row in a tile.
         wide_sums = tl.dot(a.to(tl.float64), b.to(tl.float64), sums.to(tl.float64), out_dtype=tl.float64)
         return wide_sums.to(tl.float32)
     elif PRECISION == "tensorfloat32":

@@ -1,4 +1,4 @@
-"""What a tile of candidates is made of: which are real, whose request they are, and where first layers' sums begin."""
+"""A tile of candidates: which of them exist, their requests, and the initial sums of the first layers."""
 
 import triton
 import triton.language as tl
@@ -12,7 +12,7 @@ def request_of(offsets, requests, rows, live):
     """The request of each candidate, or -1: offsets on the device are not checked."""
     low = tl.zeros_like(rows)
     high = low + requests
-    left = requests  # of the longest span between the two
+    left = requests  # length of the longest span between the two
     while left > 1:
         middle = (low + high) // 2
         begun = tl.load(offsets + middle, mask=live, other=0) <= rows
@@ -27,9 +27,9 @@ def request_of(offsets, requests, rows, live):
 
 @triton.jit
 def candidates_of(first, count, offsets, requests, ids, items, scales, BLOCK_M: tl.constexpr):
-    """Places, which of them exist, which can be scored, requests, table rows and their scales, of a tile's rows.
+    """For a tile's rows: positions, which exist, which can be scored, requests, table rows and their scales.
 
-    ``offsets``, ``ids`` and ``scales`` are None in the forms that have none.
+    ``offsets``, ``ids`` and ``scales`` are None in the forms without them.
     """
     rows = first + tl.arange(0, BLOCK_M).to(tl.int64)
     live = rows < count
@@ -65,7 +65,7 @@ def first_sums(
     LAYER: tl.constexpr,
     TASKS: tl.constexpr,
 ):
-    """What sums of the first layer begin with: the user's projection or the biases, and the catalogue's row."""
+    """Initial sums of the first layer: the user's projection or the biases, plus the catalog's row."""
     inside = scored[:, None] & (columns < LAYER[PADDED])[None, :]
     task_column = wide(task) * LAYER[PADDED] + columns[None, :]
     if starts is not None:
@@ -80,7 +80,7 @@ def first_sums(
 
 @triton.jit
 def later_sums(block, columns, scored, LAYER: tl.constexpr):
-    """What sums of the other layers begin with: the biases."""
+    """Initial sums of the other layers: the biases."""
     biases = layer_vector(block, columns, BIAS, LAYER)
     return tl.zeros([scored.shape[0], columns.shape[0]], tl.float32) + biases[None, :]
 
@@ -104,7 +104,7 @@ def add_rows(
 ):
     """``sums`` plus the products of the rows' columns, which are inputs FIRST_INPUT to FIRST_INPUT + INPUT_COUNT - 1.
 
-    Inputs are taken BLOCK_K at a time from a multiple of it on, in the same order for every batch.
+    Inputs are processed BLOCK_K at a time, from a multiple of it on, in the same order for every batch.
     """
     x_rows = x + rows[:, None] * x_stride
     begin: tl.constexpr = FIRST_INPUT // BLOCK_K * BLOCK_K

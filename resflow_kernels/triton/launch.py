@@ -1,4 +1,4 @@
-"""What a call launches: the kernel, its grid and its arguments. Runs nothing and reads no tensor's data."""
+"""The launches of a call: kernel, grid and arguments. Runs nothing and reads no tensor's data."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .forest import forest_kernel
 from .layout import MAGIC, Layout, layout_of
 from .project import project_kernel
 
-# Programs of the forest kernel at a time, for each of which the workspace has a part: enough for two on each of the
-# multiprocessors of today's largest GPUs.
+# Number of concurrent programs of the forest kernel, each of which has a part of the workspace: enough for two on each
+# multiprocessor of today's largest GPUs.
 FOREST_PROGRAMS = 320
 
 
 class Launch(NamedTuple):
-    """A kernel with all it takes. ``arguments`` vary from call to call, ``constants`` are compiled in."""
+    """A kernel with all its arguments. ``arguments`` vary from call to call, ``constants`` are compiled in."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -32,9 +32,9 @@ class Launch(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """The candidates of a form; None is what it has not."""
+    """The candidates of a form; fields that the form lacks are None."""
 
-    x: Tensor | None  # rows of inputs ``first_input`` on, to the last
+    x: Tensor | None  # rows of the inputs from ``first_input`` to the last
     first_input: int
     candidates: int
     starts: Tensor | None = None  # users' projections
@@ -60,7 +60,7 @@ def score_launch(
     outputs: tuple[Tensor, Tensor, Tensor],
     interpreted: bool,
 ) -> Launch:
-    """Candidates to ``outputs``: logits, probabilities and score."""
+    """The launch that writes the candidates' logits, probabilities and score to ``outputs``."""
     x, table, count = sources.x, sources.table, sources.candidates
     logits, probs, score = outputs
     requests = 0 if sources.offsets is None else sources.offsets.shape[0] - 1
@@ -105,7 +105,7 @@ def project_launch(
     config: Config,
     interpreted: bool,
 ) -> Launch:
-    """Rows of inputs ``first_input`` on times all first layers, to ``out [rows, plan.table_width]``."""
+    """The product of rows of inputs from ``first_input`` on and all first layers: ``out [rows, plan.table_width]``."""
     count, columns = rows.shape
     arguments = {"x": rows, "x_stride": rows.stride(0), "count": count, "packed": packed, "out": out}
     constants = _project_constants(plan, with_bias, first_input, columns, config, interpreted)
@@ -115,7 +115,7 @@ def project_launch(
 
 
 def _at_most(value: int, bound: int) -> int:
-    """A minimum that tracers of unknown sizes can follow."""
+    """A minimum that tracers can follow for unknown sizes."""
     return torch.sym_min(value, bound)
 
 

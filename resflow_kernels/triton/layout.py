@@ -1,4 +1,4 @@
-"""What Triton's scoring kernels are compiled with about a plan: its packed layout and its switches as constants."""
+"""A plan's constants for Triton's scoring kernels: its packed layout and its switches."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ TENSOR_VALUE_BYTES = 2
 
 
 class Layer(NamedTuple):
-    """A layer's constants; kernels take them by place, which ``weights.py`` names."""
+    """A layer's constants; kernels index them by the positions that ``weights.py`` names."""
 
     inputs: int
     width: int
     padded: int
-    matrix: int  # this and the vectors: in floats from the start of the task's block
-    tensor: int  # the same matrix in tensor panels: in 16-bit values from the start of the task's
+    matrix: int  # this and the vectors: offsets in floats from the start of the task's block
+    tensor: int  # the same matrix in tensor panels: offset in 16-bit values from the start of the task's
     bias: int
     slope: int
     scale: int
     shift: int
     activation: str
-    kept: int  # columns of all earlier layers: where a row's outputs of this one are kept
+    kept: int  # number of columns of all earlier layers: the offset of this one's outputs in a row of all layers
 
 
 @dataclass(frozen=True)
 class Layout:
     layers: tuple[Layer, ...]
     task_floats: int
-    tensor_start: int  # in bytes from the packed weights' first
+    tensor_start: int  # in bytes from the start of the packed weights
     task_tensor_values: int
-    head: int  # weights, in floats of the task's block; the bias follows at
+    head: int  # offset of the weights in floats of the task's block; the bias follows at
     head_bias: int
-    roots: int  # bit k: task k has no parent; signed
+    roots: int  # bit k: task k has no parent; a signed number
     slots: tuple[int, ...]
     slot_count: int
     kept_columns: int
@@ -70,5 +70,5 @@ def layout_of(plan: Plan) -> Layout:
 
 
 def signed(bits: int) -> int:
-    """64 bits as the int64 they are in a kernel."""
+    """64 bits as the int64 that a kernel sees."""
     return bits - (1 << 64) * (bits >> 63)

@@ -1,4 +1,4 @@
-"""From a task's own logit to logits and probabilities; the formulas are those of ``csrc/core/fusions-inl.h``."""
+"""Turns a task's own logit into logits and probabilities; the formulas are those of ``csrc/core/fusions-inl.h``."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ from .functions import at_most, logit_of_product, sigmoid
 
 @triton.jit
 def task_value(task, VALUES: tl.constexpr):
-    """VALUES[task], of a constant tuple."""
+    """VALUES[task] for a constant tuple."""
     value = VALUES[0] + task * 0
     for other in tl.static_range(1, len(VALUES)):
         value = tl.where(task == other, VALUES[other], value)
@@ -17,7 +17,7 @@ def task_value(task, VALUES: tl.constexpr):
 
 @triton.jit
 def join_logit(own, parent_logit, has_parent, JOIN: tl.constexpr):
-    """z_k of r_k and the parent's z; a root's is its own."""
+    """z_k from r_k and the parent's z; a root's z_k is its r_k."""
     if JOIN == "own":
         return own
     elif JOIN == "conditional":
@@ -46,7 +46,7 @@ def with_column(tile, column, values):
 
 @triton.jit
 def weight_rows(fusion_weights, rows, request, live, PER: tl.constexpr, COUNT: tl.constexpr):
-    """Where each candidate's fusion weights begin."""
+    """Offsets of each candidate's fusion weights."""
     if PER == "call":
         at = tl.zeros_like(rows)
     elif PER == "request":
@@ -58,7 +58,7 @@ def weight_rows(fusion_weights, rows, request, live, PER: tl.constexpr, COUNT: t
 
 @triton.jit
 def store_outputs(logits, probs, score, tile, total, rows, live, scored, TASKS: tl.constexpr):
-    """Writes a tile's logits ``tile [rows, tasks]`` and scores ``total``; NaN where a candidate cannot be scored."""
+    """Write a tile's logits ``tile [rows, tasks]`` and scores ``total``; NaN if a candidate cannot be scored."""
     tasks = tl.arange(0, tile.shape[1])[None, :]
     at = rows[:, None] * TASKS + tasks
     inside = live[:, None] & (tasks < TASKS)

@@ -1,4 +1,4 @@
-"""Rows times the first layers of all tasks: users' projections, and the rows of a catalogue."""
+"""Multiplies rows by the first layers of all tasks: users' projections, and the rows of a catalog."""
 
 import triton
 import triton.language as tl
@@ -29,7 +29,7 @@ def project_kernel(
     BLOCK_K: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """``out [count][tasks * padded width]``: a program takes BLOCK_M rows and BLOCK_N columns of one task."""
+    """Writes ``out [count][tasks * padded width]``; a program computes BLOCK_M rows and BLOCK_N columns of one task."""
     panels: tl.constexpr = (LAYER[PADDED] + BLOCK_N - 1) // BLOCK_N
     job = tl.program_id(0) % (TASKS * panels)
     task, first_column = job // panels, job % panels * BLOCK_N

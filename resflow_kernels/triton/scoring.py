@@ -1,7 +1,7 @@
-"""The forms of scoring on Triton kernels: arguments and results are those of :mod:`resflow_kernels.ops`.
+"""The forms of scoring on Triton kernels; arguments and results are those of :mod:`resflow_kernels.ops`.
 
-Nothing is read back from the device: candidates of ids out of range, outside all requests, or of weights packed for
-another plan score NaN. ``run`` launches; while PyTorch traces it records instead (:mod:`.dispatch`).
+Nothing is read back from the device: candidates with ids out of range, outside all requests, or with weights packed for
+another plan score NaN. ``run`` launches; while PyTorch traces, it records instead (:mod:`.dispatch`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from triton import JITFunction
 
+from ..contract import complete, forms_with
 from ..core import checks
 from ..core.forms import Call, check, decoded
 from ..core.outputs import empty_scores, empty_table
@@ -24,10 +25,10 @@ from .chain import chain_kernel
 from .configs import config_of
 from .launch import Launch, Sources, project_launch, score_launch
 
-# Whether kernels run under Triton's interpreter, which TRITON_INTERPRET=1 decides when they are defined.
+# Whether kernels run under Triton's interpreter: TRITON_INTERPRET=1 decides it when they are defined.
 INTERPRETED = not isinstance(chain_kernel, JITFunction)
 
-# Items of a catalogue are multiplied this many bytes of float32 products at a time.
+# Items of a catalog are processed in parts of at most this many bytes of float32 products.
 _PRODUCT_BYTES = 1 << 26
 
 Run = Callable[[Launch], None]
@@ -35,14 +36,14 @@ _ROWS = checks.row_dtypes("cuda")
 
 
 def run(launch: Launch) -> None:
-    """Launches on the device of the packed weights, in its current stream."""
+    """Launch on the device of the packed weights, in its current stream."""
     packed: Tensor = launch.arguments["packed"]
     with torch.cuda.device_of(packed) if packed.is_cuda else nullcontext():
         launch.kernel[launch.grid](**launch.arguments, **launch.constants, **launch.options)
 
 
 def score(op: str, arguments: tuple[Any, ...], run: Run = run) -> tuple[Tensor, ...]:
-    """An op of a form that :data:`_SOURCES` has; arguments in the order of its schema."""
+    """Compute an op of a form in :data:`_SOURCES`; arguments are in the order of its schema."""
     call = check(op, arguments, _ROWS, "cuda")
     check_model(op, call.packed, call.plan, **call.tensors)
     if os.environ.get("RESFLOW_CHECK_IDS") == "1" and not torch.compiler.is_compiling():
@@ -52,7 +53,7 @@ def score(op: str, arguments: tuple[Any, ...], run: Run = run) -> tuple[Tensor, 
 
 
 def _dense(call: Call, run: Run, x: Tensor, offsets: Tensor | None = None) -> Sources:
-    # Nothing but a request's weights asks which one a row belongs to.
+    # Requests only matter here for fusion weights per request.
     per_request = call.weights_per == "request"
     return Sources(x, 0, call.counts.candidates, offsets=offsets if per_request else None)
 
@@ -69,11 +70,13 @@ def _catalog(
     return Sources(None, call.plan.in_features, call.counts.candidates, accum_init, offsets, ids, table, scales)
 
 
-_SOURCES: dict[str, Callable[..., Sources]] = {"dense": _dense, "request": _request, "catalog": _catalog}
+_SOURCES: dict[str, Callable[..., Sources]] = complete(
+    "form", forms_with("triton"), {"dense": _dense, "request": _request, "catalog": _catalog}, "ops.def"
+)
 
 
 def catalog_rows(item: Tensor, packed: Tensor, encoded: tuple[int, ...], dtype: int) -> tuple[Tensor, Tensor]:
-    """:func:`resflow_kernels.ops.catalog_rows`, with the codes of the op."""
+    """:func:`resflow_kernels.ops.catalog_rows` with the op's codes."""
     op, plan = "catalog_rows", decoded(tuple(encoded))
     checks.side(op, "item", item, plan, *_ROWS)
     checks.table_dtype(op, dtype)
@@ -92,7 +95,7 @@ def catalog_rows(item: Tensor, packed: Tensor, encoded: tuple[int, ...], dtype: 
 
 
 def topk(score: Tensor, offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """:func:`resflow_kernels.reference.topk` without reading anything back: two stable sorts of all candidates."""
+    """:func:`resflow_kernels.reference.topk` without reading back: two stable sorts of all candidates."""
     count, requests = score.shape[0], offsets.shape[0] - 1
     places, first = torch.arange(count, device=score.device), offsets.select(0, 0)
     request = torch.searchsorted(offsets.narrow(0, 1, requests), places, right=True)
@@ -102,9 +105,9 @@ def topk(score: Tensor, offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
     request = request.gather(0, order)
     begin = offsets.gather(0, request)
     position = order - begin
-    rank = places - (begin - first)  # the sorted requests follow each other from 0 on
+    rank = places - (begin - first)  # the sorted requests are contiguous, from 0 on
     kept = (rank >= 0) & (rank < k) & (position >= 0) & (request < requests)
-    to = torch.where(kept, request * k + rank, requests * k)  # the rest into one place more, which is cut off
+    to = torch.where(kept, request * k + rank, requests * k)  # the others go to one extra element, which is cut off
     scores = score.new_full((requests * k + 1,), float("nan")).scatter(0, to, score.gather(0, order))
     positions = places.new_full((requests * k + 1,), -1).scatter(0, to, position)
     return scores.narrow(0, 0, requests * k).view(requests, k), positions.narrow(0, 0, requests * k).view(requests, k)
@@ -129,12 +132,12 @@ def _project(rows: Tensor, first_input: int, packed: Tensor, plan: Plan, with_bi
 
 
 def _exist(count: int) -> bool:
-    """Whether there is anything to do; a traced graph of unknown sizes does it for none as well."""
+    """Whether there is anything to compute; for an unknown size, a traced graph computes it even for zero elements."""
     return not isinstance(count, int) or count > 0
 
 
 def check_model(op: str, packed: Tensor, plan: Plan, **others: Tensor | None) -> None:
-    """A precision the kernels have, weights of the plan's size, and all tensors on their device."""
+    """Check for a precision that the kernels support, weights of the plan's size, and all tensors on their device."""
     checks.precision(op, plan, packed, "cuda")
     checks.packed(op, packed, plan)
     for argument, tensor in others.items():

@@ -1,7 +1,7 @@
-"""Timing a plan's kernels in several configurations on this GPU, and keeping the best.
+"""Times a plan's kernels in several configurations on this GPU, and stores the best.
 
-It happens when asked for: :func:`resflow_kernels.triton.tune`, or ``RESFLOW_AUTOTUNE=1``, which tunes a plan when it is
-first scored here. Any other first call takes what :mod:`.configs` has, and waits for nothing but its compilation.
+Only on request: by :func:`resflow_kernels.triton.tune`, or with ``RESFLOW_AUTOTUNE=1``, which tunes a plan when it is
+first scored here. Any other first call uses the configuration of :mod:`.configs`, and waits only for its compilation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import scoring
 from .configs import Config, cache_file, cached, device_key, is_chain, signature, store
 from .launch import Launch, Sources, project_launch, score_launch
 
-# Candidates of a tuned call: enough to fill the largest GPUs with the largest tiles.
+# Number of candidates of a timed call: enough to fill the largest GPUs with the largest tiles.
 TUNED_CANDIDATES = 65536
 TUNED_REQUESTS = 64
 
@@ -25,7 +25,7 @@ AUTOTUNE = os.environ.get("RESFLOW_AUTOTUNE") == "1"
 
 
 def space(plan: Plan, kind: str) -> list[Config]:
-    """Configurations worth a try: the tile sizes that compile well, with 2 to 4 stages of loads."""
+    """Configurations to try: the tile sizes that compile well, with 2 to 4 stages of loads."""
     four_bytes = plan.precision in ("float32", "tensorfloat32")
     if kind == "project":
         tiles = [(16, 64, 4), (32, 64, 4), (64, 64, 4), (64, 128, 8)]
@@ -44,20 +44,20 @@ def space(plan: Plan, kind: str) -> list[Config]:
 
 
 def tune(plan: Plan, device: str | torch.device = "cuda", rows: torch.dtype | None = None) -> dict[str, Config]:
-    """Times a plan's kernels on a GPU and stores the best configurations for it in the cache of the machine.
+    """Time a plan's kernels on a GPU and store the best configurations for it in the machine's cache.
 
-    Scores may differ in their last bits from those before: another tiling adds in another order.
+    Scores may differ in their last bits from those before: another tiling sums in another order.
 
     Args:
-        plan: the network; what counts is its shape and precision.
+        plan: the network; only its shape and precision matter.
         device: the GPU.
-        rows: what rows will be stored as; ``None``: what the plan multiplies, or float32.
+        rows: the dtype of rows; ``None``: the plan's precision if it is a dtype, else float32.
 
     Returns:
-        what was stored: a configuration for each kind of kernel.
+        The stored configurations, one for each kind of kernel.
 
     Raises:
-        ValueError: no GPU, Triton's interpreter, or a precision that Triton's kernels have not.
+        ValueError: no GPU, Triton's interpreter, or a precision that Triton's kernels lack.
     """
     device = torch.device(device)
     if scoring.INTERPRETED or device.type != "cuda" or torch.cuda.device_count() == 0:
@@ -76,7 +76,7 @@ def tune(plan: Plan, device: str | torch.device = "cuda", rows: torch.dtype | No
 
 
 def _time(plan: Plan, kind: str, config: Config, packed: torch.Tensor, rows: torch.dtype) -> float:
-    """Milliseconds of one launch; infinite where the configuration does not fit the GPU."""
+    """Milliseconds of one launch; infinite if the configuration does not fit the GPU."""
     launch = _launch(plan, kind, config, packed, rows)
     try:
         return float(triton.testing.do_bench(lambda: scoring.run(launch), quantiles=[0.5]))
@@ -99,7 +99,7 @@ def _launch(plan: Plan, kind: str, config: Config, packed: torch.Tensor, rows: t
 
 
 def tune_if_asked(plan: Plan, device: torch.device) -> None:
-    """Where ``RESFLOW_AUTOTUNE=1`` asks for it and the cache has nothing for the plan yet."""
+    """Tune the plan if ``RESFLOW_AUTOTUNE=1`` is set and the cache has no configuration for it yet."""
     if AUTOTUNE and device.type == "cuda" and not scoring.INTERPRETED:
         _tune_once(plan, device)
 

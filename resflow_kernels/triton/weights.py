@@ -1,6 +1,6 @@
-"""Reading packed weights: matrices as tiles of operands, and a layer's vectors.
+"""Reads packed weights: matrices as tiles of operands, and a layer's vectors.
 
-What a layer is made of comes as the constants of :class:`~resflow_kernels.triton.layout.Layer`, by place.
+A layer is described by the constants of :class:`~resflow_kernels.triton.layout.Layer`, indexed by position.
 """
 
 import triton
@@ -25,14 +25,14 @@ ACTIVATION = _PLACES["activation"]
 KEPT = _PLACES["kept"]
 
 HEADER_BYTES = tl.constexpr(PACKED["header_bytes"])
-PANEL = tl.constexpr(PACKED["panel_columns"])  # of floats
-CHUNK = tl.constexpr(PACKED["chunk_inputs"])  # of a tensor panel
-PIECE = tl.constexpr(PACKED["piece_bytes"] // TENSOR_VALUE_BYTES)  # values of a tensor panel's swizzled piece
+PANEL = tl.constexpr(PACKED["panel_columns"])  # columns of a panel of floats
+CHUNK = tl.constexpr(PACKED["chunk_inputs"])  # inputs per chunk of a tensor panel
+PIECE = tl.constexpr(PACKED["piece_bytes"] // TENSOR_VALUE_BYTES)  # values per swizzled piece of a tensor panel
 
 
 @triton.jit
 def is_packed_for(packed, MAGIC: tl.constexpr, FINGERPRINT: tl.constexpr):
-    """Whether the header is the plan's; weights of another plan score NaN."""
+    """Whether the header is that of the plan; weights of another plan score NaN."""
     words = packed.to(tl.pointer_type(tl.int64))
     return (tl.load(words) == MAGIC) & (tl.load(words + 1) == FINGERPRINT)
 
@@ -45,7 +45,7 @@ def task_block(packed, task, TASK_FLOATS: tl.constexpr):
 
 @triton.jit
 def task_matrices(packed, task, TASK_FLOATS: tl.constexpr, PANELS: tl.constexpr, PRECISION: tl.constexpr):
-    """Where a task's matrices begin; ``PANELS`` is the start of the tensor panels and the values of a task's."""
+    """Pointer to a task's matrices; ``PANELS`` is the start of the tensor panels and their values per task."""
     if PRECISION == "bfloat16":
         return (packed + PANELS[0]).to(tl.pointer_type(tl.bfloat16)) + wide(task) * PANELS[1]
     elif PRECISION == "float16":
@@ -67,12 +67,12 @@ def matrix_tile(
 ):
     """An operand ``[BLOCK_K, BLOCK_N]`` of a layer's matrix, zeros past its ends.
 
-    ``first_input`` is a multiple of BLOCK_K, ``first_column`` of 64. What does not change from tile to tile stands
-    apart from what does, so that a loop over inputs moves one pointer.
+    ``first_input`` is a multiple of BLOCK_K, ``first_column`` of 64. Offsets that are the same for all tiles are
+    separate from those that change, so that a loop over inputs advances one pointer.
     """
     if PRECISION == "bfloat16" or PRECISION == "float16":
         tl.static_assert(divides(CHUNK, BLOCK_K) or divides(BLOCK_K, CHUNK), "chunks are cut evenly")
-        # A column's values lie side by side, 8 at a time: read as [BLOCK_N, BLOCK_K].
+        # Groups of 8 values of a column are contiguous: read as [BLOCK_N, BLOCK_K].
         k, n = tl.arange(0, BLOCK_K)[None, :], tl.arange(0, BLOCK_N)[:, None]
         if BLOCK_K < CHUNK:
             k += (wide(first_input) % CHUNK).to(tl.int32)
@@ -86,7 +86,7 @@ def matrix_tile(
         tile = tl.trans(tl.load(matrices + LAYER[TENSOR] + start + place, mask=inside, other=0.0))
         return tile.to(tl.float32) if INTERPRETED else tile
     else:
-        # Panels of 64 columns, the last one narrower: 16 columns always lie side by side.
+        # Panels have 64 columns, the last one fewer: groups of 16 columns are always contiguous.
         k, n = tl.arange(0, BLOCK_K)[:, None], tl.arange(0, BLOCK_N)[None, :]
         panel = n // PANEL * PANEL
         if divides(PANEL, LAYER[PADDED]):
@@ -105,7 +105,7 @@ def matrix_tile(
 
 @triton.jit
 def columns_inside(columns, first_column, LAYER: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Which of BLOCK_N columns from ``first_column`` on a layer has; a mask of constants where it has all."""
+    """Mask of the columns of a layer among BLOCK_N columns from ``first_column`` on; constant if it has all of them."""
     if divides(BLOCK_N, LAYER[PADDED]):
         return columns < BLOCK_N
     else:
@@ -114,13 +114,13 @@ def columns_inside(columns, first_column, LAYER: tl.constexpr, BLOCK_N: tl.const
 
 @triton.jit
 def layer_vector(block, columns, PLACE: tl.constexpr, LAYER: tl.constexpr):
-    """A layer's vector (PLACE: of its bias, slope, ...) at some columns, zeros past its end."""
+    """Some columns of a layer's vector (PLACE: that of its bias, slope, ...); zeros past its end."""
     return tl.load(block + LAYER[PLACE] + columns, mask=columns < LAYER[PADDED], other=0.0)
 
 
 @triton.jit
 def finish_layer(sums, block, columns, LAYER: tl.constexpr, BLOCK_N: tl.constexpr, AFFINE: tl.constexpr):
-    """affine(act(sums)) at BLOCK_N columns; zeros past the layer's width, where an infinite input would make NaN."""
+    """affine(act(sums)) at BLOCK_N columns; zeros past the layer's width, where an infinite input would give NaN."""
     slope = 0.0
     if LAYER[ACTIVATION] == "prelu":
         slope = layer_vector(block, columns, SLOPE, LAYER)[None, :]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from resflow_kernels import Scorer
 from resflow_kernels.cli import build_app
+from resflow_kernels.contract import PRECISION_ROWS
 from resflow_kernels.serving import bundle
 
 
@@ -73,7 +74,7 @@ def test_bad_input_is_named_and_nothing_is_written(files: Any, tmp_path: Path) -
     for arguments, text in (
         (
             (files.model, "--precision", "int4"),
-            "precision must be one of float32, bfloat16, int8, float16, tensorfloat32, got 'int4'",
+            f"precision must be one of {', '.join(PRECISION_ROWS)}, got 'int4'",
         ),
         ((files.bare, "--check", files.candidates), "must be a model with features to check on a table"),
         ((files.model, "--check", tmp_path / "none"), "must be a Parquet file, got no file"),

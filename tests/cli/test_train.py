@@ -14,8 +14,9 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from resflow_kernels import Scorer
+from resflow_kernels import Scorer, bundle
 from resflow_kernels.cli import build_app
+from resflow_kernels.core.program import Program
 from resflow_kernels.training import config, pipeline
 from resflow_kernels.training.checkpoint import Checkpoint
 from tests.support import training_files
@@ -108,11 +109,11 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_bit(toml: Path) -> None:
     assert (folder / "model.safetensors").read_bytes() == whole
 
 
-def test_other_methods_are_saved_as_weights(toml: Path) -> None:
+def test_other_methods_are_saved_as_bundles_and_weights(toml: Path) -> None:
     change(toml, "hidden = [8, 4]\nnon_increasing = true", 'hidden = [8, 4]\nmethod = "mmoe"\nexperts = 3')
-    refused = run(toml)
-    assert refused.exit_code == 2 and not (toml.parent / "out").exists()
-    assert "bundle must be left out for the method 'mmoe' (bundles hold nse, esmm, resflow" in refused.output
+    result = run(toml)
+    assert result.exit_code == 0, result.output
+    assert isinstance(bundle.load(toml.parent / "out/model.safetensors").plan, Program)
     change(toml, "bundle = ", "weights = ")
     result = run(toml)
     assert result.exit_code == 0, result.output
@@ -124,13 +125,11 @@ def test_other_methods_are_saved_as_weights(toml: Path) -> None:
     assert state["towers.gates.0.weight"].shape == (3, 15)
 
 
-@pytest.mark.parametrize("method", ["nse", "esmm", "resflow_lr", "aitm"])
+@pytest.mark.parametrize("method", ["nse", "esmm", "resflow_lr", "aitm", "ple", "dcnv2"])
 def test_every_method_trains(method: str, toml: Path) -> None:
     change(toml, "non_increasing = true", f'method = "{method}"')
     change(toml, "epochs = 3", 'epochs = 1\nautocast = true\nmonitor = "log_loss"')
     change(toml, "nested = true", "nested = true\npositive_weights = [1, 3]\nweights = [2, 1]\ncalibrator = 0.6")
-    if method == "aitm":
-        change(toml, "bundle = ", "weights = ")
     result = run(toml)
     assert result.exit_code == 0, result.output
 

@@ -46,7 +46,7 @@ def test_a_bundle(folder: Path, expected: Any) -> None:
     assert set(loaded.tables) == {"age", "city", "item"}
     scores = Scorer.from_bundle(loaded).dense_scores(write.rows().numpy())
     assert_near(scores.logits, expected["logits_float32"], "float32")
-    for precision in PRECISION_ROWS:
+    for precision in (name for name in PRECISION_ROWS if f"plan_{name}" in expected):
         plan = Plan.decode(expected[f"plan_{precision}"].tolist())
         packed = ops.pack_towers([torch.from_numpy(weight) for weight in loaded.weights], plan)
         assert torch.equal(packed, torch.from_numpy(expected[f"packed_{precision}"])), precision
@@ -54,6 +54,8 @@ def test_a_bundle(folder: Path, expected: Any) -> None:
 
 @pytest.mark.parametrize("precision", PRECISION_ROWS)
 def test_packed_weights_and_their_plan(expected: Any, precision: str) -> None:
+    if f"plan_{precision}" not in expected:
+        pytest.skip(f"that version had no {precision}")
     encoded = expected[f"plan_{precision}"].tolist()
     plan = Plan.decode(encoded)
     assert plan == write.plan_in(precision) and list(plan.encoded) == encoded

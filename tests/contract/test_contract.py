@@ -28,7 +28,7 @@ def test_schemas_are_those_of_the_library(name: str) -> None:
 def test_every_list_was_read() -> None:
     assert contract.ACTIVATIONS[:3] == ("identity", "relu", "prelu")
     assert contract.HEADS == ("residual", "conditional")
-    assert contract.FUSIONS == ("additive", "multiplicative", "expected_value")
+    assert contract.FUSIONS[:3] == ("additive", "multiplicative", "expected_value")
     assert contract.WEIGHTS_PER == ("call", "request", "candidate")
     assert contract.PLAN_FIELDS[0] == "version" and contract.PLAN_LIMITS["version"] == 1
     assert contract.error_message("op", "x", "matrix", "[3]", 5) == "op: x must be a matrix with 5 columns, got [3]"
@@ -52,7 +52,7 @@ def _bad_inputs() -> dict[str, tuple[str, dict[str, object]]]:
         "x of float64": ("dense_scores", {"x": torch.zeros(3, 6, dtype=double)}),
         "x of float16": ("dense_scores", {"x": torch.zeros(3, 6, dtype=torch.float16)}),
         "x transposed": ("dense_scores", {"x": torch.zeros(6, 3).T}),
-        "unknown fusion": ("dense_scores", {"fusion": 3}),
+        "unknown fusion": ("dense_scores", {"fusion": len(contract.FUSIONS)}),
         "negative fusion": ("dense_scores", {"fusion": -1}),
         "weights a request without requests": ("dense_scores", {"weights_per": 1}),
         "unknown weights_per": ("request_scores", {"weights_per": 7}),
@@ -181,6 +181,9 @@ def _paths(op: str) -> list[Callable[[str, dict[str, object]], object]]:
     return [_fake, _numpy, *packed, *([_by_layers] if form.name in ("dense", "request") else [])]
 
 
+_CODES = {"fusion": contract.FUSIONS, "weights_per": contract.WEIGHTS_PER}
+
+
 def _takes_rows(name: str) -> bool:
     return name.endswith(("_scores", "_topk")) and not name.startswith("feature")  # see test_feature_contract.py
 
@@ -204,7 +207,7 @@ def test_bad_input_is_named_alike_by_all_paths(name: str) -> None:
     assert argument in text or "user and item" in text
 
     rows = [a for n, a in changes.items() if n in ("x", "user", "item") and isinstance(a, torch.Tensor)]
-    by_code = not 0 <= arguments["fusion"] < 3 or not 0 <= arguments["weights_per"] < 3
+    by_code = any(not 0 <= arguments[name] < len(names) for name, names in _CODES.items())
     for path in _paths(op):
         if path is _by_layers and (by_code or any(row.dtype != torch.float32 for row in rows)):
             continue  # it takes names, and any floating dtype
@@ -251,7 +254,7 @@ def test_twin_rows_names_bad_input(tasks: int, columns: int, dtype: int, text: s
 def test_int8_vectors_have_a_widest() -> None:
     """Beyond it an int32 sum could overflow."""
     table, scales, user = torch.zeros(1, 65537, dtype=torch.int8), torch.zeros(1, 1), torch.zeros(1, 65537)
-    with pytest.raises(ValueError, match="table must be of at most 65536 columns a task where it is int8"):
+    with pytest.raises(ValueError, match="table must be of at most 65536 columns per task where it is int8"):
         ops.twin_scores(user, table, scales, torch.ones(1), [-1])
     assert ops.twin_scores(user[:, 1:], table[:, 1:], scales, torch.ones(1), [-1]).logits.tolist() == [[0.0]]
 
@@ -343,11 +346,8 @@ def test_a_damaged_plan_is_refused_by_the_op(at: int, value: int) -> None:
         ({"parents": ()}, "parents must be 1 to 64 tasks"),
         ({"parents": (-1, 1)}, r"parents\[1\] must be -1 or an earlier task, got 1"),
         ({"activations": "swish"}, "activations must be one of identity"),
-        ({"activations": ("relu", "relu", "relu")}, "activations must be one name a hidden layer"),
-        (
-            {"precision": "float8"},
-            "precision must be one of float32, bfloat16, int8, float16, tensorfloat32, got 'float8'",
-        ),
+        ({"activations": ("relu", "relu", "relu")}, "activations must be one name per hidden layer"),
+        ({"precision": "int4"}, f"precision must be one of {', '.join(contract.PRECISION_ROWS)}, got 'int4'"),
         ({"precision": "int8", "in_features": 65537}, "precision must be another for over 65536 inputs, got int8"),
         ({"head": "softmax"}, "head must be one of residual, conditional"),
         ({"head": "conditional"}, "logit_residual must be False with a conditional head"),

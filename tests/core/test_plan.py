@@ -37,7 +37,7 @@ def test_one_task() -> None:
         ({"like": "share"}, TASKS, "parents must be between tasks of view, like, follow, comment, got 'share'"),
         ({"view": "like"}, TASKS, r"parents\['view'\] must be a task that stands before it, got 'like'"),
         ({"view": "view"}, TASKS, r"parents\['view'\] must be a task that stands before it, got 'view'"),
-        ([-1, 0], TASKS, r"parents must be one a task \(4\), got 2"),
+        ([-1, 0], TASKS, r"parents must be one per task \(4\), got 2"),
         ("chain", ("a", "b", "a"), r"tasks must be different names, got \['a'\]"),
     ],
 )

@@ -1,5 +1,6 @@
 // The device's functions of single numbers, against formulas in double.
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <vector>
 
@@ -35,9 +36,15 @@ double exact_activation(Activation activation, double v, double slope) {
       return std::tanh(v);
     case Activation::sigmoid:
       return exact_sigmoid(v);
-    default:
-      return v;
+    case Activation::elu:
+      return v > 0 ? v : std::expm1(v);
+    case Activation::softplus:
+      return -exact_log_sigmoid(-v);
+    case Activation::identity:
+    case Activation::count:
+      break;
   }
+  return v;
 }
 
 bool near(float got, double exact, double bound = 1e-6) {
@@ -102,6 +109,7 @@ TEST(fusions_are_exact_and_keep_nan) {
   const double exact[] = {weights[0] * p[0] + weights[1] * p[1] + weights[2] * p[2],
                           std::pow(p[0], weights[0]) * std::pow(p[1], weights[1]) * std::pow(p[2], weights[2]),
                           weights[0] * (1 - p[0]) + weights[1] * (p[0] - p[1]) + weights[3] * p[2]};
+  static_assert(std::size(exact) == static_cast<size_t>(Fusion::count), "a fusion without its exact value here");
   for (int32_t code = 0; code < static_cast<int32_t>(Fusion::count); ++code) {
     const auto fusion = static_cast<Fusion>(code);
     std::vector<float> of = logits;

@@ -136,7 +136,7 @@ MATRIX: Any = [[0.1, 0.2]]
         (lambda: metrics.calibration_error([0.5], [1], 0), "calibration_error: bins must be at least 1, got 0"),
         (
             lambda: metrics.task_metrics([0.5], [1], ("a",)),
-            r"must be a matrix of 1 columns, one a task, got \[1\]",
+            r"must be a matrix of 1 columns, one per task, got \[1\]",
         ),
         (lambda: metrics.task_metrics(MATRIX, [[1]], ("a", "b")), r"labels must be of shape \[1, 2\], got \[1, 1\]"),
         (lambda: metrics.task_metrics(MATRIX, [[1, 0]], "ab", [1, 2]), r"groups must be of shape \[1\], got \[2\]"),

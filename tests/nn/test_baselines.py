@@ -6,7 +6,10 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,13 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from resflow_kernels import Additive, ExpectedValue, FeatureRanker, Multiplicative, ResFlow
+from resflow_kernels import Additive, ExpectedValue, FeatureRanker, Multiplicative, ResFlow, Scorer, bundle
 from resflow_kernels.core.plan import chain
-from resflow_kernels.nn.baselines import AITM, METHODS, Baseline, MMoE, SharedBottom, make_ranker
+from resflow_kernels.nn import fused
+from resflow_kernels.nn.baselines import AITM, Baseline, MMoE, SharedBottom
+from resflow_kernels.nn.methods import METHODS, make_ranker
 from resflow_kernels.ops import FeatureIds
 
 TASKS = ("click", "cart", "order")
-BASELINES = ("shared_bottom", "mmoe", "aitm")
+BASELINES = ("shared_bottom", "mmoe", "aitm", "ple", "dcnv2", "dlrm")
 Weights = dict[str, Tensor]
 
 
@@ -86,16 +91,50 @@ def aitm_logits(w: Weights, x: Tensor, parents: tuple[int, ...]) -> list[Tensor]
     return [linear(w, f"heads.{k}", hidden) for k, hidden in enumerate(last)]
 
 
+def ple_logits(w: Weights, x: Tensor, parents: tuple[int, ...]) -> list[Tensor]:
+    """One level: a task mixes its own experts and the shared ones, which come last."""
+    tasks = len(parents)
+    logits = []
+    for k in range(tasks):
+        own = [mlp(w, f"levels.0.experts.{group}.0", x) for group in (k, tasks)]
+        raw = (x @ w[f"levels.0.gates.{k}.weight"].T).exp()
+        mixed = sum(raw[:, e, None] / raw.sum(1, keepdim=True) * expert for e, expert in enumerate(own))
+        logits.append(linear(w, f"heads.{k}", mlp(w, f"towers.{k}", mixed)))
+    return logits
+
+
+def dcnv2_logits(w: Weights, x: Tensor, parents: tuple[int, ...]) -> list[Tensor]:
+    crossed = x
+    for layer in range(3):
+        crossed = x * linear(w, f"crosses.{layer}", crossed) + crossed
+    both = torch.cat((crossed, mlp(w, "tower", x)), 1)
+    return [linear(w, f"heads.{k}", both) for k in range(len(parents))]
+
+
+def dlrm_logits(w: Weights, x: Tensor, parents: tuple[int, ...]) -> list[Tensor]:
+    width = next((width for width in (32, 16, 8, 4, 2) if 2 * width <= x.shape[1]), 1)
+    numeric = x.shape[1] % width
+    fields = list(x[:, numeric:].split(width, dim=1))
+    bottom = [mlp(w, "bottom", x[:, :numeric])] if numeric else []
+    fields = bottom + fields
+    products = [(a * b).sum(1, keepdim=True) for at, a in enumerate(fields) for b in fields[at + 1 :]]
+    hidden = mlp(w, "top", torch.cat((*bottom, *products), 1))
+    return [linear(w, f"heads.{k}", hidden) for k in range(len(parents))]
+
+
 RECOMPUTED: dict[str, Callable[[Weights, Tensor, tuple[int, ...]], list[Tensor]]] = {
     "shared_bottom": shared_bottom_logits,
     "mmoe": mmoe_logits,
     "aitm": aitm_logits,
+    "ple": ple_logits,
+    "dcnv2": dcnv2_logits,
+    "dlrm": dlrm_logits,
 }
 
 
 @given(
     method=st.sampled_from(BASELINES),
-    width=st.integers(1, 13),
+    width=st.integers(2, 13),
     hidden=st.lists(st.integers(1, 9), min_size=1, max_size=3),
     parents=st.integers(1, 5).flatmap(lambda k: st.tuples(*(st.integers(-1, task - 1) for task in range(k)))),
     rows=st.integers(1, 6),
@@ -162,6 +201,8 @@ def problem(rows: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_learns(method: str) -> None:
+    if method == "dlrm":
+        pytest.skip("it learns by its fields, which are rows of data here and not embeddings")
     torch.manual_seed(0)
     model = make_ranker(method, 12, (16, 8), TASKS).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -234,8 +275,8 @@ def test_embeddings_in_front(method: str) -> None:
         ]
     )
     torch.testing.assert_close(ranker(ids).logits, towers(rows).logits)
-    with pytest.raises(ValueError, match="FeatureRanker: packed is for ResFlow towers, got " + type(towers).__name__):
-        ranker.packed()
+    with torch.no_grad():
+        assert torch.equal(ranker(ids).probs, ranker.packed()(ids).probs)
 
 
 def count(model: nn.Module) -> int:
@@ -305,7 +346,7 @@ def test_topology_matters_where_the_registry_says_so(method: str) -> None:
         (lambda: AITM(9, ()), r"Plan: hidden must be 1 to 16 widths, got \(\)"),
         (lambda: AITM(0), "Plan: in_features must be 1 to"),
         (lambda: AITM(9, tasks=()), "Plan: parents must be 1 to 64 tasks"),
-        (lambda: AITM(9, tasks=TASKS, parents=(-1, 0)), r"Plan: parents must be one a task \(3\), got 2"),
+        (lambda: AITM(9, tasks=TASKS, parents=(-1, 0)), r"Plan: parents must be one per task \(3\), got 2"),
         (lambda: AITM(9, fusion=Additive((1, 2, 3))), "Additive: weights must be 2 numbers for 2 tasks, got 3"),
         (lambda: AITM(9)(torch.randn(2, 8)), r"dense_scores: x must be a matrix with 9 columns, got \[2, 8\]"),
         (lambda: AITM(9)(torch.randn(2, 9), torch.ones(2), "row"), "weights_per must be one of call, request"),
@@ -318,3 +359,53 @@ def test_bad_settings_are_named(make: Callable[[], object], text: str) -> None:
 
 def test_default_parents_are_a_chain() -> None:
     assert AITM(9, tasks=TASKS).plan.parents == chain(3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"input_norm": True}, {"norm": None, "activation": "gelu"}])
+@pytest.mark.parametrize("method", BASELINES)
+def test_programs_score_as_the_layers_do(method: str, settings: dict[str, Any]) -> None:
+    """In eval mode a baseline is a tile program: within float32 of its layers in float64, bitwise its packed form."""
+    model = make_ranker(method, 50, (20, 9), TASKS, **settings).eval()
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 2.0)
+    x = torch.randn(70, 50)
+    with torch.no_grad():
+        got = model(x)
+        exact = copy.deepcopy(model).double()._logits(x.double())
+        assert float((got.logits - exact).abs().max()) < 1e-5 * float(1 + exact.abs().max())
+        assert torch.equal(got.score, model.packed()(x).score)
+        assert float((model.packed("bfloat16")(x).probs - got.probs).abs().max()) < 2e-2
+        model.heads[0].bias.add_(1.0)
+        assert float((model(x).logits - got.logits)[:, 0].min()) > 0.99  # packed again
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_an_altered_baseline_is_scored_by_its_own_layers(method: str) -> None:
+    model = make_ranker(method, 50, (20, 9), TASKS).eval()
+    model.heads[0].register_forward_hook(lambda module, inputs, output: output + 1)
+    x = torch.randn(7, 50)
+    fused._warned.clear()
+    with (
+        torch.no_grad(),
+        pytest.warns(UserWarning, match="scores with the slow PyTorch reference: its Linear has hooks"),
+    ):
+        assert torch.equal(model(x).logits, model._logits(x))
+    with pytest.raises(ValueError, match="layers must be as they were made to have canonical weights"):
+        model.packed()
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_bundle_of_a_baseline(method: str, tmp_path: Path) -> None:
+    model = make_ranker(method, 50, (20, 9), TASKS, fusion=Additive((1, 5, 20))).eval()
+    bundle.save_model(tmp_path / "model.safetensors", model)
+    x = torch.randn(7, 50)
+    with torch.no_grad():
+        scores = model(x)
+        loaded = bundle.load_model(tmp_path / "model.safetensors")
+        assert torch.equal(loaded(x).score, scores.score)
+    scorer = Scorer.load(tmp_path / "model.safetensors")
+    assert np.array_equal(scorer.dense_scores(x.numpy()).score, scores.score.numpy())
+    offsets = [0, 3, 7]
+    best = scorer.request_topk(x[:2, :20].numpy(), x[:, 20:].numpy(), offsets, 2)
+    assert best.positions.shape == (2, 2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resflow_kernels import Additive, FeatureRanker, ResFlow, ops
-from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.contract import TABLE_PRECISIONS
 from resflow_kernels.nn.feature import round_table
 from resflow_kernels.ops import FeatureIds
 from tests.support.comparisons import same_bits
@@ -93,7 +93,7 @@ def test_gradients_are_those_of_the_embeddings() -> None:
         torch.testing.assert_close(own, embedding.weight.grad)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_packed_tables(dtype: str) -> None:
     model, looked_up = ranker(), ids()
     packed = model.packed(dtype)

@@ -152,7 +152,7 @@ LOGITS, LABELS = torch.zeros(2, 3), torch.zeros(2, 3)
             lambda: multitask_bce(LOGITS, LABELS, mask=LABELS[0] > 0),
             r"mask must be bool of shape .*, got bool \[3\]",
         ),
-        (lambda: multitask_bce(LOGITS, LABELS, (1, 2)), "positive_weights must be 3 finite numbers, one a task, got"),
+        (lambda: multitask_bce(LOGITS, LABELS, (1, 2)), "positive_weights must be 3 finite numbers, one per task, got"),
         (lambda: multitask_bce(LOGITS, LABELS, (1, 0, 2)), "positive_weights must be above 0, got"),
         (lambda: multitask_bce(LOGITS, LABELS, None, (1, -1, 2)), "task_weights must be not negative, got"),
         (lambda: multitask_bce(LOGITS, LABELS, None, (1, math.nan, 2)), "task_weights must be 3 finite numbers"),

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resflow_kernels import ResFlow
-from resflow_kernels.nn import resflow, training
+from resflow_kernels.nn import fused, training
 
 D, ROWS = 40, 130
 
@@ -25,7 +25,7 @@ D, ROWS = 40, 130
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
-    resflow._warned.clear()
+    fused._warned.clear()
     yield
 
 
@@ -288,7 +288,7 @@ def test_two_processes_share_gradients(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(_WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    root = Path(resflow.__file__).parents[2]
+    root = Path(fused.__file__).parents[2]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     done = subprocess.run([*command, str(tmp_path / "rank")], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

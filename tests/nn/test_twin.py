@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resflow_kernels import Additive, TwinTable, TwinTower, reference
-from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.contract import TABLE_PRECISIONS
 
 # Of probabilities: 8 bits on both sides, 8 bits of the items alone, float32.
 ROUNDING = {"float32": 2e-6, "bfloat16": 4e-3, "int8": 1e-2}
@@ -20,7 +20,7 @@ def model(**settings: Any) -> TwinTower:
     return made.eval()
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 @pytest.mark.parametrize("parents", [None, (-1, 0, 0), (-1, -1, 1)])
 @pytest.mark.parametrize("non_increasing", [False, True])
 def test_tables_serve_what_the_module_computes(dtype: str, parents: Any, non_increasing: bool) -> None:
@@ -82,7 +82,7 @@ def test_weights_of_requests_and_items() -> None:
     [
         ({"activation": "swish"}, "activation must be one of identity"),
         ({"norm": "layer"}, "norm must be None or 'batch', got 'layer'"),
-        ({"parents": (-1,)}, r"parents must be one a task \(3\), got 1"),
+        ({"parents": (-1,)}, r"parents must be one per task \(3\), got 1"),
         ({"logit_residual": False, "non_increasing": True}, "non_increasing must be False without a logit residual"),
         ({"fusion": Additive((1, 2))}, "Additive: weights must be 3 numbers"),
     ],

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from resflow_kernels import ResFlow, reference
+from resflow_kernels.contract import PRECISIONS
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.ops import backends
 from resflow_kernels.ops.backends import Installed, choose
@@ -51,7 +52,7 @@ def test_auto(device: str, form: str, installed: Installed, backend: str, reason
         ("cpu", "triton", "float32", ALL, "got 'triton': not interpreting"),
         ("cuda", "triton", "float32", NO_GPU, "got 'triton': there is no GPU"),
         ("cuda", "triton", "int8", ALL, "it computes in float32, bfloat16, float16, tensorfloat32, not in int8"),
-        ("cpu", "cpu", "float16", ALL, "it computes in float32, bfloat16, int8, not in float16"),
+        ("cpu", "cpu", "float16", ALL, f"it computes in {', '.join(PRECISIONS)}, not in float16"),
         ("cpu", "gpu", "float32", ALL, "backend must be one of auto, cuda, triton, cpu, reference, got 'gpu'"),
     ],
 )

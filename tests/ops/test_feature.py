@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.contract import TABLE_PRECISIONS
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.ops import FeatureIds, FeatureTables
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
@@ -79,7 +79,7 @@ def test_narrow_tables(
     assert same_bits(case.run(), device.dense_scores(case.pooled(), *settings_of(case)))
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_workloads_of_width_32(device: Device, name: str, dtype: str) -> None:
     plan = WORKLOADS[name].plan
@@ -137,7 +137,7 @@ def test_batch_invariance(device: Device, case: FeatureCase) -> None:
             torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_nan_in_a_table_row_reaches_those_that_use_it(device: Device, dtype: str, precision: str) -> None:
     """Width 5: the row before the poisoned one is loaded together with its beginning."""
     plan = replace(SMALL, precision=precision)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from resflow_kernels import ops
+from resflow_kernels.contract import PRECISIONS
 from resflow_kernels.ops import library
 from tests.support.files import ROOT
 
@@ -58,7 +59,7 @@ def test_the_ops_are_loaded_and_say_so() -> None:
     assert ops.unsupported_reason("cpu") is None and (ops.unsupported_reason("cuda") is None) == ops.cuda_status()[0]
     assert ops.unsupported_reason("xpu") == "there are no compiled ops for xpu tensors"
     assert ops.unsupported_reason("cpu", "float16") == (
-        "on this device (cpu) the ops compute in float32, bfloat16, int8, not in float16"
+        f"on this device (cpu) the ops compute in {', '.join(PRECISIONS)}, not in float16"
     )
 
 

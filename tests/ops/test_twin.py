@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import FUSIONS, PRECISIONS
+from resflow_kernels.contract import FUSIONS, TABLE_PRECISIONS
 from resflow_kernels.reference import twin
 from resflow_kernels.testing import assert_exact
 from tests.support.cases import BUDGET, CALL, CANDIDATE, REQUEST, TwinCase
@@ -123,7 +123,7 @@ def test_topk_is_that_of_the_scores(
 
 
 @pytest.mark.devices("cpu", "numpy")
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_topk_of_many_tiles_and_threads(device: Device, dtype: str) -> None:
     """Tiles, runs, pieces and passes that meet: 60,000 items, more requests than share a pass."""
     case = TwinCase(2, 9, 60_000, 18, dtype, ops=device)
@@ -146,7 +146,7 @@ def test_topk_of_many_tiles_and_threads(device: Device, dtype: str) -> None:
 
 
 @pytest.mark.devices(slow=False)
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_a_large_table(device: Device, dtype: str) -> None:
     case = TwinCase(3, 64, 200_000 if device.place == "cuda" else 20_000, 5, dtype, ops=device)
     weights = case.weights(case.items)
@@ -189,7 +189,7 @@ def test_batch_invariance(
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 @pytest.mark.parametrize("width", [5, 16, 64, 67])
 def test_isolation(device: Device, width: int, dtype: str, fusion: str, poison: float) -> None:
     """A poisoned item leaves its neighbours' bits alone, and a NaN reaches its own outputs; so does a user."""
@@ -227,7 +227,7 @@ def test_a_task_without_descendants_keeps_its_nan(device: Device) -> None:
     assert torch.equal(got.logits[4, [0, 2]], clean.logits[4, [0, 2]])
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_rows_of_any_stride_are_read_in_place(device: Device, dtype: str) -> None:
     """Also the end of the table: what lies behind it is not read into a sum."""
     case = TwinCase(3, 11, 40, 2, dtype, ops=device)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from resflow_kernels import ResFlow, Scorer, build_catalog
-from resflow_kernels.contract import PRECISIONS
+from resflow_kernels.contract import TABLE_PRECISIONS
 from resflow_kernels.serving.bundle import load, save_model
 from resflow_kernels.serving.catalog import Catalog, CatalogError
 
@@ -73,7 +73,7 @@ def test_torch_takes_the_mapped_table(model: ResFlow, items: np.ndarray, tmp_pat
     assert torch.equal(best.scores[0], scores.score.sort(descending=True).values[:2])
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_update_is_a_rebuild_of_those_rows(model: ResFlow, items: np.ndarray, tmp_path: Path, dtype: str) -> None:
     build_catalog(model, items, tmp_path / "items", dtype)
     changed = items.copy()
@@ -176,7 +176,7 @@ def test_opening_and_scoring_need_no_torch(model: ResFlow, items: np.ndarray, tm
     subprocess.run([sys.executable, "-c", script, *files], check=True)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_a_catalogue_in_memory_is_a_copy_of_the_mapped_one(
     model: ResFlow, items: np.ndarray, tmp_path: Path, dtype: str
 ) -> None:

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS, WEIGHTS_PER
+from resflow_kernels.contract import ACTIVATIONS, FUSIONS, PRECISIONS, TABLE_PRECISIONS, WEIGHTS_PER
 from resflow_kernels.core.fusion import weight_count
 from resflow_kernels.core.plan import Plan
 from tests.support.devices import Device
@@ -22,7 +22,7 @@ batches = st.one_of(st.integers(0, 20), st.sampled_from([47, 48, 49, 95, 97, 128
 seeds = st.integers(0, 2**20)
 fusions = st.sampled_from(FUSIONS)
 weights_per = st.sampled_from(WEIGHTS_PER)
-elements = st.sampled_from(PRECISIONS)
+elements = st.sampled_from(TABLE_PRECISIONS)
 
 # For GPU kernels, which an emulator runs where there is no GPU, a row in about a millisecond.
 small_widths = st.one_of(st.integers(1, 20), st.sampled_from([31, 33, 64, 65, 130]))

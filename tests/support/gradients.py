@@ -87,7 +87,9 @@ def assert_gradients(
 ) -> None:
     """Every gradient within ``bound`` of its tensor's largest, or of a few times what PyTorch's own float32 errs by.
 
-    1e-6 beside: some gradients are 0 but for rounding, such as a bias's in front of a BatchNorm.
+    1e-6 beside: some gradients are 0 but for rounding, such as a bias's in front of a BatchNorm. By the statistics of a
+    batch of few rows, rounding is divided by standard deviations that may be as small as the square root of eps in each
+    layer: bounds are ten times as wide there, and those of gradients go by the largest of all.
     """
     weights = parameters(plan)
     x = rows_off_the_kinks(rows, weights, plan, statistics)
@@ -101,10 +103,12 @@ def assert_gradients(
     logits, own = gradients_of(fused, x, weights)
     exact, wanted = gradients_of(plain, x.double(), [weight.double() for weight in weights])
     _, eager = gradients_of(plain, x, weights)
-    torch.testing.assert_close(logits.double(), exact, atol=2e-5, rtol=2e-5)
+    wider = 1.0 if statistics == "given" else 10.0
+    torch.testing.assert_close(logits.double(), exact, atol=2e-5 * wider, rtol=2e-5 * wider)
+    largest = max(1.0, *(float(real.abs().max()) for real in wanted if real.numel())) if wider > 1 else 1.0
     names = ["x", *(name for name, _ in plan.weight_shapes)]
     for name, mine, theirs, real in zip(names, own, eager, wanted, strict=True):
         scale = real.abs().amax() if real.numel() else torch.tensor(0.0)
         error = (mine.double() - real).abs().amax() if real.numel() else torch.tensor(0.0)
         allowed = max(bound * float(scale), 4 * float((theirs.double() - real).abs().max()) if real.numel() else 0.0)
-        assert error <= allowed + 1e-6, f"{name}: {error:.2e} off, {allowed:.2e} allowed"
+        assert error <= allowed + 1e-6 * largest * wider, f"{name}: {error:.2e} off, {allowed:.2e} allowed"

@@ -70,7 +70,7 @@ def test_ranks_share_the_rows(folder: Path, ranks: int) -> None:
 
 def test_more_ranks_than_pieces_are_refused(folder: Path) -> None:
     records = Records([str(folder / "*.csv")], ["row"])
-    with pytest.raises(ValueError, match=r"at least 3 row groups \(or CSV files\), one a rank, got 2"):
+    with pytest.raises(ValueError, match=r"at least 3 row groups \(or CSV files\), one per rank, got 2"):
         next(records.shuffled(8, 0, 1, 0, 3))
 
 

@@ -23,13 +23,13 @@ workload = WORKLOADS[sys.argv[1]]
 jobs = '''
 float32 scores dense 80
 float32 scores request 90
-float32 scores catalogue 100
+float32 scores catalog 100
 tensorfloat32 scores dense 90
-tensorfloat32 scores catalogue 80
+tensorfloat32 scores catalog 80
 bfloat16 scores dense 90
 bfloat16 scores request 80
 bfloat16 scores request 90
-bfloat16 scores catalogue 100
+bfloat16 scores catalog 100
 bfloat16 project dense 90
 float16 scores dense 90
 '''
@@ -56,5 +56,5 @@ def test_shipped_configurations_fit_the_gpus(name: str) -> None:
         assert shared <= SHARED[int(capability)], f"{what}: {shared} bytes of shared memory"
         if capability == "90" and kind == "scores" and precision in ("bfloat16", "float16") and name != "progressive9":
             assert wgmma > 0, f"{what}: no wgmma"
-        if precision == "bfloat16" and form != "catalogue":
+        if precision == "bfloat16" and form != "catalog":
             assert vector > 0, f"{what}: 16 bytes at a time are not copied"

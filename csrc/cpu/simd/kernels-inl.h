@@ -10,11 +10,15 @@
 
 #include "cpu/towers/precision-inl.h"
 
+#include "cpu/towers/fusion-inl.h"
+
 #include "cpu/towers/tower-inl.h"
 
-#include "cpu/towers/features-inl.h"
+#include "cpu/towers/program-inl.h"
 
-#include "cpu/towers/fusion-inl.h"
+#include "cpu/towers/score-inl.h"
+
+#include "cpu/towers/features-inl.h"
 
 #include "cpu/twin/twin-inl.h"
 
@@ -25,42 +29,57 @@
 namespace resflow::cpu {
 namespace RESFLOW_TARGET {
 
-template <Precision kPrecision>
-void score_tile(const Tile& tile) {
-  run_towers<kPrecision>(tile);
-  for (int32_t k = 0; k < tile.plan->tasks; ++k) {
-    for (int64_t r = tile.rows; r < tile.stride; ++r) tile.logits[k * tile.stride + r] = 0.0f;
+// Keeps sums as they are, in rows of a stride.
+struct SumsKept {
+  float* out;
+  int64_t stride;
+
+  void operator()(const float* sums, int64_t row, const Block& block) const {
+    for (int64_t r = 0; r < block.rows; ++r) {
+      for (int64_t c = 0; c < block.width; c += kLane) {
+        store(out + (row + r) * stride + block.column + c, load(sums + r * kPanelWidth + c));
+      }
+    }
   }
-  join_parents(tile);
-  fuse(tile);
+};
+
+// The first columns of the input row, as far as steps that have user_sums read them.
+template <Precision kPrecision>
+void project_program_in(const Plan& plan, const float* weights, const Projection& projection) {
+  if constexpr (kPrecision == Precision::int8) return;  // rows are rounded whole
+  for (int64_t s = 0; s < plan.program->step_count; ++s) {
+    const Step& step = plan.program->steps[s];
+    if (step.user_sums < 0) continue;
+    const Segment& segment = step.inputs.all[0];
+    const int64_t columns = columns_before(segment, projection.columns);
+    const FirstLayerRows rows = first_layer_rows<kPrecision>(projection.x.from_column(segment.column), projection.rows,
+                                                             0, columns, projection.operand);
+    multiply<kPrecision>(
+        {&step.layer, weights, rows.first_word, rows.words, rows.operand, projection.rows},
+        AccumInit{weights + step.layer.bias}, [] {}, SumsKept{projection.out + step.user_sums, projection.out_stride});
+  }
 }
 
 template <Precision kPrecision>
 void project_in(const Plan& plan, const float* weights, const Projection& projection) {
   const LayerLayout& layer = plan.layer[0];
-  const int64_t stride = plan.tasks * layer.padded;
   const FirstLayerRows rows = first_layer_rows<kPrecision>(projection.x, projection.rows, projection.first_input,
                                                            projection.columns, projection.operand);
   const float zeros[kPanelWidth] = {};
   for (int32_t k = 0; k < plan.tasks; ++k) {
     const float* const task = weights + k * plan.task_floats;
     const AccumInit start = projection.with_bias ? AccumInit{task + layer.bias} : AccumInit::zeros(zeros);
-    float* const task_out = projection.out + k * layer.padded;
-    const auto keep = [&](const float* sums, int64_t row, const Block& block) {
-      for (int64_t r = 0; r < block.rows; ++r) {
-        for (int64_t c = 0; c < block.width; c += kLane) {
-          store(task_out + (row + r) * stride + block.column + c, load(sums + r * kPanelWidth + c));
-        }
-      }
-    };
     multiply<kPrecision>(
-        {&layer, task, rows.first_word, rows.words, rows.operand, projection.rows}, start, [] {}, keep);
+        {&layer, task, rows.first_word, rows.words, rows.operand, projection.rows}, start, [] {},
+        SumsKept{projection.out + k * layer.padded, projection.out_stride});
   }
 }
 
 void project(const Plan& plan, const float* weights, const Projection& projection) {
-  with_precision<precision_flag::on_cpu>(
-      plan.precision, [&](auto precision) { project_in<precision.value>(plan, weights, projection); });
+  with_precision<precision_flag::on_cpu>(plan.precision, [&](auto precision) {
+    plan.program ? project_program_in<precision.value>(plan, weights, projection)
+                 : project_in<precision.value>(plan, weights, projection);
+  });
 }
 
 template <Precision kPrecision>
@@ -90,12 +109,21 @@ double peak_operations(Precision precision, int64_t count, float* sink) {
                                                 [&](auto p) { return peak_operations_in<p.value>(count, sink); });
 }
 
-using ScoreTile = void (*)(const Tile& tile);
+using RunTile = void (*)(const Tile& tile);
 
 template <Precision kPrecision>
-constexpr ScoreTile score_tile_in() {
+constexpr RunTile score_tile_in() {
   if constexpr (has(kPrecision, precision_flag::on_cpu)) {
     return score_tile<kPrecision>;
+  } else {
+    return nullptr;
+  }
+}
+
+template <Precision kPrecision>
+constexpr RunTile run_program_in() {
+  if constexpr (has(kPrecision, precision_flag::on_cpu)) {
+    return run_program<kPrecision>;
   } else {
     return nullptr;
   }
@@ -109,6 +137,10 @@ const Kernels RESFLOW_KERNELS = {RESFLOW_TEXT(RESFLOW_TARGET),
                                  RESFLOW_TARGET::kBlockRows,
                                  {
 #define RESFLOW_PRECISION(name, code, bytes, flags) RESFLOW_TARGET::score_tile_in<Precision::name>(),
+#include "contract/enums.def"
+                                 },
+                                 {
+#define RESFLOW_PRECISION(name, code, bytes, flags) RESFLOW_TARGET::run_program_in<Precision::name>(),
 #include "contract/enums.def"
                                  },
                                  RESFLOW_TARGET::pool,

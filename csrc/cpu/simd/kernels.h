@@ -50,12 +50,16 @@ struct Tile {
   Spans next;
 
   // The initial values of each candidate's first-layer sums [tasks * first_padded()]: the biases in the dense form, the
-  // user's projection in the others.
+  // user's projection in the others; of a program the user's floats, in which the sums of its steps begin at
+  // `user_sums`.
   const float* const* accum_init;
+  int64_t user_sums;
 
-  float* hidden;          // scratch [slot][layer][rows][padded width]
+  float* hidden;          // scratch [slot][layer][rows][padded width]; a program's values, [value][rows][padded width]
   float* x_operand;       // scratch: operand_floats of the first layer's words
-  float* hidden_operand;  // scratch: operand_floats of the largest number of words of a later layer
+  float* hidden_operand;  // scratch: operand_floats of the largest number of words of a later layer, or of a program
+  float* gathered;        // scratch of a program: rows * gathered_floats
+  Rows row;               // whole input rows in float32, for a program that reads them
   float* logits;          // [tasks][stride]
   float* probs;           // [tasks][stride]
   float* score;           // [stride]
@@ -74,6 +78,7 @@ struct Projection {
   bool with_bias;
   float* operand;  // scratch: operand_floats of the first layer's words
   float* out;
+  int64_t out_stride;
 };
 
 // Floats of a user's vectors as prepared by twin_user: words of up to two parts, and one scale and one initial sum per
@@ -111,11 +116,15 @@ struct Kernels {
   // Towers, heads, probabilities and score of one tile, by the plan's precision; null for those of GPUs alone.
   void (*score_tile[static_cast<int>(Precision::count)])(const Tile& tile);
 
+  // Computes the values of a tile program, by the plan's precision.
+  void (*run_program[static_cast<int>(Precision::count)])(const Tile& tile);
+
   // Pools the features of `rows` candidates from `first` on into out [rows][pooled_stride(width)], in float32 and in
   // list order.
   void (*pool)(const Features& features, int64_t first, int64_t rows, float* out);
 
-  // Multiplies rows by consecutive inputs of all tasks' first layers: out [rows][tasks * first_padded()].
+  // Multiplies rows by consecutive inputs of all tasks' first layers: out [rows][tasks * first_padded()]; in a program
+  // users' rows by the first inputs of all steps that have user_sums: out [rows][out_stride].
   void (*project)(const Plan& plan, const float* weights, const Projection& projection);
 
   // Runs products on registers only, `count` times, and returns the number of their floating-point or integer

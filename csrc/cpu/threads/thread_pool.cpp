@@ -63,11 +63,11 @@ constexpr int64_t kMaxSteeredWorkers = 8;
 
 // Keeps woken workers off the caller's core.
 //
-// After a pause of some milliseconds Linux tends to wake a worker on the very core that wakes it (28 of 40 times
-// on a 2-core 6.18 guest), where it stands in the caller's way: the caller was put aside for 2 ms, and the call ran
-// at the speed of one thread. So a worker may run on every core that its caller may use but the one that the caller is
-// on. The main thread's cores say nothing of that (a server may have pinned it elsewhere), nor do those that the caller
-// had once.
+// After a pause of some milliseconds Linux tends to wake a worker on the very core that wakes it (28 of 40 times on a
+// 2-core 6.18 guest), where it competes with the caller: the caller was descheduled for 2 ms, and the call ran at the
+// speed of one thread. A worker may therefore run on every core that its caller may use, except the one that the caller
+// runs on. The main thread's cores are no substitute (a server may have pinned it elsewhere), nor are those that the
+// caller had in an earlier call.
 class Steering {
  public:
   void add(pid_t thread) {
@@ -75,7 +75,7 @@ class Steering {
     known_ = false;
   }
 
-  // To be called by the caller. A caller with a single core leaves the workers where they are.
+  // The caller itself calls this. If it has a single core, the workers stay where they are.
   void avoid_caller() {
     const int core = sched_getcpu();
     const Clock::time_point now = Clock::now();
@@ -94,8 +94,8 @@ class Steering {
 
  private:
   using Clock = std::chrono::steady_clock;
-  // Callers on the same core within so long are taken to have the same cores: asking takes 0.3 us, a call of several
-  // threads some 20.
+  // Callers on the same core within this time are assumed to have the same cores: reading them takes 0.3 us, a call of
+  // several threads about 20.
   static constexpr std::chrono::milliseconds kSameCores{1};
 
   std::vector<pid_t> workers_;

@@ -46,6 +46,7 @@ inline float word_of(uint32_t bits) {
 // Sum is the accumulator of a register block. A word is multiplied in kParts steps.
 template <Precision kPrecision>
 struct Product {
+  static_assert(kPrecision == Precision::float32, "a precision of contract/enums.def without its Product");
   using Sum = Lanes;
   static constexpr int kParts = 1;
   static Lanes weights(const float* words, int) { return load(words); }
@@ -184,6 +185,7 @@ inline Operand make_operand(const Source* x, int64_t stride, int64_t rows, int64
     } else if constexpr (kPrecision == Precision::bfloat16) {
       convert(x, columns, reinterpret_cast<uint16_t*>(out) + lead);
     } else {
+      static_assert(kPrecision == Precision::float32, "a precision of contract/enums.def without its rounding");
       convert(x, columns, out);
     }
   }

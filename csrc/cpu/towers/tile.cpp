@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/program.h"
 #include "cpu/threads/scratch.h"
 #include "cpu/towers/source.h"
 
@@ -19,18 +20,17 @@ struct Workspace {
   SpanList next;
 };
 
-// Sets each candidate's initial first-layer sums and fusion weights.
+// Sets each candidate's initial first-layer sums, or its user's row, and its fusion weights.
 void point_rows(const PreparedCall& prepared, Tiling::Rows tile, Workspace& workspace) {
   const auto& [model, candidates, weights] = prepared.call;
   const int64_t weight_count = fusion_weight_count(weights.fusion, model.plan.tasks);
-  const int64_t init_floats = candidates.user.exists() ? model.plan.tasks * model.plan.first_padded() : 0;
   workspace.accum_init.resize(tile.count);
   workspace.fusion_weights.resize(tile.count);
   int64_t request = candidates.offsets ? request_at(candidates, tile.first) : 0;
   for (int64_t r = 0; r < tile.count; ++r) {
     const int64_t candidate = tile.first + r;
     while (candidates.offsets && candidates.offsets[request + 1] <= candidate) ++request;
-    workspace.accum_init[r] = prepared.accum_init + request * init_floats;
+    workspace.accum_init[r] = prepared.users + request * prepared.user_floats;
     const int64_t row = weights_row(weights.per, request, candidate);
     workspace.fusion_weights[r] = weights.values + row * weight_count;
   }
@@ -67,9 +67,66 @@ Spans next_spans(const Plan& plan, const Candidates& candidates, Tiling::Rows ne
 }
 
 int64_t most_hidden_words(const Plan& plan) {
-  int64_t most = 0;
+  int64_t most = plan.program ? plan.program->words : 0;
   for (int32_t l = 1; l < plan.layers; ++l) most = std::max(most, plan.layer[l].words);
   return most;
+}
+
+// Whether a program's tile needs whole rows in float32 that are nowhere in memory.
+bool joins_rows(const Plan& plan, const Candidates& candidates) {
+  if (candidates.user.exists()) return reads_users(plan);
+  return plan.program->reads_row && candidates.x.rows.element != Precision::float32;
+}
+
+// The places of a tile in the thread's workspace; each begins on a cache line.
+Tile place_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Rows next, Workspace& workspace) {
+  const auto& [model, candidates, weights] = prepared.call;
+  const Plan& plan = model.plan;
+  const int64_t rows = current.count, stride = pad_to_lane(rows);
+  const bool rounds_x = plan.precision != Precision::float32 || candidates.x.rows.element != Precision::float32;
+  int64_t hidden_floats = pad_to_lane(plan.slots * rows * plan.hidden_floats);
+  int64_t x_floats = rounds_x && !candidates.ids ? operand_floats(rows, plan.layer[0].words) : 0;
+  int64_t gathered = 0;
+  if (plan.program) {
+    hidden_floats = pad_to_lane(rows * plan.program->frame_floats);
+    x_floats = joins_rows(plan, candidates) ? rows * pad_to_lane(plan.in_features) : 0;
+    gathered = rows * plan.program->gathered_floats;
+  }
+  const int64_t pooled = pooled_floats(candidates.x, rows);
+  const int64_t operand = operand_floats(rows, most_hidden_words(plan));
+
+  Tile tile{};
+  tile.hidden =
+      workspace.floats.floats(hidden_floats + x_floats + pooled + operand + gathered + (2 * plan.tasks + 1) * stride);
+  tile.plan = &plan;
+  tile.weights = model.weights();
+  tile.rows = rows;
+  tile.next = next_spans(plan, candidates, next, workspace.next);
+  tile.x_operand = tile.hidden + hidden_floats;
+  tile.hidden_operand = tile.x_operand + x_floats + pooled;
+  tile.gathered = tile.hidden_operand + operand;
+  tile.logits = tile.gathered + gathered;
+  tile.probs = tile.logits + plan.tasks * stride;
+  tile.score = tile.probs + plan.tasks * stride;
+  tile.stride = stride;
+  if (candidates.ids) {
+    look_up(candidates, current, workspace, tile);
+  } else {
+    tile.x = rows_of(prepared.kernels, candidates.x, current.first, rows, tile.x_operand + x_floats);
+  }
+  return tile;
+}
+
+// Sets a program's whole rows: the candidates' in memory, or the users' columns and theirs, next to each other.
+void join_rows(const Candidates& candidates, Tile& tile) {
+  tile.row = tile.x;
+  if (!joins_rows(*tile.plan, candidates)) return;
+  const int64_t stride = pad_to_lane(tile.plan->in_features), columns = candidates.user_columns;
+  for (int64_t r = 0; columns > 0 && r < tile.rows; ++r) {
+    std::copy_n(tile.accum_init[r], columns, tile.x_operand + r * stride);
+  }
+  copy_rows(tile.x, tile.rows, tile.plan->in_features - columns, tile.x_operand + columns, stride);
+  tile.row = {tile.x_operand, Precision::float32, stride};
 }
 
 }  // namespace
@@ -82,41 +139,37 @@ int64_t request_at(const Candidates& candidates, int64_t candidate) {
 TileScores score_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Rows next) {
   thread_local Workspace workspace;
   const auto& [model, candidates, weights] = prepared.call;
-  const Plan& plan = model.plan;
-  const int64_t rows = current.count, stride = pad_to_lane(rows);
-  // Each part of the workspace begins on a cache line.
-  const int64_t hidden_floats = pad_to_lane(plan.slots * rows * plan.hidden_floats);
-  const bool rounds_x = plan.precision != Precision::float32 || candidates.x.rows.element != Precision::float32;
-  const int64_t x_floats = rounds_x && !candidates.ids ? operand_floats(rows, plan.layer[0].words) : 0;
-  const int64_t pooled = pooled_floats(candidates.x, rows);
-  const int64_t operand = operand_floats(rows, most_hidden_words(plan));
-  float* const hidden =
-      workspace.floats.floats(hidden_floats + x_floats + pooled + operand + (2 * plan.tasks + 1) * stride);
-
+  Tile tile = place_tile(prepared, current, next, workspace);
   point_rows(prepared, current, workspace);
-  Tile tile{};
-  tile.plan = &plan;
-  tile.weights = model.weights();
-  tile.rows = rows;
-  tile.next = next_spans(plan, candidates, next, workspace.next);
   tile.first_input = candidates.user_columns;
   tile.accum_init = workspace.accum_init.data();
-  tile.hidden = hidden;
-  tile.x_operand = hidden + hidden_floats;
-  tile.hidden_operand = tile.x_operand + x_floats + pooled;
-  tile.logits = tile.hidden_operand + operand;
-  tile.probs = tile.logits + plan.tasks * stride;
-  tile.score = tile.probs + plan.tasks * stride;
-  tile.stride = stride;
   tile.fusion = weights.fusion;
   tile.fusion_weights = workspace.fusion_weights.data();
-  if (candidates.ids) {
-    look_up(candidates, current, workspace, tile);
-  } else {
-    tile.x = rows_of(prepared.kernels, candidates.x, current.first, rows, tile.x_operand + x_floats);
+  if (model.plan.program) {
+    tile.user_sums = user_row_floats(model.plan, candidates);
+    join_rows(candidates, tile);
   }
-  prepared.kernels.score_tile[static_cast<int>(plan.precision)](tile);
-  return {tile.logits, tile.probs, tile.score, stride};
+  prepared.kernels.score_tile[static_cast<int>(model.plan.precision)](tile);
+  return {tile.logits, tile.probs, tile.score, tile.stride};
+}
+
+void output_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Rows next, float* out) {
+  thread_local Workspace workspace;
+  const auto& [model, candidates, weights] = prepared.call;
+  const Program& program = *model.plan.program;
+  Tile tile = place_tile(prepared, current, next, workspace);
+  join_rows(candidates, tile);
+  prepared.kernels.run_program[static_cast<int>(model.plan.precision)](tile);
+  for (const Segment& segment : program.outputs) {
+    const ValuePlace& value = program.values[segment.value];
+    const float* from =
+        segment.value == 0 ? static_cast<const float*>(tile.row.data) : tile.hidden + value.place * tile.rows;
+    const int64_t stride = segment.value == 0 ? tile.row.stride : value.padded;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      std::copy_n(from + r * stride + segment.column, segment.width, out + r * program.output_columns);
+    }
+    out += segment.width;
+  }
 }
 
 }  // namespace resflow::cpu

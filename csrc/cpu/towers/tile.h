@@ -7,14 +7,18 @@
 
 namespace resflow::cpu {
 
-// The data that a call's threads share. Users' rows are projected into `scratch`.
+// The data that a call's threads share; users' floats are computed into `scratch`.
 struct PreparedCall {
   const ScoringCall& call;
   const Kernels& kernels;
-  const float* accum_init;  // [requests or 1, tasks * first_padded()]
+  const float* users;   // [requests or 1][user_floats], see project_users
+  int64_t user_floats;  // 0 without users
 
   PreparedCall(const ScoringCall& call, int64_t threads, Scratch& scratch)
-      : call(call), kernels(cpu::kernels()), accum_init(project_users(call, threads, scratch)) {}
+      : call(call),
+        kernels(cpu::kernels()),
+        users(project_users(call, threads, scratch)),
+        user_floats(call.candidates.user.exists() ? user_floats_of(call) : 0) {}
 };
 
 // One thread's scores of one tile, [task][stride].
@@ -31,5 +35,8 @@ int64_t request_at(const Candidates& candidates, int64_t candidate);
 // Scores the rows `current`; `next` are the rows that this thread is likely to score next, which are prefetched. The
 // scores are valid until the thread's next call.
 TileScores score_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Rows next);
+
+// Computes a tile program's outputs of the rows `current`: to out [rows][output_columns].
+void output_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Rows next, float* out);
 
 }  // namespace resflow::cpu

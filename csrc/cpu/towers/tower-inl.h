@@ -8,6 +8,8 @@
 // score therefore does not depend on its neighbours, and the request form is bitwise equal to the dense one.
 #pragma once
 
+#include "core/program.h"
+
 namespace resflow::cpu::RESFLOW_TARGET {
 
 // One register block: out[r][lanes] = start[r][lanes] + row r of x times a panel.
@@ -234,9 +236,11 @@ class Prefetcher {
  public:
   explicit Prefetcher(const Tile& tile) : spans_(tile.next) {
     const Plan& plan = *tile.plan;
-    int64_t blocks = 0;
-    for (int32_t l = 0; l < plan.layers; ++l) blocks += (plan.layer[l].padded + kPanelWidth - 1) / kPanelWidth;
-    blocks *= plan.tasks * ((tile.rows + kBlockRows - 1) / kBlockRows);
+    int64_t panels = 0;
+    for (int32_t l = 0; l < plan.layers; ++l) panels += (plan.layer[l].padded + kPanelWidth - 1) / kPanelWidth;
+    panels *= plan.tasks;
+    if (plan.program) panels = plan.program->panels > 0 ? plan.program->panels : 1;
+    const int64_t blocks = panels * ((tile.rows + kBlockRows - 1) / kBlockRows);
     lines_per_block_ = (spans_.lines + blocks - 1) / blocks;
   }
 
@@ -343,7 +347,7 @@ inline void run_head(const Plan& plan, const float* weights, const float* hidden
   }
 }
 
-// Computes the logits r_k, before residuals, of all tasks.
+// Computes the logits r_k, before residuals, of all tasks by their towers.
 template <Precision kPrecision>
 inline void run_towers(const Tile& tile) {
   const Plan& plan = *tile.plan;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/program.h"
 #include "core/topk.h"
 #include "cpu/simd/isa.h"
 #include "cpu/towers/project.h"
@@ -99,6 +100,22 @@ void towers_topk(const ScoringCall& call, const TopKOut& out, int64_t threads) {
     }
   }
   close();
+}
+
+void program_outputs(const Model& model, const Rows& x, int64_t count, float* outputs, int64_t threads) {
+  if (count == 0) return;
+  Candidates candidates{};
+  candidates.x = {x, {}};
+  candidates.count = count;
+  const ScoringCall call{model, candidates, {Fusion::additive, WeightsPer::call, nullptr}};
+  Scratch scratch;
+  const PreparedCall prepared(call, threads, scratch);
+  const Tiling tiling(count, threads, prepared.kernels.block_rows);
+  run_parallel(tiling.tiles, tiling.threads, [&](int64_t tile) {
+    const Tiling::Rows rows = tiling.rows(tile);
+    float* const out = outputs + rows.first * model.plan.program->output_columns;
+    output_tile(prepared, rows, tiling.rows(tile + tiling.threads), out);
+  });
 }
 
 }  // namespace resflow::cpu

@@ -10,6 +10,9 @@ void towers_scores(const ScoringCall& call, const ScoresOut& out, int64_t thread
 
 void towers_topk(const ScoringCall& call, const TopKOut& out, int64_t threads);
 
+// Writes a tile program's outputs [count, output_columns] of rows x [count, in_features].
+void program_outputs(const Model& model, const Rows& x, int64_t count, float* outputs, int64_t threads);
+
 // Writes the rows of a table for items [count, Di]: their products with the first layers, rounded to `precision`
 // (scales in int8).
 void catalog_rows(const Model& model, const Rows& item, int64_t count, int64_t item_columns, Precision precision,

@@ -21,6 +21,7 @@ constexpr int64_t kChunkBytes = 64;
 // Multiplies a chunk of an item's row in kParts steps, each with 16 words of the user's.
 template <Precision kElement>
 struct TwinProduct {
+  static_assert(kElement == Precision::float32, "a precision of tables without its TwinProduct");
   using Sum = Lanes;
   static constexpr int kParts = 1;
   static Lanes zero() { return broadcast(0.0f); }

@@ -1,4 +1,4 @@
-// Launches kernels written against target.h, and queries the device. The emulator's version is emulator/launch.h.
+// Launches kernels written against target.h, and queries the device. The emulator's version is tests/emulator/launch.h.
 #pragma once
 
 #include "cuda/device/stream.h"

@@ -1,6 +1,6 @@
-// The contract's formulas and the functions that they are made of, on one float; cpu/simd/math-inl.h has those of
-// lanes. NaN passes through all of them: bounds are comparisons that are false for NaN (fminf and fmaxf would drop it).
-// Multiply-adds are written out, so that a value does not depend on what the compiler contracts.
+// The contract's formulas on one float, and the functions that they are made of; cpu/simd/math-inl.h has those for
+// lanes. NaN propagates through all of them: bounds are comparisons that are false for NaN (fminf and fmaxf would drop
+// it). Multiply-adds are written out, so that a value does not depend on what the compiler contracts.
 #pragma once
 
 #include <cmath>
@@ -20,6 +20,9 @@ RESFLOW_DEVICE float at_most(float value, float bound) { return value > bound ? 
 RESFLOW_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 // log(sigmoid(x)) = min(x, 0) - log(1 + e^-|x|)
+// Without log1pf, which takes Hopper's kernels more registers than they have.
+RESFLOW_DEVICE float log1p_unit(float x) { return logf(1.0f + x); }
+
 RESFLOW_DEVICE float log_sigmoid(float x) { return at_most(x, 0.0f) - log1pf(expf(-fabsf(x))); }
 
 // -log(e^-a + e^-b + e^-(a+b)): the logit of sigmoid(a) * sigmoid(b).
@@ -31,9 +34,9 @@ RESFLOW_DEVICE float logit_of_product(float a, float b) {
   return lowest - logf(expf(lowest - a) + expf(lowest - b) + expf(lowest - both));
 }
 
-// erf, to 1e-7 of 1 and not of itself: for sums with 1. It takes less registers than erff.
+// erf with an absolute error of 1e-7: for sums with 1. It takes fewer registers than erff.
 RESFLOW_DEVICE float erf_beside_one(float x) {
-  // 1 - 2^(-|x| Q(|x|)) on |x| <= 4, where erf rounds to 1; a least-maximum fit, error 2e-8.
+  // 1 - 2^(-|x| Q(|x|)) on |x| <= 4, where erf rounds to 1; a minimax fit, error 2e-8.
   constexpr float kQ[] = {1.627908593e+00f, 9.184163933e-01f, 1.484816150e-01f,  -2.825368095e-02f,
                           7.746295569e-04f, 1.489441665e-03f, -4.455076487e-04f, 4.535859779e-05f};
   const float magnitude = at_most(fabsf(x), 4.0f);
@@ -42,11 +45,12 @@ RESFLOW_DEVICE float erf_beside_one(float x) {
   return copysignf(1.0f - exp2f(-magnitude * q), x);
 }
 
-// What the contract's formulas are written in, on one float.
+// The operations, on one float, in which the contract's formulas are written.
 using Value = float;
 
 RESFLOW_DEVICE float constant(float value) { return value; }
 RESFLOW_DEVICE float negative(float x) { return -x; }
+RESFLOW_DEVICE float absolute(float x) { return fabsf(x); }
 RESFLOW_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 RESFLOW_DEVICE bool less(float a, float b) { return a < b; }
 RESFLOW_DEVICE float select(bool where, float then, float otherwise) { return where ? then : otherwise; }

@@ -31,7 +31,7 @@ struct Numbers<Precision::tensorfloat32> {
   static RESFLOW_DEVICE uint32_t word(float value) { return tensorfloat32_word(value); }
 };
 
-// Multiplied on the ordinary units: tensor cores have no products of this precision.
+// Products of float32 run on the ordinary units: tensor cores have none of this precision.
 template <>
 struct Numbers<Precision::float32> {
   using Product = void;

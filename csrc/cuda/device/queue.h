@@ -1,4 +1,4 @@
-// What a call brings along from the host: the stream its kernels run on, and memory for them.
+// The host's resources for one call: the stream that its kernels run on, and memory for them.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace resflow::cuda {
 class Queue {
  public:
   virtual Stream stream() const = 0;
-  // Aligned to 16 bytes, for the kernels of this call; null for 0 bytes.
+  // Memory for this call's kernels, aligned to 16 bytes; null for 0 bytes.
   virtual void* workspace(int64_t bytes) = 0;
 
  protected:

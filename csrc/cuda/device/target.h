@@ -1,8 +1,8 @@
 // The operations of a GPU thread that C++ lacks and that kernels are written in. One source, two compilers:
 //
 //   nvcc  device/ptx.h and device/ptx_sm90.h, where each operation is one PTX instruction or CUDA intrinsic;
-//   g++   emulator/device*.h (RESFLOW_EMULATED), where a thread is a fiber and the operations of a warp are computed
-//         from PTX's documented fragment layouts, so that kernels are tested where there is no GPU.
+//   g++   tests/emulator/device*.h (RESFLOW_EMULATED), where a thread is a fiber and the operations of a warp are
+//         computed from PTX's documented fragment layouts, so that kernels are tested where there is no GPU.
 //
 // A kernel is a struct:
 //

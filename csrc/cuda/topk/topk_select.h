@@ -20,7 +20,7 @@ static_assert(kChunk == kThreads * kKeysPerThread);
 constexpr int64_t kMostCandidates = 0xffffffff;
 
 RESFLOW_DEVICE uint64_t key_of(float score, int64_t position) {
-  uint32_t order = 0;  // of NaN: below -inf, which has 0x007fffff
+  uint32_t order = 0;  // NaN: below -inf, whose order is 0x007fffff
   if (score == score) {
     const uint32_t bits = word_of_float(score == 0.0f ? 0.0f : score);
     order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;

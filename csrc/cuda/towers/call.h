@@ -14,7 +14,7 @@ struct TowerCall {
   Candidates candidates;  // Features::all in device memory as well
   FusionWeights fusion;
   int64_t fusion_weight_count;  // of one candidate
-  // What first-layer sums begin with, [requests][tasks * first_padded()]; null: the biases (no user).
+  // Initial values of first-layer sums, [requests][tasks * first_padded()]; null: the biases (no user).
   const float* accum_init;
 
   // Outputs of [count] candidates; the first two may be null.

@@ -59,6 +59,7 @@ RESFLOW_DEVICE Pair table_pair(const char* row, int64_t at) {
     const uint16_t word = load_constant(reinterpret_cast<const uint16_t*>(row) + at / 2);
     return {static_cast<float>(static_cast<int8_t>(word)), static_cast<float>(static_cast<int8_t>(word >> 8))};
   } else {
+    static_assert(kElement == Precision::float32, "a precision of tables without its pair");
     return load_constant(reinterpret_cast<const Pair*>(row) + at / 2);
   }
 }
@@ -69,21 +70,9 @@ RESFLOW_DEVICE void as_table(const Rows& table, Run run) {
   const int64_t pair_bytes = 2 * bytes_of(table.element);
   const int64_t places = reinterpret_cast<int64_t>(table.data) | table.stride * bytes_of(table.element);
   const bool at_once = places % pair_bytes == 0;
-  switch (table.element) {
-    case Precision::bfloat16:
-      return at_once ? run.template operator()<Precision::bfloat16, true>()
-                     : run.template operator()<Precision::bfloat16, false>();
-    case Precision::int8:
-      return at_once ? run.template operator()<Precision::int8, true>()
-                     : run.template operator()<Precision::int8, false>();
-    case Precision::float32:
-      return at_once ? run.template operator()<Precision::float32, true>()
-                     : run.template operator()<Precision::float32, false>();
-    case Precision::float16:  // no tables
-    case Precision::tensorfloat32:
-    case Precision::count:
-      return;
-  }
+  with_precision<precision_flag::in_tables>(table.element, [&](auto element) {
+    return at_once ? run.template operator()<element.value, true>() : run.template operator()<element.value, false>();
+  });
 }
 
 // Initial sums of the first layer: the user's projection (the biases if there is none) plus the catalog row.

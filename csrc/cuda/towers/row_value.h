@@ -1,30 +1,35 @@
-// Values of rows, whatever they are stored as.
+// Reads values of rows of any dtype.
 #pragma once
 
 #include "core/candidates.h"
+#include "core/precision.h"
 #include "core/quantize.h"
 #include "cuda/device/math.h"
 
 namespace resflow::cuda {
 
-// Value `at` of a row of any dtype.
-RESFLOW_DEVICE float value_of(const void* row, Precision element, int64_t at) {
-  switch (element) {
-    case Precision::bfloat16:
-      return float_of_bfloat16(load_constant(static_cast<const uint16_t*>(row) + at));
-    case Precision::float16:
-      return float_of_float16(load_constant(static_cast<const uint16_t*>(row) + at));
-    case Precision::int8:
-      return static_cast<float>(load_constant(static_cast<const int8_t*>(row) + at));
-    case Precision::float32:
-    case Precision::tensorfloat32:  // no dtype
-    case Precision::count:
-      break;
+template <Precision kElement>
+RESFLOW_DEVICE float value_as(const void* row, int64_t at) {
+  if constexpr (kElement == Precision::bfloat16) {
+    return float_of_bfloat16(load_constant(static_cast<const uint16_t*>(row) + at));
+  } else if constexpr (kElement == Precision::float16) {
+    return float_of_float16(load_constant(static_cast<const uint16_t*>(row) + at));
+  } else if constexpr (kElement == Precision::int8) {
+    return static_cast<float>(load_constant(static_cast<const int8_t*>(row) + at));
+  } else {
+    static_assert(kElement == Precision::float32, "a precision of rows or tables without its value");
+    return load_constant(static_cast<const float*>(row) + at);
   }
-  return load_constant(static_cast<const float*>(row) + at);
 }
 
-// A row's address; Rows::from is the host's.
+// Value `at` of a row of any dtype.
+RESFLOW_DEVICE float value_of(const void* row, Precision element, int64_t at) {
+  using namespace precision_flag;
+  return with_precision < in_rows | in_gpu_rows |
+         in_tables > (element, [&](auto own) { return value_as<own.value>(row, at); });
+}
+
+// A row's address; Rows::from is host code.
 RESFLOW_DEVICE const char* row_at(const Rows& rows, int64_t row) {
   return static_cast<const char*>(rows.data) + row * rows.stride * bytes_of(rows.element);
 }

@@ -15,7 +15,7 @@ RESFLOW_DEVICE uint16_t bfloat16_of(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// A warp a part of a row.
+// Rounds one part of a row per warp.
 struct RoundRows {
   struct Params {
     Rows from;
@@ -41,22 +41,21 @@ struct RoundRows {
       if (lane == 0) store_global(params.scales + part, scale);
     }
     for (int64_t i = lane; i < params.width; i += 32) {
-      store(params, part * params.width + i, value_of(row, params.from.element, first + i), scale);
+      const float value = value_of(row, params.from.element, first + i);
+      with_precision<precision_flag::in_tables>(
+          params.element, [&](auto element) { store<element.value>(params, part * params.width + i, value, scale); });
     }
   }
 
+  template <Precision kElement>
   static RESFLOW_DEVICE void store(const Params& params, int64_t at, float value, float scale) {
-    switch (params.element) {
-      case Precision::bfloat16:
-        return store_global(static_cast<uint16_t*>(params.to) + at, bfloat16_of(value));
-      case Precision::int8:
-        return store_global(static_cast<int8_t*>(params.to) + at, static_cast<int8_t>(int8_divide(value, scale)));
-      case Precision::float32:
-        return store_global(static_cast<float*>(params.to) + at, value);
-      case Precision::float16:  // no tables
-      case Precision::tensorfloat32:
-      case Precision::count:
-        return;
+    if constexpr (kElement == Precision::bfloat16) {
+      store_global(static_cast<uint16_t*>(params.to) + at, bfloat16_of(value));
+    } else if constexpr (kElement == Precision::int8) {
+      store_global(static_cast<int8_t*>(params.to) + at, static_cast<int8_t>(int8_divide(value, scale)));
+    } else {
+      static_assert(kElement == Precision::float32, "a precision of tables without its rounding");
+      store_global(static_cast<float*>(params.to) + at, value);
     }
   }
 };

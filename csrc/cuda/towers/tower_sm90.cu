@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/precision.h"
 #include "cuda/device/tensor_map.h"
 #include "cuda/towers/tower_sm90_launch.h"
 
@@ -18,20 +19,13 @@ constexpr Launch kByActivation[] = {
 
 Launch launch_of(const Plan& plan, int32_t groups) {
   const auto activation = static_cast<int>(plan.layer[0].activation);
-  switch (plan.precision) {
-    case Precision::bfloat16:
-      return groups == 1 ? kByActivation<Precision::bfloat16, 1>[activation]
-                         : kByActivation<Precision::bfloat16, kMostGroups>[activation];
-    case Precision::float16:
-      return groups == 1 ? kByActivation<Precision::float16, 1>[activation]
-                         : kByActivation<Precision::float16, kMostGroups>[activation];
-    case Precision::float32:  // without tensor panels: covers_plan refuses them
-    case Precision::int8:
-    case Precision::tensorfloat32:
-    case Precision::count:
-      break;
-  }
-  return nullptr;
+  return with_precision<precision_flag::tensor_panels>(plan.precision, [&](auto p) -> Launch {
+    if constexpr (has_tensor_panels(p.value)) {
+      return groups == 1 ? kByActivation<p.value, 1>[activation] : kByActivation<p.value, kMostGroups>[activation];
+    } else {
+      return nullptr;  // covers_plan refuses it
+    }
+  });
 }
 
 int64_t item_columns(const Plan& plan, const Candidates& candidates) {
@@ -45,7 +39,7 @@ TowerSchedule schedule_of(const Plan& plan, const Candidates& candidates, const 
 
 int64_t most_blocks(const Device& device) { return device.multiprocessors / kTowerCluster * kTowerCluster; }
 
-// Small tiles as long as all of them run at once: the call then takes the time of one tile.
+// Small tiles, as long as all of them run at once: the call then takes the time of one tile.
 TowerSchedule chosen_schedule(const TowerCall& call, const Device& device) {
   const TowerSchedule small = schedule_of(call.plan, call.candidates, device, 1);
   return small.tiles <= most_blocks(device) ? small : schedule_of(call.plan, call.candidates, device, kMostGroups);

@@ -18,7 +18,7 @@ extern template struct TowerLaunch<Precision::tensorfloat32>;
 
 namespace {
 
-// Features to device memory, through a kernel's parameters: a copy from the host's memory could not be captured in a
+// Copies features to device memory through a kernel's parameters: a copy from host memory could not be captured in a
 // CUDA graph.
 struct StoreFeatures {
   static constexpr int kMost = 32;
@@ -41,7 +41,7 @@ struct StoreFeatures {
 
 int64_t feature_bytes(const Features& features) { return features.count * static_cast<int64_t>(sizeof(Feature)); }
 
-// Puts features into the workspace, and their address there into `features`.
+// Copies features into the workspace and points `features` to the copy.
 void store_features(Features& features, char* workspace, Stream stream) {
   for (int64_t first = 0; first < features.count; first += StoreFeatures::kMost) {
     const int64_t left = features.count - first;
@@ -60,7 +60,7 @@ TowerCall tower_call(const ScoringCall& call, const ScoresOut& out) {
           nullptr,    out.logits,   out.probs,  out.score};
 }
 
-// Columns of a candidate's own row.
+// Number of columns in a candidate's own row.
 int64_t item_columns(const ScoringCall& call) {
   return call.candidates.ids ? 0 : call.model.plan.in_features - call.candidates.user_columns;
 }
@@ -69,7 +69,7 @@ int64_t user_columns(const ScoringCall& call) {
   return call.candidates.user.exists() ? call.candidates.user_columns : 0;
 }
 
-// What of the workspace every kernel that scores reads.
+// The parts of the workspace that every scoring kernel reads.
 class CommonParts {
  public:
   explicit CommonParts(const ScoringCall& call)
@@ -81,7 +81,7 @@ class CommonParts {
 
   float* accum_init(char* memory) const { return reinterpret_cast<float*>(memory + accum_init_); }
 
-  // Says in `call` where they are.
+  // Copies the features and stores the addresses of the parts in `call`.
   void place(TowerCall& call, char* memory, Stream stream) const {
     store_features(call.candidates.x.features, memory + features_, stream);
     store_features(call.candidates.user.features, memory + user_features_, stream);
@@ -106,7 +106,7 @@ void project(const Model& model, const Source& source, int64_t count, const Proj
   launch(params, choice.blocks, choice.shared_bytes, stream);
 }
 
-// The kernel for batches that would leave most of the SMs without work.
+// Parameters of the kernel for batches that would leave most of the SMs idle.
 SplitParams split_params(const ScoringCall& call, const ScoresOut& out) {
   const int64_t per_word = inputs_per_word(call.model.plan.precision);
   SplitParams params{};
@@ -134,7 +134,7 @@ void run_split(const ScoringCall& call, SplitParams& params, Queue& queue) {
   launch(params, params.jobs(), params.shared_bytes(), queue.stream());
 }
 
-// The kernels for all other batches: at most two, the users' projections and the towers.
+// Launches the kernels for all other batches: at most two, the users' projections and the towers.
 void run_towers(const ScoringCall& call, const ScoresOut& out, bool hopper, const Device& device, Queue& queue) {
   const auto& [model, candidates, weights] = call;
   const TowerChoice choice =
@@ -170,7 +170,8 @@ bool is_small(const ScoringCall& call, const Device& device) {
 void towers_scores(const ScoringCall& call, const ScoresOut& out, Queue& queue) {
   if (call.scored() == 0) return;
   const Device& device = current_device();
-  // Not by the batch's size: its bits are its own.
+  // The Hopper kernel's results are not bitwise those of the others, so this choice must not depend on the batch's
+  // size.
   const bool hopper = covered_by_tower_sm90(call.model.plan, call.candidates, device);
   if (!hopper && is_small(call, device)) {
     SplitParams params = split_params(call, out);
@@ -193,7 +194,7 @@ void catalog_rows(const Model& model, const Rows& item, int64_t count, int64_t i
   const Device& device = current_device();
   const int64_t width = model.plan.tasks * model.plan.first_padded(),
                 first_input = model.plan.in_features - item_columns;
-  // Items in turns, so that their float32 products stay below 64 MiB.
+  // Items are processed in parts whose float32 products take at most 64 MiB.
   const int64_t at_once = std::max<int64_t>(1, (int64_t(64) << 20) / (4 * width)), most = std::min(count, at_once);
   auto* const products = static_cast<float*>(queue.workspace(4 * most * width));
   auto* const tile_memory = static_cast<char*>(

@@ -1,6 +1,6 @@
 // The tower ops' kernels on a GPU: `dense_topk`, `request_topk` and every other op whose model is `towers` in
-// contract/ops.def end in towers_scores or towers_topk. Arguments have been checked; pointers are device memory, but
-// those of Features::all, which are the host's.
+// contract/ops.def end in towers_scores or towers_topk. Arguments have been checked; pointers are device memory, except
+// Features::all, which is in host memory.
 #pragma once
 
 #include "core/candidates.h"
@@ -10,7 +10,7 @@ namespace resflow::cuda {
 
 void towers_scores(const ScoringCall& call, const ScoresOut& out, Queue& queue);
 
-// The scores lie in the workspace meanwhile, 4 bytes per candidate.
+// The scores are in the workspace meanwhile, 4 bytes per candidate.
 void towers_topk(const ScoringCall& call, const TopKOut& out, Queue& queue);
 
 // Writes the rows of a table for items [count, item_columns], the last columns of input rows: their products with the

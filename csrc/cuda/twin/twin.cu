@@ -196,7 +196,7 @@ void topk_of_group(const TwinCall& call, const TwinParams& params, const Passes&
   }
 }
 
-// Parts of a call's workspace, as Parts lays them out: first without memory, which measures them.
+// Lays out the parts of a call's workspace twice: without memory, to measure them, and then in the workspace.
 template <class Parts, class... Arguments>
 Parts laid_out(Queue& queue, const Arguments&... arguments) {
   Workspace measured{nullptr};

@@ -17,7 +17,7 @@ void twin_topk(const TwinCall& call, const TopKOut& out, Queue& queue);
 // Bytes of scores that top-k over all items keeps at once: a pass covers as many items as fit, and at least k.
 constexpr int64_t kTwinPassBytes = 64 << 20;
 
-// twin_topk where there are no ids, in passes of another size.
+// twin_topk without ids, in passes of `pass_bytes` bytes of scores.
 void stream_topk(const TwinCall& call, const TopKOut& out, int64_t pass_bytes, Queue& queue);
 
 // Rounds item vectors [count, tasks * width] to a table's rows, in int8 with scales [count, tasks].

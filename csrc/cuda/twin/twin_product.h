@@ -11,6 +11,7 @@ namespace resflow::cuda {
 // The user's words for a piece of an item: one float per value, or in int8 one byte per value.
 template <Precision kElement>
 struct TwinProduct {
+  static_assert(kElement == Precision::float32, "a precision of tables without its TwinProduct");
   using Sum = float;
   static constexpr int kUserPieces = 1;
 

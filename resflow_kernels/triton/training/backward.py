@@ -1,7 +1,8 @@
-"""From the gradients of a layer's outputs to those of its sums: residuals, BatchNorm, affine and activation in a pass.
+"""The backward pass through a layer: from the outputs' gradients to those of the pre-activations, ``sums`` in code.
 
-With the batch's statistics it takes two passes, because each value moves the means of all rows: the first ends at the
-gradients dn of the normalised values n, the second goes on with dn - mean(dn) - n mean(n dn).
+A pass covers residuals, BatchNorm, affine and activation. With the batch's statistics there are two passes, because
+each value changes the means over all rows: the first ends at the gradients dn of the normalised values n, the second
+continues with dn - mean(dn) - n mean(n dn).
 """
 
 import triton
@@ -25,7 +26,7 @@ from .layers import (
     vector,
 )
 
-# Kinds of sums over the rows, by their places in ``tile_sums``.
+# Kinds of sums over the rows, as indices into ``tile_sums``.
 SLOPES = tl.constexpr(0)
 BIASES = tl.constexpr(1)
 SCALES = tl.constexpr(2)
@@ -36,7 +37,7 @@ SHIFTS = tl.constexpr(3)
 def _store_sums(
     tile_sums, tiles, tile, task, columns, values, KIND: tl.constexpr, LAYER: tl.constexpr, TASKS: tl.constexpr
 ):
-    """A tile's sums over its rows of one kind, ``[kinds][tiles][tasks * padded]``."""
+    """Store one kind of a tile's sums over its rows, ``[kinds][tiles][tasks * padded]``."""
     place = ((wide(KIND) * tiles + tile) * TASKS + task) * LAYER[PADDED] + columns
     tl.store(tile_sums + place, tl.sum(values, axis=0), mask=columns < LAYER[PADDED])
 
@@ -45,7 +46,7 @@ def _store_sums(
 def _gradient_tile(
     gradients, weights, rows, live, task, columns, inside, HEAD: tl.constexpr, LAYER: tl.constexpr, TASKS: tl.constexpr
 ):
-    """Gradients of a task's own outputs; of the last layer, its own logit's times its head's weights."""
+    """Gradients of a task's own outputs; in the last layer, its own logit's gradient times its head's weights."""
     if HEAD is None:
         return task_tile(gradients, rows, live, task, columns, inside, LAYER, TASKS)
     else:
@@ -74,7 +75,7 @@ def outputs_back_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """To ``out``: gradients of the sums, or of the normalised values where the statistics are the batch's."""
+    """Writes the gradients of the pre-activations, or of the normalised values for batch statistics, to ``out``."""
     network = (weights, mean, variance, eps)
     blocks: tl.constexpr = (LAYER[PADDED] + BLOCK_N - 1) // BLOCK_N
     tile = wide(tl.program_id(0) // blocks)
@@ -87,7 +88,7 @@ def outputs_back_kernel(
     for step in range(TASKS):
         task = TASKS - 1 - step
         gradient = _gradient_tile(gradients, weights, rows, live, task, columns, inside, HEAD, LAYER, TASKS)
-        if len(DESCENDANTS) > 0:  # their outputs have this one's in them
+        if len(DESCENDANTS) > 0:  # the descendants' outputs contain this task's
             if choose(task, IN_LINE) != 0:
                 gradient += former
             else:
@@ -146,8 +147,8 @@ def statistics_back_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """In ``gradients``: from those of normalised values to those of the sums. ``means [kinds][tasks * padded]``: over
-    the batch, of what the first pass summed.
+    """Replaces, in ``gradients``, those of normalised values by those of the pre-activations. ``means``
+    ``[kinds][tasks * padded]`` are the means over the batch of what the first pass summed.
     """
     network = (weights, mean, variance, eps)
     blocks: tl.constexpr = (LAYER[PADDED] + BLOCK_N - 1) // BLOCK_N

@@ -1,4 +1,4 @@
-"""Heads in training: from the last layer's sums to logits, and from the logits' gradients back to the tasks' own."""
+"""Heads in training: logits from the last layer's pre-activations, and the gradients of the tasks' own logits."""
 
 import triton
 import triton.language as tl
@@ -28,7 +28,7 @@ def heads_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """``own`` and ``logits`` ``[rows][tasks]``; HEAD: where a task's weights and its bias are."""
+    """Computes ``own`` and ``logits`` ``[rows][tasks]``; HEAD has the offsets of a task's head weights and bias."""
     network = (weights, mean, variance, eps)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = rows < count
@@ -65,7 +65,7 @@ def _load_tasks(source, rows, live, TASKS: tl.constexpr, TASK_COLUMNS: tl.conste
 
 @triton.jit
 def conditional_shares(parent_logit, own):
-    """How the logit of sigmoid(z) sigmoid(r) moves with z and with r: of -log(e^-z + e^-r + e^-(z + r))."""
+    """Derivatives of the logit of sigmoid(z) sigmoid(r), -log(e^-z + e^-r + e^-(z + r)), by z and by r."""
     lowest = at_most(at_most(parent_logit, own), parent_logit + own)
     by_parent = tl.exp(lowest - parent_logit)
     by_own = tl.exp(lowest - own)
@@ -76,7 +76,7 @@ def conditional_shares(parent_logit, own):
 
 @triton.jit
 def own_gradients(own, gradients, TASKS: tl.constexpr, PARENTS: tl.constexpr, JOIN: tl.constexpr):
-    """From the gradients of a tile's logits ``[rows, tasks]`` to those of the tasks' own logits."""
+    """The gradients of the tasks' own logits from those of a tile's logits ``[rows, tasks]``."""
     if JOIN == "own":
         return gradients
     joined_tile = tl.zeros_like(own)
@@ -123,7 +123,7 @@ def heads_back_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """``gradients [rows][tasks]`` of the tasks' own logits, and of each tile what the heads' own add up to:
+    """Computes ``gradients [rows][tasks]`` of the tasks' own logits, and per tile the sums for the heads' gradients:
     ``tile_weights [tiles][tasks * padded]`` and ``tile_biases [tiles][tasks]``.
     """
     network = (weights, mean, variance, eps)

@@ -1,4 +1,4 @@
-"""What training launches: kernels, grids, arguments and tile sizes. Runs nothing and reads no tensor's data."""
+"""The launches of training: kernels, grids, arguments and tile sizes. Runs nothing and reads no tensor's data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .reduce import channel_sums_kernel, splits_kernel, statistics_kernel
 
 
 class Tiles(NamedTuple):
-    """What a program takes at a time; none of it depends on the device, so that results do not."""
+    """Tile sizes of a program; they do not depend on the device, so results do not either."""
 
     rows: int
     columns: int
     depth: int
     warps: int
     stages: int
-    # Of a thread, at most. Left to itself, NVIDIA's assembler spills a few to fit one more block beside.
+    # Register cap per thread (maxnreg): without it ptxas spills some registers to fit one more block on an SM.
     registers: int | None = None
 
     @property
@@ -34,19 +34,19 @@ class Tiles(NamedTuple):
 
 
 PRODUCT_TILES = {"float32": Tiles(64, 64, 16, 8, 3, 128), "tensorfloat32": Tiles(128, 64, 32, 8, 3, 168)}
-ROW_TILES = Tiles(32, 64, 0, 4, 1)  # of passes that multiply nothing
+ROW_TILES = Tiles(32, 64, 0, 4, 1)  # for passes without products
 
-# Programs that the rows of a matrix's gradient are split for, in parts of at least so many: two on each of the
-# multiprocessors of an H100.
+# The rows of a matrix's gradient are split among this many programs, two per SM of an H100, in parts of at least
+# SPLIT_ROWS.
 SPLIT_PROGRAMS = 264
 SPLIT_ROWS = 256
 
-# Of reductions: tiles and channels at a time, or values.
+# Tile sizes of reductions: tiles and channels, or values.
 _REDUCED = {"BLOCK_T": 32, "BLOCK_C": 32}
 _SPLIT_VALUES = 1024
 _ONE_STAGE = {"num_warps": 4, "num_stages": 1}
 
-KINDS = 4  # of sums over rows: the places in back.py
+KINDS = 4  # kinds of sums over rows: SLOPES, BIASES, SCALES and SHIFTS in backward.py
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -55,7 +55,7 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Network:
-    """A plan's weights as kernels take them. ``mean`` and ``variance`` are the batch's, of all layers, or empty."""
+    """A plan's weights as kernel arguments. ``mean`` and ``variance`` are the batch's, of all layers, or empty."""
 
     plan: Plan
     statistics: int
@@ -98,7 +98,7 @@ class Network:
 def sums_launch(
     network: Network, level: int, source: Tensor, count: int, sums: Tensor, moments: tuple[Tensor, Tensor] | None
 ) -> Launch:
-    """``source``: x, or the sums of the layer before; ``moments``: what BatchNorm needs of each tile."""
+    """A layer's pre-activations. ``source`` is x or those of the layer before; ``moments`` are BatchNorm's per tile."""
     tiles = network.tiles
     together, panels = _column_blocks(network, level, tiles.columns)
     jobs = panels * (1 if level == 0 else network.plan.tasks)
@@ -122,7 +122,7 @@ def sums_launch(
 
 
 def statistics_launch(network: Network, level: int, count: int, moments: tuple[Tensor, Tensor]) -> Launch:
-    """Moments of tiles to the batch's mean and variance."""
+    """The batch's mean and variance from the moments of tiles."""
     arguments = {
         "tile_means": moments[0],
         "tile_squares": moments[1],
@@ -138,7 +138,7 @@ def statistics_launch(network: Network, level: int, count: int, moments: tuple[T
 
 
 def heads_launch(network: Network, sums: Tensor, own: Tensor, logits: Tensor) -> Launch:
-    """The last layer's sums to the tasks' own logits and to logits."""
+    """The tasks' own logits, and logits, from the last layer's pre-activations."""
     count = logits.shape[0]
     arguments = {"sums": sums, "count": count, **network.arguments, "own": own, "logits": logits}
     constants = _head_constants(network) | {"HEAD": (network.layout.head, network.layout.head_bias)}
@@ -154,7 +154,7 @@ def heads_back_launch(
     tile_weights: Tensor,
     tile_biases: Tensor,
 ) -> Launch:
-    """Gradients of logits to those of the tasks' own, and each tile's sums of the heads'."""
+    """Gradients of the tasks' own logits from those of logits, and each tile's sums for the heads' gradients."""
     count = own.shape[0]
     arguments = {
         "sums": sums,
@@ -173,7 +173,7 @@ def heads_back_launch(
 def outputs_back_launch(
     network: Network, level: int, gradients: Tensor, sums: Tensor, count: int, out: Tensor, tile_sums: Tensor
 ) -> Launch:
-    """Gradients of a layer's outputs (of the last: of the tasks' own logits) through the layer."""
+    """Gradients of a layer's outputs (in the last layer: of the tasks' own logits) backward through the layer."""
     layout = network.layout
     constants = network.layer(level) | {
         "HEAD": layout.head if level == network.plan.layers - 1 else None,
@@ -187,7 +187,7 @@ def outputs_back_launch(
 def statistics_back_launch(
     network: Network, level: int, gradients: Tensor, sums: Tensor, count: int, means: Tensor, tile_sums: Tensor
 ) -> Launch:
-    """Gradients of normalised values, in place, to those of the sums."""
+    """Gradients of the pre-activations from those of normalised values, in place."""
     arguments = {"gradients": gradients, "sums": sums, "count": count, **network.arguments, "means": means}
     constants = network.layer(level)
     return _back_launch(statistics_back_kernel, network, level, network.plan.tasks, arguments, constants, tile_sums)
@@ -196,7 +196,7 @@ def statistics_back_launch(
 def channel_sums_launch(
     layer: Layer, tasks: int, tile_sums: Tensor, count: int, out: Tensor, means: Tensor | None, places: tuple[int, ...]
 ) -> Launch:
-    """Sums of tiles to gradients: ``places`` of each kind, and ``layer``, are those of gradients."""
+    """Gradients from sums of tiles; ``places``, one per kind, and ``layer`` describe the gradients' layout."""
     blocks = ceil_div(tasks * layer.padded, _REDUCED["BLOCK_C"])
     tiles = ceil_div(count, ROW_TILES.rows)
     arguments = {"tile_sums": tile_sums, "tiles": tiles, "count": count, "out": out, "means": means}
@@ -205,7 +205,7 @@ def channel_sums_launch(
 
 
 def inputs_gradient_launch(network: Network, level: int, gradients: Tensor, count: int, out: Tensor) -> Launch:
-    """Gradients of a layer's sums to ``out``: x's, or those of the outputs of the layer before."""
+    """Gradients of a layer's inputs, written to ``out``: of x, or of the outputs of the layer before."""
     tiles, layer = network.tiles, network.layout.layers[level]
     columns = min(tiles.columns, max(16, power_of_2(layer.inputs)))
     jobs = ceil_div(layer.inputs, columns) * (1 if level == 0 else network.plan.tasks)
@@ -229,13 +229,13 @@ def inputs_gradient_launch(network: Network, level: int, gradients: Tensor, coun
 def matrix_gradient_launches(
     network: Network, level: int, gradients: Tensor, source: Tensor, count: int, out: Tensor
 ) -> list[Launch]:
-    """The gradients of a layer's matrices, in ``out`` with all others: over parts of the rows, then added up."""
+    """Gradients of a layer's matrices, in ``out`` with all others: over parts of the rows, which are then summed."""
     tiles, layer, tasks = network.tiles, network.layout.layers[level], network.plan.tasks
     rows_block, panels = _column_blocks(network, level, tiles.rows)
     columns = min(tiles.columns, max(16, power_of_2(layer.inputs)))
     jobs = panels * (1 if level == 0 else tasks) * ceil_div(layer.inputs, columns)
     wanted = min(ceil_div(SPLIT_PROGRAMS, jobs), ceil_div(count, SPLIT_ROWS))
-    # A constant of the kernel: of few different values, and blocks of depth rows.
+    # SPLIT_ROWS is a constant of the kernel, so it takes few distinct values; and it is a multiple of the depth.
     split_rows = max(power_of_2(ceil_div(count, wanted)), tiles.depth)
     splits = ceil_div(count, split_rows)
     values = layer.width * layer.inputs
@@ -269,7 +269,7 @@ def matrix_gradient_launches(
 
 
 def _column_blocks(network: Network, level: int, most: int) -> tuple[int, int]:
-    """A layer's columns that a product takes at a time, of all tasks' in the first layer; and how many such blocks."""
+    """Columns of a layer (in the first layer: of all tasks) per product, and the number of such blocks."""
     columns = network.channels(0) if level == 0 else network.layout.layers[level].padded
     block = min(most, power_of_2(columns))
     return block, ceil_div(columns, block)

@@ -1,8 +1,8 @@
-"""What training's kernels share: a layer's outputs, made from its sums again wherever they are needed.
+"""Shared by the training kernels: a layer's outputs, recomputed from its pre-activations wherever they are needed.
 
-Sums of a layer are float32 ``[rows][tasks * padded width]``, zeros in columns past the width. With v = act(s) and n the
-value normalised by the batch's mean and variance, a layer computes o = v, v scale + shift, n(v) scale + shift, or
-act(n(s) scale + shift), by its ``normalisation``; and adds the parent's o where there are feature residuals.
+A layer's pre-activations, ``sums``, are float32 ``[rows][tasks * padded width]``, with zeros in columns past the width.
+With v = act(s) and n the value normalised by the batch's mean and variance, a layer computes o = v, v scale + shift,
+n(v) scale + shift, or act(n(s) scale + shift), by its ``normalisation``; with feature residuals it adds the parent's o.
 
 ``network`` is the tuple of the weights, the batch's means and variances of all layers, and eps.
 """
@@ -29,7 +29,7 @@ SHIFT = tl.constexpr(11)
 
 @triton.jit
 def blocks_of(block, BLOCK: tl.constexpr, COUNT: tl.constexpr):
-    """Numbers of a block of COUNT, in 64 bits where 32 would not do."""
+    """Indices in a block of COUNT elements, in 64 bits if 32 do not suffice."""
     if COUNT + BLOCK > 2147483647:
         return wide(block) * BLOCK + tl.arange(0, BLOCK)
     else:
@@ -43,7 +43,7 @@ def bit(number, place):
 
 @triton.jit
 def choose(task, VALUES: tl.constexpr):
-    """VALUES[task], of a constant tuple of integers."""
+    """VALUES[task] for a constant tuple of integers."""
     value = wide(at(VALUES, 0))
     for other in tl.static_range(1, len(VALUES)):
         value = tl.where(task == other, wide(at(VALUES, other)), value)
@@ -52,7 +52,7 @@ def choose(task, VALUES: tl.constexpr):
 
 @triton.jit
 def vector(network, task, columns, inside, PLACE: tl.constexpr, LAYER: tl.constexpr):
-    """A layer's bias, slope, ... as a row; ``task`` is one for all columns or one for each."""
+    """A layer's bias, slope, ... as a row; ``task`` is one number for all columns or one per column."""
     places = wide(LAYER[TASK_FLOATS]) * task + LAYER[PLACE] + columns
     return tl.load(network[0] + places, mask=inside, other=0.0)[None, :]
 
@@ -67,7 +67,7 @@ def slopes(network, task, columns, inside, LAYER: tl.constexpr):
 
 @triton.jit
 def statistics(network, task, columns, inside, LAYER: tl.constexpr):
-    """The batch's mean and what a distance from it is multiplied with."""
+    """The batch's mean, and the factor of a distance from it."""
     places = wide(LAYER[WIDTH]) * task + LAYER[STATISTICS] + columns
     mean = tl.load(network[1] + places, mask=inside, other=0.0)
     variance = tl.load(network[2] + places, mask=inside, other=1.0)
@@ -76,7 +76,7 @@ def statistics(network, task, columns, inside, LAYER: tl.constexpr):
 
 @triton.jit
 def finish(sums, network, task, columns, inside, LAYER: tl.constexpr):
-    """A layer's own outputs of its sums; zeros past its width."""
+    """A layer's own outputs from its pre-activations; zeros past its width."""
     slope = slopes(network, task, columns, inside, LAYER)
     if LAYER[NORMALISATION] == "none":
         value = activate(sums, slope, at(LAYER, ACTIVATION))
@@ -96,7 +96,7 @@ def finish(sums, network, task, columns, inside, LAYER: tl.constexpr):
 
 @triton.jit
 def task_tile(grid, rows, live, task, columns, inside, LAYER: tl.constexpr, TASKS: tl.constexpr):
-    """A task's part of a grid of the sums' shape; zeros outside."""
+    """A task's part of a grid with the shape of ``sums``; zeros outside."""
     places = rows[:, None] * (TASKS * LAYER[PADDED]) + (wide(LAYER[PADDED]) * task + columns)[None, :]
     return tl.load(grid + places, mask=live[:, None] & inside[None, :], other=0.0)
 
@@ -105,7 +105,7 @@ def task_tile(grid, rows, live, task, columns, inside, LAYER: tl.constexpr, TASK
 def outputs_tile(
     sums, rows, live, task, columns, network, LAYER: tl.constexpr, TASKS: tl.constexpr, ANCESTORS: tl.constexpr
 ):
-    """A layer's outputs of one task, those inherited included, root first."""
+    """A layer's outputs of one task, including inherited ones, root first."""
     inside = columns < LAYER[WIDTH]
     own = task_tile(sums, rows, live, task, columns, inside, LAYER, TASKS)
     value = finish(own, network, task, columns, inside, LAYER)
@@ -134,7 +134,7 @@ def inputs_tile(
     TASKS: tl.constexpr,
     ANCESTORS: tl.constexpr,
 ):
-    """What a layer is given: x, whose rows are ``stride`` apart, or the outputs of the layer before, from its sums."""
+    """A layer's inputs: x, whose rows are ``stride`` apart, or the outputs of the layer before, from its ``sums``."""
     if BEFORE is None:
         inside = live[:, None] & (columns < LAYER[INPUTS])[None, :]
         return tl.load(source + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
@@ -144,9 +144,9 @@ def inputs_tile(
 
 @triton.jit
 def columns_of(job, BLOCK: tl.constexpr, LAYER: tl.constexpr, BEFORE: tl.constexpr, TASKS: tl.constexpr):
-    """A block of columns of a layer, in numbers of all tasks', and the task of its inputs.
+    """A block of a layer's columns, numbered over all tasks, and the task of its inputs.
 
-    All tasks have the first layer's inputs, so a block may have columns of several; later it has one task's.
+    All tasks share the first layer's inputs, so there a block may have columns of several; later it has one task's.
     """
     if BEFORE is None:
         count: tl.constexpr = TASKS * LAYER[PADDED]

@@ -1,4 +1,4 @@
-"""Where a network's weights, and its gradients, lie in one tensor each, as training's kernels take them.
+"""The layout of a network's weights, and of its gradients, in one tensor each, for the training kernels.
 
 Imports neither torch nor triton.
 """
@@ -13,23 +13,23 @@ from typing import NamedTuple
 from ...contract import STATISTICS
 from ...core.plan import Plan, padded
 
-# Floats: each weight begins where 16 bytes can be read at once.
+# In floats: each weight begins at a multiple of 16 bytes, for vector loads.
 ALIGNMENT = 4
 
 
 class Layer(NamedTuple):
-    """A layer's constants; kernels take them by place, which ``layers.py`` names."""
+    """A layer's constants; kernels index them by the positions that ``layers.py`` names."""
 
     inputs: int
     width: int
     padded: int
     activation: str
     normalisation: str  # "none", "after" (as given), or a BatchNorm by the batch: "batch_after", "batch_before"
-    statistics: int  # where those of the layer begin, [tasks][width]
-    task_floats: int  # from one task's weights to the next's
-    matrix: int  # this and the vectors: in floats from the task's first
+    statistics: int  # offset of the layer's statistics, [tasks][width]
+    task_floats: int  # number of floats from one task's weights to the next's
+    matrix: int  # this and the vectors: offsets in floats from the task's first
     bias: int
-    slope: int  # 0 where there is none
+    slope: int  # 0 if there is none
     scale: int
     shift: int
 
@@ -40,11 +40,11 @@ class Layout:
     task_floats: int
     head: int
     head_bias: int
-    padding: tuple[int, ...]  # zeros after each weight of a task
+    padding: tuple[int, ...]  # number of zeros after each weight of a task
     ancestors: tuple[int, ...]  # bit a: layer outputs of task a are part of the task's; () without feature residuals
     descendants: tuple[int, ...]
     in_line: tuple[bool, ...]  # all descendants of the task descend from the next one, which is its child
-    join: str  # how a task's own logit joins its parent's
+    join: str  # the rule that joins a task's own logit with its parent's
 
     @property
     def by_batch(self) -> bool:
@@ -53,7 +53,7 @@ class Layout:
 
 @lru_cache(maxsize=256)
 def layout_of(plan: Plan, statistics: int, alignment: int = ALIGNMENT) -> Layout:
-    """Of weights; with an alignment of 1, of their gradients, which nothing stands between."""
+    """Layout of the weights. With an alignment of 1 it is that of their gradients, which have no padding."""
     places: dict[str, int] = {}
     padding: list[int] = []
     floats = 0
@@ -104,5 +104,5 @@ def _ancestors(plan: Plan) -> tuple[int, ...]:
 
 
 def _signed(bits: int) -> int:
-    """64 bits as the int64 they are in a kernel."""
+    """64 bits as the int64 that a kernel sees."""
     return bits - (1 << 64) * (bits >> 63)

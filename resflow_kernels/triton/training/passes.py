@@ -1,7 +1,8 @@
 """``train_forward`` and ``train_backward`` on Triton kernels, layer by layer, all tasks of a layer in a launch.
 
-Arguments, outputs and errors are those of the ops of the same names; ``sums`` is ``[layer][rows][task][padded width]``.
-Products are float32's, or tensorfloat32's where ``torch.set_float32_matmul_precision`` allows them.
+Arguments, outputs and errors are those of the ops of the same names; ``sums``, the pre-activations, are
+``[layer][rows][task][padded width]``. Products are in float32, or in tensorfloat32 where
+``torch.set_float32_matmul_precision`` allows it.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from .launches import KINDS, ROW_TILES, Network, ceil_div
 from .layout import layout_of
 from .products import sums_kernel
 
-# Whether kernels run under Triton's interpreter, which TRITON_INTERPRET=1 decides when they are defined.
+# Whether kernels run under Triton's interpreter: TRITON_INTERPRET=1 decides it when they are defined.
 INTERPRETED = not isinstance(sums_kernel, JITFunction)
 
 Run = Callable[[Launch], None]
 
 
 def run(launch: Launch) -> None:
-    """Launches on its tensors' device, in its current stream."""
+    """Launch on the tensors' device, in its current stream."""
     first = next(value for value in launch.arguments.values() if isinstance(value, Tensor))
     options = dict(launch.options)
     if torch.version.hip is not None:
-        options.pop("maxnreg", None)  # which AMD's compiler does not know
+        options.pop("maxnreg", None)  # AMD's compiler does not know it
     with torch.cuda.device_of(first) if first.is_cuda else nullcontext():
         launch.kernel[launch.grid](**launch.arguments, **launch.constants, **options)
 
@@ -40,7 +41,7 @@ def run(launch: Launch) -> None:
 def train_forward(
     x: Tensor, weights: list[Tensor], plan: Sequence[int], statistics: int, eps: float, keep: bool, run: Run = run
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Logits, and what the way back needs: own logits, sums (empty unless ``keep``), mean and variance."""
+    """Logits, and the state for the backward pass: own logits, ``sums`` (empty unless ``keep``), mean and variance."""
     _check_devices("train_forward", x, weights)
     made = outputs.forward_outputs(x, weights, plan, statistics, eps, keep)
     logits, own, sums, mean, variance = made
@@ -69,7 +70,7 @@ def train_backward(
     x_needed: bool,
     run: Run = run,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x (no rows unless ``x_needed``) and of all weights, one after another."""
+    """The gradients of x (no rows unless ``x_needed``) and of all weights, concatenated."""
     _check_devices("train_backward", x, weights)
     for name, tensor in {
         "logit_gradients": logit_gradients,
@@ -91,7 +92,7 @@ def train_backward(
         sums = x.new_empty((outputs.pre_activation_count(network.plan, x.shape[0]),))
         _recompute(network, x, sums, run)
     if network.layout.layers[0].normalisation == "batch_before":
-        # A BatchNorm before the activation takes the bias out again: its gradient is 0, not what rounding leaves of it.
+        # A BatchNorm before the activation cancels the bias: its gradient is exactly 0, without rounding errors.
         flat.zero_()
     _Backward(network, x, _of_layers(network, x.shape[0], sums), flat, run).run(
         own, logit_gradients, x_gradients if x_needed else None
@@ -123,7 +124,7 @@ def _of_layers(network: Network, rows: int, sums: Tensor) -> list[Tensor]:
 
 
 def _forward_layers(network: Network, x: Tensor, sums: Tensor | None, run: Run) -> Tensor:
-    """Sums of all layers, in ``sums`` if given, and the batch's statistics; returns the last layer's sums."""
+    """Compute all layers' pre-activations, in ``sums`` if given, and statistics; returns the last layer's ``sums``."""
     rows, plan = x.shape[0], network.plan
     kept = None if sums is None else _of_layers(network, rows, sums)
     tiles = ceil_div(rows, network.tiles.rows)
@@ -141,7 +142,7 @@ def _forward_layers(network: Network, x: Tensor, sums: Tensor | None, run: Run) 
 
 
 def _recompute(network: Network, x: Tensor, sums: Tensor, run: Run) -> None:
-    """The same sums again, by statistics that are known."""
+    """Recompute the pre-activations, with known statistics."""
     source = x
     for level, own in enumerate(_of_layers(network, x.shape[0], sums)):
         run(launches.sums_launch(network, level, source, x.shape[0], own, None))
@@ -149,13 +150,13 @@ def _recompute(network: Network, x: Tensor, sums: Tensor, run: Run) -> None:
 
 
 class _Backward:
-    """From the last layer to the first: through the layer's outputs, then its two products."""
+    """The backward pass from the last layer to the first: through a layer's outputs, then its two products."""
 
     def __init__(self, network: Network, x: Tensor, sums: list[Tensor], gradients: Tensor, run: Run) -> None:
         self.network, self.x, self.sums, self.gradients, self._run = network, x, sums, gradients, run
         self.rows, self.tiles = x.shape[0], ceil_div(x.shape[0], ROW_TILES.rows)
         widest = max(network.channels(level) for level in range(network.plan.layers))
-        # Gradients of a layer's sums, and of the outputs of the layer before.
+        # Gradients of a layer's pre-activations, and of the outputs of the layer before.
         self.of_sums, self.of_outputs = (x.new_empty((self.rows * widest,)) for _ in range(2))
         self.tile_sums = x.new_empty((KINDS * self.tiles * widest,))
 
@@ -174,7 +175,7 @@ class _Backward:
                 self._run(launches.inputs_gradient_launch(self.network, level, self.of_sums, self.rows, to))
 
     def _heads(self, own: Tensor, logit_gradients: Tensor) -> Tensor:
-        """The heads' gradients; returns those of the tasks' own logits."""
+        """Compute the heads' gradients; returns those of the tasks' own logits."""
         network, last = self.network, self.network.plan.layers - 1
         tasks, layout = network.plan.tasks, network.gradient_layout
         given = torch.empty_like(own)
@@ -189,7 +190,7 @@ class _Backward:
         return given
 
     def _through(self, level: int, given: Tensor) -> None:
-        """From gradients of a layer's outputs to those of its sums, and its vectors' gradients."""
+        """Compute the gradients of a layer's pre-activations and vectors from those of its outputs."""
         network, sums = self.network, self.sums[level]
         layer = network.gradient_layout.layers[level]
         prelu, affine = layer.activation == "prelu", layer.normalisation != "none"

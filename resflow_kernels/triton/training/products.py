@@ -1,4 +1,4 @@
-"""Products of all tasks of a layer in one launch: sums on the way there, two gradients on the way back."""
+"""Products of all tasks of a layer in one launch: pre-activations forward, two gradients backward."""
 
 import triton
 import triton.language as tl
@@ -45,8 +45,8 @@ def sums_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A layer's sums; with ``tile_means``, of each tile's rows the mean of what BatchNorm normalises and the sum of
-    its squared distances from it, ``[tiles][tasks * padded]``.
+    """Computes a layer's pre-activations. With ``tile_means``, also per tile the mean over its rows of what BatchNorm
+    normalises, and the sum of squared distances from it, ``[tiles][tasks * padded]``.
     """
     network = (weights, mean, variance, eps)
     tile = tl.program_id(0) // JOBS
@@ -97,8 +97,8 @@ def inputs_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """From the gradients of a layer's sums to those of its inputs: of x, to which all tasks add, or of the outputs of
-    the layer before, task by task.
+    """Computes the gradients of a layer's inputs from those of its pre-activations: of x, to which all tasks add, or of
+    the outputs of the layer before, task by task.
     """
     tile, job = tl.program_id(0) // JOBS, tl.program_id(0) % JOBS
     panels: tl.constexpr = (LAYER[INPUTS] + BLOCK_N - 1) // BLOCK_N
@@ -152,8 +152,8 @@ def matrix_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The gradients of a layer's matrices over SPLIT_ROWS rows; BLOCK_M: of the matrices' rows, BLOCK_K: of the
-    batch's. ``OUT``: floats from one split's to the next, from one task's, and to the first.
+    """Computes the gradients of a layer's matrices over SPLIT_ROWS rows; BLOCK_M counts the matrices' rows, BLOCK_K the
+    batch's. ``OUT`` has offsets in floats: from split to split, from task to task, and of the first gradient.
     """
     network = (weights, mean, variance, eps)
     split, job = tl.program_id(0) // JOBS, tl.program_id(0) % JOBS
@@ -172,7 +172,7 @@ def matrix_gradient_kernel(
         given = inputs_tile(
             source, stride, rows, live, task_of_inputs, inputs, network, LAYER, BEFORE, TASKS, ANCESTORS
         )
-        # Rows past the batch's end would add the layer's shifts, which 0 times them takes out unless they are NaN.
+        # Rows past the end of the batch would contribute the layer's shifts: times 0 they vanish unless they are NaN.
         given = tl.where(live[:, None], given, 0.0)
         values, given = operand(values, PRECISION, INTERPRETED), operand(given, PRECISION, INTERPRETED)
         total = multiply(total, values, given, PRECISION, INTERPRETED)

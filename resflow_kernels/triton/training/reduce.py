@@ -1,4 +1,4 @@
-"""What tiles or splits left behind, added up in their order: no result depends on which ran first."""
+"""Sums the results of tiles or splits in a fixed order, so that no result depends on which of them ran first."""
 
 import triton
 import triton.language as tl
@@ -57,7 +57,7 @@ def _tiles(
     CHANNELS: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """Places of some tiles' channels, which of them exist, and the rows of each tile."""
+    """Offsets of some tiles' channels, which of them exist, and each tile's number of rows."""
     tile = first + tl.arange(0, BLOCK_T)
     live = tile < tiles
     rows = tl.minimum(count - tile * TILE_ROWS, TILE_ROWS)
@@ -79,8 +79,8 @@ def channel_sums_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Each tile's sums of several kinds ``[kinds][tiles][tasks * padded]`` to gradients at PLACES of a task's, kinds
-    where that is negative left out; and to means over the batch ``[kinds][tasks * padded]``, unless that is None.
+    """Adds up each tile's sums of several kinds, ``[kinds][tiles][tasks * padded]``, to gradients at the offsets PLACES
+    of a task's (negative: the kind is left out), and to means over the batch, ``[kinds][tasks * padded]``, unless None.
     """
     kind = tl.program_id(0) // BLOCKS
     columns = blocks_of(tl.program_id(0) % BLOCKS, BLOCK_C, TASKS * LAYER[PADDED])
@@ -114,7 +114,7 @@ def splits_kernel(
     PLACE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``count`` splits of VALUES numbers each, TASK_VALUES of a task, to gradients at a place of each task's."""
+    """Sums ``count`` splits of VALUES numbers each, TASK_VALUES per task, to gradients at an offset in each task's."""
     values = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = values < VALUES
     total = tl.zeros([BLOCK], tl.float32)

@@ -1,0 +1,45 @@
+"""Tile programs: rows through a list of steps, for networks that are not a forest of equal towers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+from ..core.program import Program
+from . import library
+
+
+def program_outputs(x: Tensor, packed: Tensor, program: Program) -> Tensor:
+    """Compute a program's output columns in one pass over its rows.
+
+    A program that has tasks is scored by :func:`~resflow_kernels.ops.dense_scores` and the other forms but the
+    catalog's, which take it as their plan.
+
+    Args:
+        x: ``[B, D]`` float32 or bfloat16 on the CPU; rows contiguous, any row stride.
+        packed: from :func:`~resflow_kernels.ops.pack_towers`, on the weights that ``program.weight_shapes`` lists.
+        program: the program it was packed for.
+
+    Returns:
+        ``[B, program.output_columns]`` float32. A row's outputs do not depend on the other rows.
+
+    Raises:
+        ValueError: bad input; the message names the argument, what was expected and what was got.
+
+    Example:
+        >>> from resflow_kernels.core.program import ProgramBuilder, Step
+        >>> builder = ProgramBuilder(3)
+        >>> program = builder.build(builder.add(Step("linear", 1, builder.x), ("weight", "bias")))
+        >>> packed = ops.pack_towers([torch.ones(3, 1), torch.zeros(1)], program)  # doctest: +SKIP
+        >>> ops.program_outputs(torch.ones(2, 3), packed, program)                 # doctest: +SKIP
+        tensor([[3.],
+                [3.]])
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        checks.no_grad("program_outputs", x=x)
+    try:
+        outputs: Tensor = library.namespace.program_outputs(x, packed, program.encoded)
+        return outputs
+    except RuntimeError as error:
+        raise library.promised("program_outputs", error) from None
