@@ -159,7 +159,7 @@ def test_own_time_is_that_of_this_process_and_its_children() -> None:
     subprocess.run([sys.executable, "-c", busy], check=True)
     after = noise._times()
     used = sum(os.times()[:4]) - sum(times[:4])  # user and system time, this process's and that of ended children
-    assert after is not None and used >= 0.59  # sums of ticks
+    assert after is not None and used >= 0.56  # each of the four times is cut to ticks of 10 ms
     total, all_busy, own = (end - start for start, end in zip(before, after, strict=True))
     # The kernel counts in ticks of 10 ms, and a machine's by sampling.
     assert own == pytest.approx(used, abs=0.05) and 0.5 * own <= all_busy <= total + 0.01

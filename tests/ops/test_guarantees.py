@@ -31,7 +31,7 @@ def picked(parts: tuple[Tensor, ...], rows: Tensor | slice) -> tuple[Tensor, ...
 @drawn(
     {"plan": Plan(9, (16, 8), chain(64)), "batch": 35, "fusion": "additive", "seed": 0},
     plan=plans_of,
-    batch=lambda device: st.integers(1, 70 if device.slow else 200),
+    batch=lambda device: st.integers(1, 40 if device.interpreted else 70 if device.slow else 200),
     fusion=fusions,
     seed=seeds,
 )
