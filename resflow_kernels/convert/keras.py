@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,34 +21,47 @@ _NAMED = re.compile(r"(?P<task>\w+)_dense(?P<layer>\d+)\.(?P<part>kernel|bias|(?
 # Progressive regression: dense<l>_<k>.kernel, dense<l>_<k>.prelu<l>_<k>.alpha.
 _NUMBERED = re.compile(r"dense(?P<layer>\d+)_(?P<task>\d+)\.(?P<part>kernel|bias|prelu(?P=layer)_(?P=task)\.alpha)")
 _NORM = re.compile(r"batch_normalization(?:_(?P<number>\d+))?\.(?P<part>gamma|beta|moving_mean|moving_variance)")
+# What a checkpoint holds beside the towers: an optimizer's slots and counters, tables.
+_BESIDE = re.compile(
+    r"(.*\.)?(Adam(_\d+)?|Adagrad|Adadelta(_\d+)?|Momentum|RMSProp(_\d+)?|Ftrl(_\d+)?|embeddings)"
+    r"|(.*\.)?(global_step|beta[12]_power|learning_rate|iter|decay)|(.*\.)?optimizer\..*"
+)
 _NORM_PARTS = {"gamma", "beta", "moving_mean", "moving_variance"}
 
 Parts = dict[str, np.ndarray]
 
 
-def from_keras(weights: Mapping[str, np.ndarray], fusion: Fusion | None = None) -> ResFlow:
+def from_keras(
+    weights: Mapping[str, np.ndarray], fusion: Fusion | None = None, tasks: Sequence[str] | None = None
+) -> ResFlow:
     """The authors' model as a :class:`ResFlow` in eval mode.
 
     Two naming schemes are known. ``<task>_dense<l>`` with ``batch_normalization[_n]`` is the e-commerce chain: both
     residuals, PReLU, a BatchNorm after each activation and optionally one on the input, numbered in the order of their
-    creation. ``dense<l>_<k>`` is progressive regression: the logit residual only, no BatchNorm. Widths, layers and
-    tasks follow from the names and shapes; tasks are in the order of their first appearance.
+    creation. ``dense<l>_<k>`` is progressive regression: the logit residual only, no BatchNorm. Widths and layers
+    follow from the names and shapes.
 
     Args:
-        weights: arrays by name, kernels ``[in, out]``; names may begin with ``w.``.
+        weights: arrays by name, kernels ``[in, out]``, as a checkpoint has them: ``ctr_dense1/kernel`` or
+            ``ctr_dense1.kernel``, with or without ``:0`` behind or ``w.`` in front. Tables (``embeddings``), an
+            optimizer's slots and counters are left out.
         fusion: by default :class:`Additive`. (The bucket values of a progressive score are not in the weights.)
+        tasks: of the e-commerce chain its tasks in the order in which the model made them, which is that of the chain
+            and of its BatchNorms. A checkpoint lists its variables in no such order, so names cannot say it.
 
     Raises:
-        ValueError: an unknown name, a missing part or a shape that does not fit; the message names it.
+        ValueError: an unknown name, a missing part, a shape that does not fit, or several tasks without ``tasks``; the
+            message names it.
 
     Example:
         >>> golden = np.load("tests/data/ecomm_chain_2tasks.npz")  # doctest: +SKIP
-        >>> from_keras({n: golden[n] for n in golden if n.startswith("w.")}).tasks  # doctest: +SKIP
+        >>> own = {n: golden[n] for n in golden if n.startswith("w.")}         # doctest: +SKIP
+        >>> from_keras(own, tasks=("ctr", "cvr")).tasks                         # doctest: +SKIP
         ('ctr', 'cvr')
     """
-    named = {name.removeprefix("w."): np.asarray(array) for name, array in weights.items()}
-    layers, norms, progressive = _sorted(named)
-    tasks = list(layers)
+    named = {_dotted(name): np.asarray(array) for name, array in weights.items()}
+    layers, norms, progressive = _sorted({name: array for name, array in named.items() if not _BESIDE.fullmatch(name)})
+    tasks = list(layers) if progressive else _in_order(list(layers), tasks)
     counts = {len(parts) for parts in layers.values()}
     if len(counts) != 1 or min(counts) < 2:
         raise ValueError(f"weights must have the same layers, at least 2, for every task, got {sorted(counts)}")
@@ -77,6 +90,23 @@ def from_keras(weights: Mapping[str, np.ndarray], fusion: Fusion | None = None) 
     )
     names = [f"task{task}" if progressive else task for task in tasks]
     return ResFlow.from_layers(plan, names, towers, heads, input_norm, fusion).eval()
+
+
+def _dotted(name: str) -> str:
+    return name.removeprefix("w.").removesuffix(":0").replace("/", ".")
+
+
+def _in_order(found: list[str], tasks: Sequence[str] | None) -> list[str]:
+    """The chain's tasks in its order."""
+    if tasks is None and len(found) > 1:
+        raise ValueError(
+            "tasks must be given, in the order of the chain, because a checkpoint's names do not say it: "
+            f"{sorted(found)}"
+        )
+    tasks = found if tasks is None else list(tasks)
+    if sorted(tasks) != sorted(found):
+        raise ValueError(f"tasks must be those of the weights, {sorted(found)}, got {tasks}")
+    return tasks
 
 
 def _sorted(named: Mapping[str, np.ndarray]) -> tuple[dict[str, dict[int, Parts]], dict[int, Parts], bool]:

@@ -22,6 +22,10 @@ def load(file: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return {n: a for n, a in arrays.items() if n.startswith("w.")}, {n: a for n, a in arrays.items() if n[:2] != "w."}
 
 
+def tasks_of(file: str) -> tuple[str, ...] | None:
+    return ("ctr", "cvr") if file == FILES[0] else None
+
+
 def bucket_values(percentiles: np.ndarray) -> ExpectedValue:
     """Midpoints of neighbouring thresholds; 5 and 93 at the ends (the authors' score)."""
     middles = (percentiles[:-1] + percentiles[1:]) / 2
@@ -45,12 +49,12 @@ def assert_golden(model: ResFlow, golden: dict[str, np.ndarray], dtype: torch.dt
 def test_the_authors_outputs_are_reproduced(file: str, dtype: torch.dtype) -> None:
     weights, golden = load(file)
     fusion = bucket_values(golden["percentiles"]) if "percentiles" in golden else None
-    assert_golden(from_keras(weights, fusion), golden, dtype)
+    assert_golden(from_keras(weights, fusion, tasks_of(file)), golden, dtype)
 
 
 def test_settings_are_read_off_the_weights() -> None:
     chain, _ = load(FILES[0])
-    model = from_keras(chain)
+    model = from_keras(chain, tasks=("ctr", "cvr"))
     assert model.tasks == ("ctr", "cvr") and model.input_norm is not None
     assert model.plan.in_features == 608 and model.plan.hidden == (128, 64) and model.plan.parents == (-1, 0)
     assert model.plan.feature_residual and model.plan.logit_residual and model.plan.affine
@@ -68,7 +72,7 @@ def test_a_chain_without_the_inputs_norm() -> None:
         first[f"w.batch_normalization.{p}"] for p in ("gamma", "beta", "moving_mean", "moving_variance")
     )
     normed = (golden["x"] - mean) / np.sqrt(variance + 1e-3) * gamma + beta
-    assert_golden(from_keras(rest), {**golden, "x": normed.astype(np.float32)}, torch.float32)
+    assert_golden(from_keras(rest, tasks=("ctr", "cvr")), {**golden, "x": normed.astype(np.float32)}, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +99,22 @@ def test_bad_weights_are_named(change: dict[str, np.ndarray | None], text: str) 
     weights, _ = load(FILES[0])
     changed = {n: a for n, a in {**weights, **change}.items() if a is not None}
     with pytest.raises(ValueError, match=text):
-        from_keras(changed)
+        from_keras(changed, tasks=("ctr", "cvr"))
+
+
+def test_a_checkpoint_as_tensorflow_names_it() -> None:
+    """Slashes, ``:0``, tables and Adam's slots beside the towers, variables in any order."""
+    weights, golden = load(FILES[0])
+    named = {name.removeprefix("w.").replace(".", "/") + ":0": array for name, array in weights.items()}
+    slots = {f"{name.removesuffix(':0')}/{slot}": array for name, array in named.items() for slot in ("Adam", "Adam_1")}
+    beside = {"embedding/embeddings": np.zeros((5, 4)), "global_step": np.array(7), "beta1_power": np.array(0.9)}
+    shuffled = dict(sorted({**named, **slots, **beside}.items(), reverse=True))
+    assert_golden(from_keras(shuffled, tasks=("ctr", "cvr")), golden, torch.float32)
+
+
+def test_the_order_of_tasks_is_asked_for() -> None:
+    weights, _ = load(FILES[0])
+    with pytest.raises(ValueError, match=r"tasks must be given, in the order of the chain, .*: \['ctr', 'cvr'\]"):
+        from_keras(weights)
+    with pytest.raises(ValueError, match=r"tasks must be those of the weights, \['ctr', 'cvr'\], got \['ctr', 'buy'\]"):
+        from_keras(weights, tasks=("ctr", "buy"))

@@ -22,7 +22,9 @@ def test_the_authors_outputs_are_reproduced(device: Device, file: str, precision
     if "percentiles" in golden:
         thresholds = golden["percentiles"]
         fusion = ExpectedValue((5.0, *((thresholds[:-1] + thresholds[1:]) / 2)[:8], 93.0))
-    packed = from_keras({n: a for n, a in golden.items() if n.startswith("w.")}, fusion).packed(precision)
+    weights = {name: array for name, array in golden.items() if name.startswith("w.")}
+    tasks = ("ctr", "cvr") if file.startswith("ecomm") else None
+    packed = from_keras(weights, fusion, tasks).packed(precision)
     settings = (packed.plan, packed.fusion_weights, packed.fusion.kind)
     scores = device.dense_scores(torch.from_numpy(golden["x"]), packed.packed_weights, *settings)
     logits = torch.from_numpy(golden["logits"])

@@ -19,10 +19,10 @@ RESFLOW_DEVICE float at_most(float value, float bound) { return value > bound ? 
 
 RESFLOW_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// log(sigmoid(x)) = min(x, 0) - log(1 + e^-|x|)
-// Without log1pf, which takes Hopper's kernels more registers than they have.
-RESFLOW_DEVICE float log1p_unit(float x) { return logf(1.0f + x); }
+// log(1 + x) for x from 0 to 1, in few registers: with log1pf, and with logf, Hopper's kernels spill.
+RESFLOW_DEVICE float log1p_unit(float x) { return 0.693147181f * log2f(1.0f + x); }
 
+// log(sigmoid(x)) = min(x, 0) - log(1 + e^-|x|)
 RESFLOW_DEVICE float log_sigmoid(float x) { return at_most(x, 0.0f) - log1pf(expf(-fabsf(x))); }
 
 // -log(e^-a + e^-b + e^-(a+b)): the logit of sigmoid(a) * sigmoid(b).
