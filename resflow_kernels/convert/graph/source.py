@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from .calls import RegionCalls
 from .constants import resolve
-from .emit import Emitted, Output, Source
-from .lookups import Columns, one_base
+from .emit import Emitted
 from .lowering import Lowering, name_of
 from .regions import Cut
-from .rows import Draft, Root, shape_of
+from .rows import Draft, shape_of
 from .run import matrix, places
 from .trace import Traced
 
@@ -47,7 +47,7 @@ def namespace(table: Table, runners: Sequence[Any]) -> dict[str, Any]:
     return made | {name: kinds[kind](what) for name, (kind, what) in table.items()}
 
 
-class Writer:
+class Writer(RegionCalls):
     """Writes the function ``call(args, kwargs, t, p)``."""
 
     def __init__(self, traced: Traced, low: Lowering, cut: Cut, emitted: Sequence[Emitted]) -> None:
@@ -232,124 +232,6 @@ class Writer:
                 return name
         return self._named("value", value, "c")
 
-    # Regions
-
-    def _region(self, at: int, emitted: Emitted) -> None:
-        x = self._looked_up(emitted) if any(emitted.lookups) else self._rows(emitted.sources)
-        made = self._new("r")
-        self._add(f"{made} = run{at}({x}, p[{at}])")
-        self._take(made, emitted.outputs)
-
-    def _looked_up(self, emitted: Emitted) -> str:
-        """A region's ids ``[B, tables]`` and its tables, as the feature form takes them."""
-        parts: list[str] = []
-        tables: list[str] = []
-        base = one_base(emitted.lookups)
-        for source, lookup in zip(emitted.sources, emitted.lookups, strict=True):
-            if lookup is None:
-                tables.append(self._assigned(f"matrix({self._rows([source])})"))
-                if base is None:
-                    parts.append(f"places({tables[-1]}.shape[0])")
-                continue
-            tables += [f"t[{self._tensor_at[lookup.table]}]"] * lookup.count
-            if base is None:
-                name = self._names[lookup.ids]
-                parts.append(name if len(shape_of(lookup.ids) or ()) == 2 else f"{name}.unsqueeze(1)")
-        if base is not None:
-            parts = self._by_base(base, emitted, tables)
-        ids = self._assigned(f"cat([{', '.join(parts)}], 1)" if len(parts) > 1 else parts[0])
-        if any(one is not None and one.ids.meta["val"].dtype != torch.int64 for one in emitted.lookups):
-            ids = self._assigned(f"{ids}.long()")
-        return f"{ids}, [{', '.join(tables)}]"
-
-    def _by_base(self, base: Columns, emitted: Emitted, tables: list[str]) -> list[str]:
-        """The ids of all tables from one matrix: its columns in one step, and places for what is no table."""
-        name, columns = self._names[base.base], base.columns
-        if columns == tuple(range(columns[0], columns[0] + len(columns))):
-            expression = f"{name}[:, {columns[0]}:{columns[0] + len(columns)}].long()"
-        else:
-            chosen = self._named("value", torch.tensor(columns), "c")
-            expression = f"{name}.index_select(1, {chosen}).long()"
-        looked = self._assigned(expression)
-        if all(emitted.lookups):
-            return [looked]
-        parts: list[str] = []
-        at = begun = 0
-        for table, lookup in zip(_per_source(tables, emitted), emitted.lookups, strict=True):
-            if lookup is not None:
-                at += lookup.count
-                continue
-            if at > begun:
-                parts.append(f"{looked}[:, {begun}:{at}]")
-            parts.append(f"places({table}.shape[0])")
-            begun = at
-        return [*parts, f"{looked}[:, {begun}:{at}]"] if at > begun else parts
-
-    def _rows(self, sources: Sequence[Source]) -> str:
-        """The region's input rows ``[B, D]``."""
-        shaped: list[tuple[str, tuple[int, ...], int]] = []
-        for source in sources:
-            value = self.low.values[source.value]
-            if source.node is None:
-                shaped.append((self._drafts[source.value], (source.width,), 1))
-                continue
-            assert isinstance(value, Root)
-            shape = shape_of(source.node)
-            assert shape is not None
-            rank, name = len(value.batch), self._names[source.node]
-            row = [axis for axis in range(len(shape)) if axis not in value.axes]
-            if value.axes != tuple(range(rank)):
-                name = f"{name}.permute({[*value.axes, *row]})"
-            shaped.append((name, tuple(int(shape[axis]) for axis in row), rank))
-        deep = [one for one in shaped if one[2] == 1 and len(one[1]) == 2 and one[1][0] == 1]
-        if len(deep) > 2 and all(one in deep or (one[2] == 1 and len(one[1]) == 1) for one in shaped):
-            parts = [name if len(shape) == 2 else f"{name}.unsqueeze(1)" for name, shape, _ in shaped]
-            return self._assigned(f"cat([{', '.join(parts)}], 2).flatten(1)")
-        parts = [_flat(name, shape, rank) for name, shape, rank in shaped]
-        return parts[0] if len(parts) == 1 else self._assigned(f"cat([{', '.join(parts)}], 1)")
-
-    def _assigned(self, expression: str) -> str:
-        name = self._new("x")
-        self._add(f"{name} = {expression}")
-        return name
-
-    def _take(self, made: str, outputs: Sequence[Output]) -> None:
-        if len(outputs) == 1:
-            self._place(made, outputs[0], outputs[0].width)
-            return
-        parts = [self._new() for _ in outputs]
-        self._add(f"{', '.join(parts)} = {made}.split_with_sizes([{', '.join(str(one.width) for one in outputs)}], 1)")
-        for part, output in zip(parts, outputs, strict=True):
-            self._place(part, output, 0)
-
-    def _place(self, name: str, output: Output, whole: int) -> None:
-        if output.node is None:
-            assert output.draft is not None
-            self._drafts[output.draft] = name
-            return
-        known = self.low.env[output.node]
-        shape, rank = known.row_shape, len(known.batch)
-        expression = name
-        if shape == ():
-            expression += ".squeeze(1)"
-        elif len(shape) > 1:
-            expression += f".unflatten(1, {list(shape)})"
-        if rank > 1:
-            first = [self._size(known.batch[0]), *(self._size(one) for one in known.batch[1:])]
-            expression += f".unflatten(0, [-1, {', '.join(first[1:])}])"
-        order = [axis for axis in range(known.ids.ndim) if axis not in known.axes]
-        places = [*known.axes, *order]
-        if places != sorted(places):
-            expression += f".permute({[places.index(axis) for axis in range(known.ids.ndim)]})"
-        if expression == name:
-            self._names[output.node] = name
-        else:
-            own = self._names[output.node] = self._new()
-            self._add(f"{own} = {expression}")
-
-    def _size(self, size: int | str) -> str:
-        return self._sizes.get(size, "-1") if isinstance(size, str) else str(size)
-
     def _output(self) -> None:
         (values,) = next(iter(self.traced.graph.find_nodes(op="output"))).args
         leaves = [self._literal(value) for value in values]  # type: ignore[union-attr]
@@ -368,15 +250,6 @@ class Writer:
             return "{" + ", ".join(f"{key!r}: {one}" for key, one in zip(spec.context, made, strict=True)) + "}"
         inside = ", ".join(made)
         return f"[{inside}]" if spec.type is list else f"({inside},)" if made else "()"
-
-
-def _per_source(tables: Sequence[str], emitted: Emitted) -> list[str]:
-    """The first table of each source."""
-    firsts, at = [], 0
-    for lookup in emitted.lookups:
-        firsts.append(tables[at])
-        at += 1 if lookup is None else lookup.count
-    return firsts
 
 
 def _read(lines: Sequence[str]) -> list[str]:
@@ -403,15 +276,6 @@ def _operator_name(target: Any) -> str | None:
 def _renamed(target: torch._ops.OpOverload) -> bool:
     """Whether Python's binding of an op takes other arguments than the op."""
     return target._opname in ("to", "tensor", "arange", "full", "zeros", "ones", "empty", "sym_size")
-
-
-def _flat(name: str, shape: tuple[int, ...], rank: int) -> str:
-    if rank == 1:
-        return name if len(shape) == 1 else f"{name}.unsqueeze(1)" if not shape else f"{name}.flatten(1)"
-    width = 1
-    for size in shape:
-        width *= size
-    return f"{name}.reshape(-1, {width})"
 
 
 def _whole_slice(value: str, dim: str = "0", start: str = "None", end: str = "None", step: str = "1") -> str | None:
