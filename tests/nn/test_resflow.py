@@ -274,3 +274,11 @@ def test_a_model_in_a_precision_of_gpus_scores_in_float32_on_the_cpu_and_says_so
             rounded.packed()(x)
     rounded.train()(x).logits.sum().backward()
     assert all(parameter.grad is not None for parameter in rounded.parameters())
+
+
+def test_an_exported_model_in_eval_mode_holds_the_scoring_op() -> None:
+    """Its parameters ask for gradients, which an exported program in eval mode does not compute."""
+    model = make({})
+    program = torch.export.export(model, (torch.randn(5, 24),))
+    called = {str(node.target) for node in program.graph.nodes if "resflow" in str(node.target)}
+    assert "resflow.dense_scores.default" in called and not any("train" in name for name in called)

@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from resflow_kernels import ops
 from resflow_kernels.contract import TABLE_PRECISIONS
 from resflow_kernels.core.plan import Plan
+from resflow_kernels.ops import library
 from resflow_kernels.testing import random_weights
 from tests.support.cases import FeatureCase, RequestCase, TowerCase, TwinCase
 from tests.support.comparisons import same_bits
@@ -236,6 +239,7 @@ CHECKED = """
 import sys, torch
 from resflow_kernels import ops
 from resflow_kernels.core.plan import Plan
+from resflow_kernels.ops import library
 from resflow_kernels.testing import random_weights
 from tests.support.devices import Device
 device, plan = Device(sys.argv[1]), Plan(6, (5, 4), (-1, 0), affine=True)
@@ -279,3 +283,29 @@ def test_values_are_checked_where_that_is_asked_for(device: Device) -> None:
     assert len(lines) == (6 if device.name == "triton" else 12), result.stderr
     assert lines[::2] == lines[1::2] and not any("nothing" in line for line in lines), result.stdout
     assert all(re.match(r"\w+: .+ must be .+, got .+", line) for line in lines)
+
+
+class _Raising:
+    """A namespace whose ops raise as PyTorch's dispatcher does from 2.15 on."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        def op(*arguments: Any) -> Any:
+            raise self._error
+
+        return op
+
+
+def test_refused_input_is_a_value_error_on_every_torch() -> None:
+    plan = Plan(3, (4,), (-1,))
+    arguments = (torch.zeros(2, 3), torch.zeros(plan.packed_bytes, dtype=torch.uint8), plan, torch.ones(1))
+    text = "dense_scores: x must be a matrix with 3 columns, got [2, 4]"
+    with library.use(_Raising(RuntimeError(text))), pytest.raises(ValueError) as raised:
+        ops.dense_scores(*arguments)
+    assert str(raised.value) == text
+    for other in (RuntimeError("out of memory"), NotImplementedError("dense_scores: no kernel")):
+        with library.use(_Raising(other)), pytest.raises(type(other)) as kept:
+            ops.dense_scores(*arguments)
+        assert kept.value is other
