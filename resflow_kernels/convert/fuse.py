@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import towers
 from .graph.module import fused_copy, is_fused, unfused
+from .graph.packed import packed
 from .graph.parts import fused_parts
 from .graph.plan import make_plan
 from .graph.report import Report
@@ -17,7 +18,7 @@ from .graph.trace import in_eval_mode, inner_model
 from .graph.trial import tried
 from .patterns import CannotFuse
 
-__all__ = ["CannotFuse", "explain", "fuse"]
+__all__ = ["CannotFuse", "explain", "fuse", "packed"]
 
 
 def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
@@ -26,7 +27,8 @@ def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     With ``example_inputs`` the graph of ``torch.export`` is read, and all of it that works row by row on candidates
     becomes tile programs: towers, shared bottoms, experts and gates, cross layers, norms, interactions of fields. The
     result is a copy of the model, of a class derived from its own, that shares its parameters: in eval mode without
-    gradients it runs the programs, otherwise the model's own forward. Embedding tables and attention stay as they are.
+    gradients it runs the programs, otherwise the model's own forward. Tables that such a part reads are looked up
+    inside; attention stays as it is. ``fuse.packed(fused)`` is the form for torch.export, torch.compile and serving.
 
     Without them a network of plain residual towers becomes a :class:`ResFlow`, held as ``.resflow``, and a model of
     one ``[B, D]`` tensor is read as above.
@@ -84,6 +86,7 @@ def explain(model: nn.Module, inputs: Any) -> Report:
 
 
 fuse.explain = explain  # type: ignore[attr-defined]
+fuse.packed = packed  # type: ignore[attr-defined]
 
 
 def _by_programs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:

@@ -86,6 +86,19 @@ class FusedState:
 
     # The state of the model
 
+    def current(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors that the plan reads, and the programs' packed weights.
+
+        Raises:
+            ValueError: the model is none that the plan was made for.
+        """
+        if self._call is None:
+            self._bind(model)
+        tensors = [place[name] for place, name in self._slots]
+        if self._changed(tensors) and not self._pack(model, tensors):
+            raise ValueError("fuse.packed: model must be as it was when it was fused; fuse it again")
+        return tensors, self._packed
+
     def _bind(self, model: nn.Module) -> None:
         self._positional, names = self.plan.arguments
         self._keywords = set(names)
@@ -127,6 +140,8 @@ class FusedState:
             tensors = [place[name] for place, name in self._slots]
         if any(map(_is_inference, tensors)):
             return _decline("its parameters were made in inference mode")
+        if any(tensor.device.type != "cpu" for tensor in tensors):
+            return _decline("tile programs run on the CPU")
         floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         if floats - {self.plan.dtype}:
             return _decline(
