@@ -36,9 +36,9 @@ def test_export_keeps_the_op_for_any_batch(make: type[nn.Module], tmp_path: Path
     model = make().eval()
     packed = fuse.packed(fuse(model, inputs_of(model, 9)))
     batch = torch.export.Dim("batch")
-    shapes: tuple[object, ...] = (
-        ({0: batch},) if make is ByColumn else (dict.fromkeys(inputs_of(model, 9)[0], {0: batch}), {0: batch})
-    )
+    shapes: tuple[object, ...] = ({0: batch},)
+    if make is ByName:
+        shapes = ({name: {0: batch} for name in inputs_of(model, 9)[0]}, {0: batch})
     exported = torch.export.export(packed, inputs_of(model, 9), dynamic_shapes={"args": shapes})
     assert "resflow.feature_scores.default" in {str(node.target) for node in exported.graph.nodes}
     torch.export.save(exported, tmp_path / "model.pt2")
@@ -61,5 +61,5 @@ def test_compiled_without_a_graph_break() -> None:
 
 
 def test_a_model_that_is_not_fused_is_refused() -> None:
-    with pytest.raises(ValueError, match="fuse.packed: model must be a fused one, got Sequential"):
+    with pytest.raises(ValueError, match=r"fuse\.packed: model must be a fused one, got Sequential"):
         fuse.packed(nn.Sequential(nn.Linear(3, 2)))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...nn import ResFlow
 from .module import STATE, FusedState, is_fused
 from .plan import FusedPlan
 from .run import LookUp, runner
@@ -81,7 +82,7 @@ def packed(model: nn.Module) -> nn.Module:
         if is_fused(child) or any(map(is_fused, child.modules())):
             made._modules[name] = packed(child)
             found = True
-        elif hasattr(child, "packed") and hasattr(child, "plan"):  # a ResFlow in the place of plain towers
+        elif isinstance(child, ResFlow):  # in the place of plain towers
             made._modules[name] = child.packed()
             found = True
     if not found:
