@@ -1,4 +1,4 @@
-"""The ``resflow`` command: train a model, score files with it, inspect it, time it, show the installation."""
+"""The ``resflow`` command: train a model, score files with it, inspect it, time it, report on one's own model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def build_app() -> typer.Typer:
     """The ``typer`` application with all commands."""
     import typer
 
-    from . import _options, bench, info, inspect, quantize, score, train
+    from . import _options, bench, fuse_report, info, inspect, quantize, score, train
 
     app = typer.Typer(
         help="Fast inference of ResFlow residual multi-task rankers, and their training.",
@@ -32,6 +32,7 @@ def build_app() -> typer.Typer:
     app.command("inspect")(inspect.inspect)
     app.command("info")(info.info)
     app.command("bench")(bench.bench)
+    app.command("fuse-report")(fuse_report.fuse_report)
     return app
 
 
