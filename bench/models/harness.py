@@ -115,7 +115,7 @@ def tensors(output: object) -> list[Tensor]:
     """All tensors of an output: a tensor, or a sequence or mapping of outputs."""
     if isinstance(output, Tensor):
         return [output]
-    parts = output.values() if isinstance(output, Mapping) else output
+    parts = list(output.values()) if isinstance(output, Mapping) else output
     return [tensor for part in parts for tensor in tensors(part)] if isinstance(parts, (list, tuple)) else []
 
 
