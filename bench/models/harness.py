@@ -63,6 +63,8 @@ def measure(case: Case, seconds: float | None = None) -> Row:
         record["status"] = classify(record["difference"], record["share_inside"])
         if record["status"] == "partly fused":
             record["message"] = left_outside(model, example)
+        elif record["status"] == "wrong":
+            record["message"] = f"differs from eager by {record['difference']:.1e}"
     except CannotFuse as refusal:
         return record | {"status": "refused", "message": str(refusal)}
     except Exception as error:
@@ -101,8 +103,9 @@ def randomize(model: nn.Module) -> nn.Module:
         if parameter.dim() < 2:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
         else:
-            table = "embed" in name.lower()
-            parameter.copy_(torch.randn_like(parameter) * (0.3 if table else (1.5 / parameter.shape[-1]) ** 0.5))
+            inputs = parameter.shape[-1] if parameter.shape[-1] > 1 else parameter.shape[-2]  # a convolution ends in 1
+            spread = 0.3 if "embed" in name.lower() else (1.5 / inputs) ** 0.5
+            parameter.copy_(torch.randn_like(parameter) * spread)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.copy_(torch.randn_like(buffer) * 0.1)

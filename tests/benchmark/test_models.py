@@ -83,6 +83,8 @@ def test_faults_of_fuse_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     for status, fuse in outcomes.items():
         monkeypatch.setattr(harness, "fuse", fuse)
         assert measure(Case("mlp", mlp, rows), seconds=1e-3)["status"] == status
+    monkeypatch.setattr(harness, "fuse", outcomes["wrong"])
+    assert "differs from eager by" in measure(Case("mlp", mlp, rows))["message"]
 
 
 def test_a_difference_is_relative_to_large_outputs_and_shapes_must_agree() -> None:
@@ -227,3 +229,10 @@ def test_only_a_whole_run_is_written_by_default() -> None:
     assert command._options([]).output == command._options(["--quick"]).output == command.RESULTS
     for part in (["--no-speed"], ["--package", "rechub"], ["--model", "D"]):
         assert command._options(part).output is None
+
+
+def test_drawn_weights_are_scaled_by_the_inputs_of_a_layer() -> None:
+    model = harness.randomize(nn.ModuleList([nn.Linear(600, 50), nn.Conv1d(600, 50, 1), nn.BatchNorm1d(500)]))
+    for layer in (model[0], model[1]):
+        assert float(layer.weight.detach().std()) == pytest.approx((1.5 / 600) ** 0.5, rel=0.05)
+    assert float(model[2].running_var.min()) >= 0.5 and float(model[2].running_mean.std()) > 0.05
