@@ -232,7 +232,7 @@ def test_only_a_whole_run_is_written_by_default() -> None:
 
 
 def test_drawn_weights_are_scaled_by_the_inputs_of_a_layer() -> None:
-    model = harness.randomize(nn.ModuleList([nn.Linear(600, 50), nn.Conv1d(600, 50, 1), nn.BatchNorm1d(500)]))
-    for layer in (model[0], model[1]):
+    layers = (nn.Linear(600, 50), nn.Conv1d(600, 50, 1))
+    for layer in layers:
+        harness.randomize(layer)
         assert float(layer.weight.detach().std()) == pytest.approx((1.5 / 600) ** 0.5, rel=0.05)
-    assert float(model[2].running_var.min()) >= 0.5 and float(model[2].running_mean.std()) > 0.05
