@@ -4,6 +4,8 @@
 # make check        ruff, mypy, clang-format
 # make format       let these tools fix what they can
 # make bench        compare with PyTorch, ONNX Runtime and OpenVINO: bench/results/<machine>.md (bench-quick: 3 minutes)
+# make bench-models what fuse does to the models of four recommender packages, installed into .venv:
+#                   bench/results/models-<machine>.md
 # make gpu          on a machine with an NVIDIA GPU: build, tests, sanitizer and benchmarks within 9 minutes, without
 #                   network; PYTHON needs torch (a CUDA build) and NumPy, PATH needs nvcc and CMake:
 #                   bench/results/gpu-<name>.md; OUT=folder also copies the report and the logs there
@@ -34,6 +36,9 @@ TORCH := $(or $(GIVEN_TORCH),torch==$(USUAL))
 export RESFLOW_CUDA := $(or $(call given,RESFLOW_CUDA),AUTO)
 # For a torch that does not bring Triton.
 TRITON := triton==3.6.0
+# The packages whose models `make bench-models` fuses. They ask for an old NumPy, an old torchmetrics and libraries of text
+# and images: what their models of tables import is the extra `models`.
+MODELS := deepctr-torch==0.3.0 torch-rechub==0.9.0 pytorch-widedeep==1.7.0 torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
 
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Later installations may not replace torch: a package that needs another one is an error.
@@ -41,7 +46,7 @@ INSTALL := $(PIP) install -c $(VENV)/constraints.txt
 NATIVE := $(shell find csrc python cmake tests resflow_kernels -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cmake' \
   -o -name '*.def') CMakeLists.txt setup.py
 
-.PHONY: build score test check bench bench-quick gpu format clean help test-matrix always
+.PHONY: build score test check bench bench-quick bench-models gpu format clean help test-matrix always
 
 build: $(VENV)/built $(VENV)/packages
 
@@ -129,6 +134,16 @@ bench: build $(VENV)/baselines
 
 bench-quick: build $(VENV)/baselines
 	$(BIN)/python -m bench.run --quick
+
+$(VENV)/models: $(VENV)/packages
+	@echo "== packages of models"
+	$(INSTALL) --no-build-isolation -e ".[models]"
+	$(INSTALL) --no-deps $(MODELS)
+	@$(BIN)/python tools/environment.py check $(VENV)/constraints.txt
+	@touch $@
+
+bench-models: build $(VENV)/models
+	$(BIN)/python -m bench.models
 
 # Does not use .venv: only the packages of the machine's Python are available.
 gpu:

@@ -1,0 +1,1 @@
+"""``python -m bench.models`` (``make bench-models``): what ``fuse`` does to the models of four recommender packages."""
