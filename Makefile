@@ -109,7 +109,7 @@ test: build
 test-matrix: build
 	$(BIN)/python -m tools.matrix --folder "$(or $(MATRIX_FOLDER),build/matrix)" $(or $(MATRIX),2.10.0 $(USUAL) newest)
 
-CPP := $(shell find csrc python tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CPP := $(shell find csrc python tests/cpp tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 check: build
 	$(BIN)/ruff check .

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/device/stream.h"
 #include "emulator/device.h"
 #include "emulator/device_sm90.h"
-#include "cuda/device/stream.h"
 
 namespace resflow::cuda {
 
