@@ -12,6 +12,7 @@ import torch
 from resflow_kernels import Scorer, ops
 from resflow_kernels.contract import ACTIVATIONS, FUSIONS, HEADS, PRECISION_ROWS, PRECISIONS, WEIGHTS_PER
 from resflow_kernels.core.plan import Plan
+from resflow_kernels.core.program import Program
 from resflow_kernels.serving import bundle
 from resflow_kernels.serving.catalog import Catalog, CatalogError
 from resflow_kernels.testing import LOGIT_TOLERANCE
@@ -63,6 +64,15 @@ def test_packed_weights_and_their_plan(expected: Any, precision: str) -> None:
     backend = "cpu" if precision in PRECISIONS else "reference"
     scores = ops.dense_scores(write.rows(), packed, plan, torch.ones(3), backend=backend)
     assert_near(scores.logits, expected[f"logits_{precision}"], precision)
+
+
+def test_a_bundle_of_a_tile_program(folder: Path) -> None:
+    if not (folder / "network.safetensors").exists():
+        pytest.skip("that version had no tile programs")
+    kept = np.load(folder / "network.npz")
+    loaded = bundle.load(folder / "network.safetensors")
+    assert isinstance(loaded.plan, Program) and list(loaded.plan.encoded) == kept["program"].tolist()
+    assert_near(Scorer.from_bundle(loaded).dense_scores(write.rows().numpy()).logits, kept["logits"], "float32")
 
 
 def test_a_catalog(folder: Path, expected: Any) -> None:

@@ -19,6 +19,7 @@ from resflow_kernels.contract import PRECISION_ROWS
 from resflow_kernels.core.fusion import Additive
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.data.features import Feature, FeatureSet
+from resflow_kernels.nn import make_ranker
 from resflow_kernels.ops import FeatureIds, FeatureTables
 from resflow_kernels.serving import bundle
 from resflow_kernels.serving.catalog import build_catalog
@@ -105,6 +106,16 @@ def inputs() -> tuple[Tensor, ...]:
     return rows(), user, vectors, torch.tensor([0, 5, 1, 3, 3, 2, 4, 0, 1]), torch.tensor([0, 4, 9])
 
 
+def write_network(folder: Path) -> None:
+    """A bundle of a tile program, and what it scores."""
+    torch.manual_seed(6)
+    model = make_ranker("ple", PLAN.in_features, (16, 8), TASKS, input_norm=True, levels=2).eval()
+    bundle.save_model(folder / "network.safetensors", model)
+    with torch.no_grad():
+        logits = model.double()._logits(rows().double())
+    np.savez_compressed(folder / "network.npz", logits=logits.numpy(), program=np.array(model.served_plan.encoded))
+
+
 def main() -> int:
     folder = FOLDER / resflow_kernels.__version__
     if folder.exists():
@@ -137,6 +148,7 @@ def main() -> int:
     kept |= {f"output_{at}": output.numpy() for at, output in enumerate(outputs)}
     kept["torch"] = np.array(torch.__version__)
     np.savez_compressed(folder / "expected.npz", **kept)
+    write_network(folder)
     return 0
 
 
