@@ -167,8 +167,15 @@ struct AccumInit {
   int64_t column_step = 1;
 
   static AccumInit zeros(const float* panel_of_zeros) { return {panel_of_zeros, nullptr, 0, 0}; }
-  const float* of(int64_t row, int64_t column) const {
-    return (each ? each[row] + offset : same) + column * column_step;
+  // Points the rows of a block at their values from `column` on. One branch per block: GCC 12 leaves it in the loop
+  // over rows where the function has grown, which took 2 % of prerank3's time.
+  void fill(int64_t row, int64_t rows, int64_t column, const float** starts) const {
+    const int64_t at = column * column_step;
+    if (each) {
+      for (int64_t i = 0; i < rows; ++i) starts[i] = each[row + i] + offset + at;
+    } else {
+      for (int64_t i = 0; i < rows; ++i) starts[i] = same + at;
+    }
   }
 };
 
@@ -193,7 +200,7 @@ inline void multiply(const MatrixProduct& p, const AccumInit& start, AfterBlock 
         const int lanes = static_cast<int>(left < kBlockLanes ? left : kBlockLanes);
         const int64_t first = column + lane * kLane;
         const float* starts[kBlockRows];
-        for (int64_t i = 0; i < block_rows; ++i) starts[i] = start.of(r + i, start.column_step ? first : 0);
+        start.fill(r, block_rows, first, starts);
         block_of<kPrecision>(block_rows, lanes)(p.x.row(r), p.words, panel + lane * kLane, width,
                                                 p.task + layer.column_scale + first, starts, block_sums + lane * kLane);
       }
