@@ -33,24 +33,19 @@ class Decoder {
     storage_.values.assign(1, {0, plan_.in_features, pad_to_lane(plan_.in_features)});
     columns_ = plan_.in_features;
     require(columns_ <= program_limit::max_columns, op_, "fewer columns", columns_);
-    // Segments move while their vector grows: steps hold places in it until all are read.
+    storage_.segments.reserve(left_);  // no more than numbers, so that they do not move
     for (int64_t s = 0; s < steps; ++s) decode_step();
-    const int64_t first_output = read_segments(outputs);
+    const Segments read = read_segments(outputs);
     require(left_ == 0, op_, "no numbers after its outputs", left_);
     Program& program = storage_.program;
     program = {};
-    for (Step& step : storage_.steps) {
-      for (Segments* segments : {&step.inputs, &step.factors, &step.addends}) {
-        segments->all = storage_.segments.data() + reinterpret_cast<intptr_t>(segments->all);
-      }
-    }
     program.steps = storage_.steps.data();
     program.step_count = steps;
-    program.outputs = {storage_.segments.data() + first_output, outputs};
+    program.outputs = read;
     program.output_columns = columns_of(program.outputs);
     require(plan_.tasks == 0 || plan_.tasks == program.output_columns, op_, "an output column per task",
             program.output_columns);
-    for (const Step& step : storage_.steps) check(step);
+    for (Step& step : storage_.steps) check(step);
     lay_out_weights();
     lay_out_values();
     program.values = storage_.values.data();
@@ -66,9 +61,9 @@ class Decoder {
     return taken;
   }
 
-  // Appends segments, all of values that are made before; returns the place of the first.
-  int64_t read_segments(int64_t count) {
-    const auto first = static_cast<int64_t>(storage_.segments.size());
+  // Appends segments, all of values that are made before.
+  Segments read_segments(int64_t count) {
+    const Segment* const first = storage_.segments.data() + storage_.segments.size();
     const int64_t* const numbers = take(count);
     for (int64_t i = 0; i < count; ++i) {
       Segment segment{};
@@ -80,7 +75,7 @@ class Decoder {
               "segments inside their values", segment.column + segment.width);
       storage_.segments.push_back(segment);
     }
-    return first;
+    return {first, count};
   }
 
   void decode_step() {
@@ -108,12 +103,9 @@ class Decoder {
     require(step.epsilon >= 0.0f && step.epsilon <= 3.4028235e38f, op_, "a finite epsilon of at least 0",
             fields.epsilon);
     step.layer.activation = static_cast<Activation>(fields.activation);
-    const auto segments = [&](int64_t count) {
-      return Segments{reinterpret_cast<const Segment*>(read_segments(count)), count};
-    };
-    step.inputs = segments(fields.inputs);
-    step.factors = segments(fields.factors);
-    step.addends = segments(fields.addends);
+    step.inputs = read_segments(fields.inputs);
+    step.factors = read_segments(fields.factors);
+    step.addends = read_segments(fields.addends);
     storage_.steps.push_back(step);
     storage_.values.push_back({0, step.width, pad_to_lane(step.width)});
   }
@@ -125,8 +117,7 @@ class Decoder {
   }
 
   // Sets the step's columns and checks that widths agree.
-  void check(const Step& decoded) {
-    auto& step = const_cast<Step&>(decoded);
+  void check(Step& step) {
     step.columns = columns_of(step.inputs);
     const bool mixes = step.kind == StepKind::mix;
     require(mixes || step.columns % step.groups == 0, op_, "columns in equal groups", step.columns);

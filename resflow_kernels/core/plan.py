@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -19,8 +19,36 @@ from .packed_layout import PackedLayout, layout_of
 from .weights import iter_weights
 
 
+class LogitJoin:
+    """What a plan and a tile program have in common: how own logits become the tasks', and the precision."""
+
+    head: str
+    logit_residual: bool
+    non_increasing: bool
+    precision: str
+
+    @property
+    def join(self) -> str:
+        """How a task's own logit joins its parent's: conditional, own (not at all), non_increasing or residual."""
+        if self.head == "conditional":
+            return "conditional"
+        if not self.logit_residual:
+            return "own"
+        return "non_increasing" if self.non_increasing else "residual"
+
+    def _check_join(self, require: Callable[[bool, str, str, object], None]) -> None:
+        require(self.head in HEADS, "head", f"one of {', '.join(HEADS)}", repr(self.head))
+        names = ", ".join(PRECISION_ROWS)
+        require(self.precision in PRECISION_ROWS, "precision", f"one of {names}", repr(self.precision))
+        conditional = self.head == "conditional"
+        require(not (conditional and self.logit_residual), "logit_residual", "False with a conditional head", True)
+        require(
+            not self.non_increasing or self.logit_residual, "non_increasing", "False without a logit residual", True
+        )
+
+
 @dataclass(frozen=True)
-class Plan:
+class Plan(LogitJoin):
     """Widths, topology, activations and switches of a tower network (the README defines the model).
 
     Args:
@@ -98,17 +126,10 @@ class Plan:
         )
         for name in self.activations:
             _require(name in ACTIVATIONS, "activations", f"one of {', '.join(ACTIVATIONS)}", repr(name))
-        _require(self.head in HEADS, "head", f"one of {', '.join(HEADS)}", repr(self.head))
-        names = ", ".join(PRECISION_ROWS)
-        _require(self.precision in PRECISION_ROWS, "precision", f"one of {names}", repr(self.precision))
+        self._check_join(_require)
         most = PLAN_LIMITS["max_int8_inputs"]
         inputs = max(self.in_features, *self.hidden[:-1], 0)
         _require(self.precision != "int8" or inputs <= most, "precision", f"another for over {most} inputs", "int8")
-        conditional = self.head == "conditional"
-        _require(not (conditional and self.logit_residual), "logit_residual", "False with a conditional head", True)
-        _require(
-            not self.non_increasing or self.logit_residual, "non_increasing", "False without a logit residual", True
-        )
 
     @property
     def tasks(self) -> int:
@@ -170,15 +191,6 @@ class Plan:
     def packed_bytes(self) -> int:
         """Size of the packed weights. Calls the compiled library."""
         return self.packed_layout.packed_bytes
-
-    @property
-    def join(self) -> str:
-        """How a task's own logit joins its parent's: conditional, own (not at all), non_increasing or residual."""
-        if self.head == "conditional":
-            return "conditional"
-        if not self.logit_residual:
-            return "own"
-        return "non_increasing" if self.non_increasing else "residual"
 
     @property
     def table_width(self) -> int:

@@ -24,7 +24,7 @@ from ..contract import (
     precision_of_code,
 )
 from .packed_layout import layout_of
-from .plan import Plan
+from .plan import LogitJoin, Plan
 
 
 class Segment(NamedTuple):
@@ -148,7 +148,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Program:
+class Program(LogitJoin):
     """A ranker as a list of steps, with everything but its numbers.
 
     Args:
@@ -221,14 +221,7 @@ class Program:
         tasks, columns = len(self.parents), width_of(self.outputs)
         _require(tasks <= PLAN_LIMITS["max_tasks"], "parents", f"at most {PLAN_LIMITS['max_tasks']} tasks", tasks)
         _require(tasks in (0, columns), "outputs", f"a column per task ({tasks})", columns)
-        _require(self.head in HEADS, "head", f"one of {', '.join(HEADS)}", repr(self.head))
-        names = ", ".join(PRECISION_ROWS)
-        _require(self.precision in PRECISION_ROWS, "precision", f"one of {names}", repr(self.precision))
-        conditional = self.head == "conditional"
-        _require(not (conditional and self.logit_residual), "logit_residual", "False with a conditional head", True)
-        _require(
-            not self.non_increasing or self.logit_residual, "non_increasing", "False without a logit residual", True
-        )
+        self._check_join(_require)
 
     def _encode(self) -> Iterator[int]:
         fields = dict.fromkeys(PLAN_FIELDS, 0) | {
@@ -283,15 +276,6 @@ class Program:
     def packed_bytes(self) -> int:
         """Size of the packed weights. Asks the compiled library."""
         return layout_of(self.encoded).packed_bytes
-
-    @property
-    def join(self) -> str:
-        """How a task's own logit joins its parent's, as in :class:`~resflow_kernels.Plan`."""
-        if self.head == "conditional":
-            return "conditional"
-        if not self.logit_residual:
-            return "own"
-        return "non_increasing" if self.non_increasing else "residual"
 
     @property
     def flops_per_candidate(self) -> int:

@@ -15,7 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ from ..core.plan import Plan, topology
 from ..core.program import Program, Row, joined
 from .fused import FusedRanker
 from .layers import ACTIVATION_MODULES, check_layer_settings, make_layer
-from .steps import ModuleSteps, why_altered
+from .steps import ModuleSteps
+from .watch import why_altered
 
 
 class Baseline(FusedRanker):
@@ -45,15 +46,15 @@ class Baseline(FusedRanker):
     def __init__(
         self,
         in_features: int,
-        hidden: Sequence[int],
-        tasks: Sequence[str],
-        parents: Sequence[int] | Mapping[str, str] | str | None,
-        activation: str,
-        norm: str | None,
-        norm_after_activation: bool,
-        norm_eps: float,
-        input_norm: bool,
-        fusion: Fusion | None,
+        hidden: Sequence[int] = (128, 64),
+        tasks: Sequence[str] = ("ctr", "ctcvr"),
+        parents: Sequence[int] | Mapping[str, str] | str | None = None,
+        activation: str = "prelu",
+        norm: str | None = None,
+        norm_after_activation: bool = True,
+        norm_eps: float = 1e-3,
+        input_norm: bool = False,
+        fusion: Fusion | None = None,
     ) -> None:
         check_layer_settings(activation, norm)
         named = "prelu" if activation == "leaky_relu" else activation
@@ -104,7 +105,8 @@ class Baseline(FusedRanker):
             return steps.build(self._steps(steps), (-1,) * self.plan.tasks)
 
     def _altered(self) -> str | None:
-        return why_altered(module for module in self.modules() if module is not self)
+        reasons = (why_altered(module) for module in self.modules() if module is not self)
+        return next((reason for reason in reasons if reason is not None), None)
 
     def _logits(self, x: Tensor) -> Tensor:
         return torch.cat(self.task_logits(x if self.input_norm is None else self.input_norm(x)), dim=1)
@@ -127,24 +129,15 @@ class SharedBottom(Baseline):
 
     def __init__(
         self,
-        in_features: int,
-        hidden: Sequence[int] = (128, 64),
-        tasks: Sequence[str] = ("ctr", "ctcvr"),
-        parents: Sequence[int] | Mapping[str, str] | str | None = None,
-        activation: str = "prelu",
-        norm: str | None = None,
-        norm_after_activation: bool = True,
-        norm_eps: float = 1e-3,
-        input_norm: bool = False,
-        fusion: Fusion | None = None,
+        *args: Any,
         tower_layers: int | None = None,
+        **settings: Any,
     ) -> None:
-        layers = (activation, norm, norm_after_activation, norm_eps, input_norm)
-        super().__init__(in_features, hidden, tasks, parents, *layers, fusion)
+        super().__init__(*args, **settings)
         shared, own = split(self.plan, tower_layers)
         self.bottom = self._mlp(shared)
-        self.towers = nn.ModuleList(self._mlp(own) for _ in tasks)
-        self.heads = nn.ModuleList(self._head() for _ in tasks)
+        self.towers = nn.ModuleList(self._mlp(own) for _ in self.tasks)
+        self.heads = nn.ModuleList(self._head() for _ in self.tasks)
 
     def task_logits(self, x: Tensor) -> list[Tensor]:
         """See :class:`Baseline`."""
@@ -176,29 +169,20 @@ class MMoE(Baseline):
 
     def __init__(
         self,
-        in_features: int,
-        hidden: Sequence[int] = (128, 64),
-        tasks: Sequence[str] = ("ctr", "ctcvr"),
-        parents: Sequence[int] | Mapping[str, str] | str | None = None,
-        activation: str = "prelu",
-        norm: str | None = None,
-        norm_after_activation: bool = True,
-        norm_eps: float = 1e-3,
-        input_norm: bool = False,
-        fusion: Fusion | None = None,
+        *args: Any,
         experts: int | None = None,
         tower_layers: int | None = None,
+        **settings: Any,
     ) -> None:
-        layers = (activation, norm, norm_after_activation, norm_eps, input_norm)
-        super().__init__(in_features, hidden, tasks, parents, *layers, fusion)
+        super().__init__(*args, **settings)
         experts = self.plan.tasks if experts is None else experts
         if experts < 1:
             raise ValueError(f"MMoE: experts must be at least 1, got {experts}")
         shared, own = split(self.plan, tower_layers)
         self.experts = nn.ModuleList(self._mlp(shared) for _ in range(experts))
-        self.gates = nn.ModuleList(nn.Linear(in_features, experts, bias=False) for _ in tasks)
-        self.towers = nn.ModuleList(self._mlp(own) for _ in tasks)
-        self.heads = nn.ModuleList(self._head() for _ in tasks)
+        self.gates = nn.ModuleList(nn.Linear(self.plan.in_features, experts, bias=False) for _ in self.tasks)
+        self.towers = nn.ModuleList(self._mlp(own) for _ in self.tasks)
+        self.heads = nn.ModuleList(self._head() for _ in self.tasks)
 
     def task_logits(self, x: Tensor) -> list[Tensor]:
         """See :class:`Baseline`."""
@@ -267,28 +251,19 @@ class AITM(Baseline):
 
     def __init__(
         self,
-        in_features: int,
-        hidden: Sequence[int] = (128, 64),
-        tasks: Sequence[str] = ("ctr", "ctcvr"),
-        parents: Sequence[int] | Mapping[str, str] | str | None = None,
-        activation: str = "prelu",
-        norm: str | None = None,
-        norm_after_activation: bool = True,
-        norm_eps: float = 1e-3,
-        input_norm: bool = False,
-        fusion: Fusion | None = None,
+        *args: Any,
+        **settings: Any,
     ) -> None:
-        layers = (activation, norm, norm_after_activation, norm_eps, input_norm)
-        super().__init__(in_features, hidden, tasks, parents, *layers, fusion)
-        self.towers = nn.ModuleList(self._mlp((in_features, *self.plan.hidden)) for _ in tasks)
+        super().__init__(*args, **settings)
+        self.towers = nn.ModuleList(self._mlp((self.plan.in_features, *self.plan.hidden)) for _ in self.tasks)
         self.transfers = nn.ModuleDict(
             {
-                str(task): Transfer(self.plan.hidden[-1], activation)
+                str(task): Transfer(self.plan.hidden[-1], self._layer_settings[0])
                 for task, parent in enumerate(self.plan.parents)
                 if parent >= 0
             }
         )
-        self.heads = nn.ModuleList(self._head() for _ in tasks)
+        self.heads = nn.ModuleList(self._head() for _ in self.tasks)
 
     def task_logits(self, x: Tensor) -> list[Tensor]:
         """See :class:`Baseline`."""

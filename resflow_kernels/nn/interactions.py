@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..core.fusion import Fusion
 from ..core.program import Row, columns_of, joined
 from .baselines import Baseline
 from .steps import ModuleSteps
@@ -33,25 +32,17 @@ class DCNv2(Baseline):
 
     def __init__(
         self,
-        in_features: int,
-        hidden: Sequence[int] = (128, 64),
-        tasks: Sequence[str] = ("ctr", "ctcvr"),
-        parents: Sequence[int] | Mapping[str, str] | str | None = None,
-        activation: str = "prelu",
-        norm: str | None = None,
-        norm_after_activation: bool = True,
-        norm_eps: float = 1e-3,
-        input_norm: bool = False,
-        fusion: Fusion | None = None,
+        *args: Any,
         cross_layers: int = 3,
+        **settings: Any,
     ) -> None:
-        settings = (activation, norm, norm_after_activation, norm_eps, input_norm)
-        super().__init__(in_features, hidden, tasks, parents, *settings, fusion)
+        super().__init__(*args, **settings)
+        in_features = self.plan.in_features
         if cross_layers < 1:
             raise ValueError(f"DCNv2: cross_layers must be at least 1, got {cross_layers}")
         self.crosses = nn.ModuleList(nn.Linear(in_features, in_features) for _ in range(cross_layers))
         self.tower = self._mlp((in_features, *self.plan.hidden))
-        self.heads = nn.ModuleList(nn.Linear(in_features + self.plan.hidden[-1], 1) for _ in tasks)
+        self.heads = nn.ModuleList(nn.Linear(in_features + self.plan.hidden[-1], 1) for _ in self.tasks)
 
     def task_logits(self, x: Tensor) -> list[Tensor]:
         """See :class:`~resflow_kernels.nn.baselines.Baseline`."""
@@ -93,22 +84,14 @@ class DLRM(Baseline):
 
     def __init__(
         self,
-        in_features: int,
-        hidden: Sequence[int] = (128, 64),
-        tasks: Sequence[str] = ("ctr", "ctcvr"),
-        parents: Sequence[int] | Mapping[str, str] | str | None = None,
-        activation: str = "prelu",
-        norm: str | None = None,
-        norm_after_activation: bool = True,
-        norm_eps: float = 1e-3,
-        input_norm: bool = False,
-        fusion: Fusion | None = None,
+        *args: Any,
         field_width: int | None = None,
         numeric: int | None = None,
         bottom: Sequence[int] = (64,),
+        **settings: Any,
     ) -> None:
-        settings = (activation, norm, norm_after_activation, norm_eps, input_norm)
-        super().__init__(in_features, hidden, tasks, parents, *settings, fusion)
+        super().__init__(*args, **settings)
+        in_features = self.plan.in_features
         if field_width is None:
             field_width = next((width for width in (32, 16, 8, 4, 2) if 2 * width <= in_features), 1)
         if field_width < 1:
@@ -127,7 +110,7 @@ class DLRM(Baseline):
         self.bottom = self._mlp((self.numeric, *bottom, field_width)) if self.numeric else None
         pairs = self.fields * (self.fields - 1) // 2
         self.top = self._mlp((pairs + (field_width if self.numeric else 0), *self.plan.hidden))
-        self.heads = nn.ModuleList(self._head() for _ in tasks)
+        self.heads = nn.ModuleList(self._head() for _ in self.tasks)
         places = torch.triu_indices(self.fields, self.fields, 1)
         self.register_buffer("_first", places[0], persistent=False)
         self.register_buffer("_second", places[1], persistent=False)

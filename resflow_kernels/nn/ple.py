@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..core.fusion import Fusion
 from ..core.program import Row
 from .baselines import Baseline, layers, own_towers, split
 from .steps import ModuleSteps
@@ -84,22 +83,13 @@ class PLE(Baseline):
 
     def __init__(
         self,
-        in_features: int,
-        hidden: Sequence[int] = (128, 64),
-        tasks: Sequence[str] = ("ctr", "ctcvr"),
-        parents: Sequence[int] | Mapping[str, str] | str | None = None,
-        activation: str = "prelu",
-        norm: str | None = None,
-        norm_after_activation: bool = True,
-        norm_eps: float = 1e-3,
-        input_norm: bool = False,
-        fusion: Fusion | None = None,
+        *args: Any,
         experts: int | None = None,
         levels: int = 1,
         tower_layers: int | None = None,
+        **settings: Any,
     ) -> None:
-        settings = (activation, norm, norm_after_activation, norm_eps, input_norm)
-        super().__init__(in_features, hidden, tasks, parents, *settings, fusion)
+        super().__init__(*args, **settings)
         experts = 1 if experts is None else experts
         for name, value in (("experts", experts), ("levels", levels)):
             if value < 1:
@@ -111,8 +101,8 @@ class PLE(Baseline):
             widths = shared if level == 0 else (shared[-1], shared[-1])
             made = [[self._mlp(widths) for _ in range(experts)] for _ in range(groups)]
             self.levels.append(Extraction(made, widths[0], gates_shared=level + 1 < levels))
-        self.towers = nn.ModuleList(self._mlp(own) for _ in tasks)
-        self.heads = nn.ModuleList(self._head() for _ in tasks)
+        self.towers = nn.ModuleList(self._mlp(own) for _ in self.tasks)
+        self.heads = nn.ModuleList(self._head() for _ in self.tasks)
 
     def task_logits(self, x: Tensor) -> list[Tensor]:
         """See :class:`~resflow_kernels.nn.baselines.Baseline`."""

@@ -97,14 +97,3 @@ class ModuleSteps:
 
     def _add(self, step: Step, weights: Sequence[Tensor] = ()) -> Row:
         return self._builder.add(step, weights)
-
-
-def why_altered(modules: Iterable[nn.Module]) -> str | None:
-    """Why steps do not compute what some modules do: hooks, or a forward of their own; ``None`` if they do."""
-    for module in modules:
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        if any(getattr(module, name) for name in hooks):
-            return f"its {type(module).__name__} has hooks"
-        if "forward" in module.__dict__:
-            return f"its {type(module).__name__} has a forward of its own"
-    return None

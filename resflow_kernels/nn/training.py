@@ -14,6 +14,7 @@ from ..core.plan import Plan
 from ..core.weights import Tower, in_order
 from .layers import TowerLayer, norm_affine, slope_of
 from .ranker import contiguous_rows
+from .watch import why_altered
 
 if TYPE_CHECKING:
     from .resflow import ResFlow
@@ -66,12 +67,10 @@ def _altered_layer(layer: TowerLayer, activation: str) -> str | None:
 
 def _altered(module: nn.Module, kind: type[nn.Module] | None = None) -> str | None:
     """Detect hooks and custom ``forward``s: the ops read parameters and call no module, so they would be ignored."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for name in hooks):
-        return f"its {type(module).__name__} has hooks"
-    if "forward" in module.__dict__ or (kind is not None and type(module).forward is not kind.forward):
-        return f"its {type(module).__name__} has a forward of its own"
-    return None
+    reason = why_altered(module)
+    if reason is None and kind is not None and type(module).forward is not kind.forward:
+        reason = f"its {type(module).__name__} has a forward of its own"
+    return reason
 
 
 def logits(model: ResFlow, x: Tensor) -> Tensor:

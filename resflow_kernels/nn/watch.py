@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _version = attrgetter("_version")
 _is_inference = Tensor.is_inference
 _pointer = Tensor.data_ptr
@@ -26,7 +26,7 @@ class Watch:
         self._children = [one._modules for one in modules]
         self._child_list = self._flat(self._children)
         self._tensors = [tensors for one in modules for tensors in (one._parameters, one._buffers)]
-        self._hooks = [getattr(one, hooks) for one in modules if one is not module for hooks in _HOOKS]
+        self._hooks = [getattr(one, hooks) for one in modules if one is not module for hooks in HOOKS]
         self._attributes = [one.__dict__ for one in modules if one is not module]
         self._altered = self._is_altered()
         # Decisions about the module, by question; they hold until something above changes.
@@ -49,3 +49,11 @@ class Watch:
 
     def _is_altered(self) -> bool:
         return any(self._hooks) or any("forward" in attributes for attributes in self._attributes)
+
+
+def why_altered(module: nn.Module) -> str | None:
+    """Why an op that reads a module's parameters does not compute what it does: hooks, or a forward of its own."""
+    name = type(module).__name__
+    if any(getattr(module, hooks) for hooks in HOOKS):
+        return f"its {name} has hooks"
+    return f"its {name} has a forward of its own" if "forward" in module.__dict__ else None

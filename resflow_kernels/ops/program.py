@@ -38,8 +38,5 @@ def program_outputs(x: Tensor, packed: Tensor, program: Program) -> Tensor:
     """
     if torch.is_grad_enabled() and x.requires_grad:
         checks.no_grad("program_outputs", x=x)
-    try:
-        outputs: Tensor = library.namespace.program_outputs(x, packed, program.encoded)
-        return outputs
-    except RuntimeError as error:
-        raise library.promised("program_outputs", error) from None
+    outputs: Tensor = library.call("program_outputs", x, packed, program.encoded)
+    return outputs
