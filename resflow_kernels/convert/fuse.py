@@ -81,6 +81,17 @@ def explain(model: nn.Module, inputs: Any) -> Report:
     Args:
         model: as for :func:`fuse`.
         inputs: as ``example_inputs`` there.
+
+    Returns:
+        The report: ``regions``, ``left`` and ``share_inside``; ``str()`` is a table.
+
+    Raises:
+        CannotFuse: as :func:`fuse`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1)).eval()
+        >>> explain(model, torch.randn(2, 8)).share_inside
+        1.0
     """
     return _plan_and_module(unfused(inner_model(model)), *_call_of(inputs))[1]
 

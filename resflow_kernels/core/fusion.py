@@ -13,6 +13,7 @@ candidate.
 # mypy: allow-untyped-defs
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Fusion:
+class Fusion(ABC):
     """A form of fusion and its default weights.
 
     Args:
@@ -68,14 +69,14 @@ class Fusion:
         return (1.0,) * count
 
     @staticmethod
+    @abstractmethod
     def score(logits: Tensor, probs: Tensor, weights: Tensor) -> Tensor:
         """The score ``[B]`` from logits and probabilities ``[B, K]`` and weights of one or of all candidates."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def onnx(graph: Any, probs: str, weights: np.ndarray) -> None:
         """Append ``score [B]`` from ``probs [B, K]`` and one set of weights to a graph of ``benchmark.onnx_graph``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -307,7 +307,18 @@ class ProgramBuilder:
         """One per weight of :attr:`Program.weight_shapes`, whatever the builder's user gave."""
 
     def add(self, step: Step, weights: Sequence[Any] = ()) -> Row:
-        """Append a step; returns its result."""
+        """Append a step.
+
+        Args:
+            step: it reads the input row and results of earlier steps.
+            weights: one for each of ``step.weights()``, in their order.
+
+        Returns:
+            The step's result, ``step.width`` columns.
+
+        Raises:
+            ValueError: the step makes no sense, or has another number of weights.
+        """
         wanted = [kind for kind, _ in step.weights()]
         if len(weights) != len(wanted):
             raise ValueError(f"weights must be {', '.join(wanted) or 'none'} for this step, got {len(weights)}")
