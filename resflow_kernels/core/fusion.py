@@ -156,7 +156,8 @@ class ExpectedValue(Fusion):
         _onnx_dot(graph, graph.node("Relu", graph.node("Sub", higher, lower)), weights)
 
 
-FORMS: dict[str, type[Fusion]] = complete("fusion", FUSIONS, {form.kind: form for form in Fusion.__subclasses__()})
+_ROWS: dict[str, Any] = {form.kind: form for form in Fusion.__subclasses__()}
+FORMS: dict[str, type[Fusion]] = complete("fusion", FUSIONS, _ROWS)
 
 
 def weight_count(fusion: str, tasks: int) -> int:
