@@ -63,3 +63,18 @@ def test_compiled_without_a_graph_break() -> None:
 def test_a_model_that_is_not_fused_is_refused() -> None:
     with pytest.raises(ValueError, match=r"fuse\.packed: model must be a fused one, got Sequential"):
         fuse.packed(nn.Sequential(nn.Linear(3, 2)))
+
+
+def test_ahead_of_time_compiled_without_tables(tmp_path: Path) -> None:
+    """With tables it is not: AOTInductor hands an empty list of tensors, the int8 tables' scales, to an op as None."""
+    torch.manual_seed(0)
+    rows = torch.randn(6, 8)
+    model = nn.Sequential(nn.Linear(8, 4), nn.Mish(), nn.Linear(4, 3), nn.Sigmoid()).eval()
+    packed = fuse.packed(fuse(model, rows))
+    shapes = {"args": ({0: torch.export.Dim("batch")},)}
+    with torch.no_grad():
+        exported = torch.export.export(packed, (rows,), dynamic_shapes=shapes)
+        file = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
+        loaded = torch._inductor.aoti_load_package(file)
+        other = torch.randn(31, 8)
+        assert torch.equal(loaded(other), packed(other))

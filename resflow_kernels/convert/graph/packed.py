@@ -21,7 +21,7 @@ class PackedModel(nn.Module):
 
     It cannot be trained, does not look whether anything changed, and is traced by torch.export and torch.compile: the
     programs are ops of ``torch.ops.resflow`` in its graph. Arguments are those of the call that the model was fused
-    with, in that form.
+    with, in that form. AOTInductor takes it where no tables are looked up inside.
     """
 
     def __init__(self, plan: FusedPlan, tensors: list[Tensor], packed: list[Tensor]) -> None:
