@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resflow_kernels.convert import CannotFuse, fuse
+from resflow_kernels.convert.graph import module
 from resflow_kernels.convert.graph.module import STATE
 from resflow_kernels.convert.graph.source import Other
 
@@ -393,3 +394,11 @@ def test_without_inputs_a_model_of_rows_is_read_too() -> None:
     assert regions(fuse(model)) == 1
     with pytest.raises(CannotFuse, match="example_inputs"):
         fuse(MixtureOfExperts())
+
+
+def test_on_another_device_it_runs_its_own_forward_and_says_so() -> None:
+    rows = torch.randn(5, 8)
+    fused = fuse(nn.Sequential(nn.Linear(8, 4), nn.Mish(), nn.Linear(4, 2)).eval(), rows).to("meta")
+    module._warned.clear()
+    with torch.no_grad(), pytest.warns(UserWarning, match="its own forward: tile programs run on the CPU"):
+        assert fused(rows.to("meta")).device.type == "meta"
