@@ -6,6 +6,7 @@
 #include "array.h"
 #include "core/packed_layout.h"
 #include "cpu/simd/isa.h"
+#include "same.h"
 
 namespace resflow::runtime {
 namespace {
@@ -68,4 +69,11 @@ PYBIND11_MODULE(_runtime, m) {
   m.def("measure_dense_seconds", &measure_dense_seconds, py::arg("x"), py::arg("packed"), py::arg("fusion_weights"),
         py::arg("plan"), py::arg("fusion"), py::arg("threads"), py::arg("calls"),
         "Seconds of each of `calls` calls of dense_scores made from C++.");
+  static PyMethodDef same[] = {
+      {"same_entries", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(same_entries)), METH_FASTCALL,
+       "Whether the values of a list of dictionaries, one after another, are the very objects of a list."},
+      {"same_sizes", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(same_sizes)), METH_FASTCALL,
+       "Whether a list of dictionaries has the sizes of a list."},
+      {}};
+  if (PyModule_AddFunctions(m.ptr(), same) != 0) throw py::error_already_set();
 }

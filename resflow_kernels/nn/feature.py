@@ -219,9 +219,7 @@ class FeatureRanker(_FeatureScorer):
         return PackedFeatureRanker(tables, self.towers.packed(), self.user_features).eval()
 
     def _fused_weights(self) -> Tensor | None:
-        if not self.towers._use_fused("feature", self.feature_tables.tables):
-            return None
-        return self.towers._packed_weights()
+        return self.towers._served_weights("feature", self.feature_tables.tables)
 
 
 class PackedFeatureRanker(_FeatureScorer):

@@ -6,19 +6,39 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..core.program import AnyPlan, Program
-from ..ops import backends
+from ..ops import backends, traced
 from ..ops.call import OPS
+from ..ops.traced import PackedFrom
 from ..reference import Scores, TopK
 from .packed import PackedResFlow
 from .ranker import LayeredRanker, contiguous_rows
-from .watch import Watch
+from .watch import Contents, Watch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Served:
+    """A model's packed weights, and what they were made from: its tree of modules, and what its tensors held."""
+
+    def __init__(self, model: nn.Module, before: Served | None) -> None:
+        self.watch: Watch = before.watch if before is not None and before.watch.unchanged() else Watch(model)
+        self.contents = Contents(self.watch.tensors)
+        self.packed: Tensor | None = None
+        self.traced: list[Tensor] | None = None  # what graphs of the model read
+        # Whether the ops serve the model, by form and backend.
+        self.answers: dict[Any, bool] = {}
+
+    def current(self) -> bool:
+        """Whether nothing has changed since."""
+        return self.watch.unchanged() and self.contents.unchanged()
 
 
 class FusedRanker(LayeredRanker):
@@ -29,9 +49,14 @@ class FusedRanker(LayeredRanker):
     """
 
     backend: str | None = None
-    _packed: Tensor | None = None
-    _packed_from: list[Any] | None = None
-    _watch: Watch | None = None
+    _served: Served | None = None
+    _key: int
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """A model, of whatever origin (a call, a copy, a file), with its own key for compiled graphs."""
+        made = super().__new__(cls)
+        made.__dict__["_key"] = traced.add(made)
+        return made
 
     @property
     @abstractmethod
@@ -50,11 +75,12 @@ class FusedRanker(LayeredRanker):
         self, op: str, inputs: tuple[Tensor, ...], fusion_weights: Tensor | None, weights_per: str, *k: int
     ) -> Any:
         scoring = OPS[op]
-        if not self._use_fused(scoring.form.name, inputs):
+        packed = self._served_weights(scoring.form.name, inputs)
+        if packed is None:
             return super()._run(op, inputs, fusion_weights, weights_per, *k)
-        rows = tuple(contiguous_rows(tensor) for tensor in inputs)
+        rows = tuple([contiguous_rows(tensor) for tensor in inputs])
         fusion = self._fusion(fusion_weights, weights_per)
-        made = scoring.towers(rows, self._packed_weights(), self.served_plan, *fusion, *k, backend=self.backend)
+        made = scoring.towers(rows, packed, self.served_plan, *fusion, *k, backend=self.backend)
         return TopK(*made) if k else Scores(*made)
 
     def packed(self, precision: str | None = None) -> PackedResFlow:
@@ -69,21 +95,34 @@ class FusedRanker(LayeredRanker):
         fusion = type(self.fusion)(tuple(self.fusion_weights.tolist()))
         return PackedResFlow(plan, self.tasks, fusion, packed, self.backend).eval()
 
-    def _use_fused(self, form: str, inputs: Sequence[Tensor]) -> bool:
-        """Whether the scoring ops serve this call; if they unexpectedly cannot, warn once with the reason."""
-        if self.training or self._needs_gradient(inputs):
-            return False
-        weight = next(self.parameters())
-        question = (form, weight.device.type, weight.dtype, self.backend, self.served_plan.precision)
-        if torch.compiler.is_compiling():
-            return self._decide(*question)
-        answers = self._watched().answers
-        if question not in answers:
-            answers[question] = self._decide(*question)
-        return answers[question]
+    def _served_weights(self, form: str, inputs: Sequence[Tensor]) -> Tensor | None:
+        """The packed weights with which the ops serve a call; ``None``: they do not.
 
-    def _decide(self, form: str, device: str, dtype: torch.dtype, asked: str | None, precision: str) -> bool:
-        reason, named = self._unsupported(form, device, dtype, asked, precision)
+        If they unexpectedly cannot, warn once with the reason. The weights are packed again when anything that they
+        were packed from has changed (:mod:`.watch`).
+        """
+        if self.training or self._needs_gradient(inputs):
+            return None
+        if torch.compiler.is_compiling():
+            return self._traced_weights(form)
+        served = self._served
+        if served is None or not served.current():
+            served = self._served = Served(self, served)
+        question = (form, self.backend)
+        serves = served.answers.get(question)
+        if serves is None:
+            serves = served.answers[question] = self._decide(form)
+        if not serves:
+            return None
+        if served.packed is None:
+            with torch.inference_mode(False), torch.no_grad():
+                served.packed = ops.pack_towers(self.canonical_weights(), self.served_plan)
+        return served.packed
+
+    def _decide(self, form: str) -> bool:
+        weight = next(self.parameters())
+        asked, precision = self.backend, self.served_plan.precision
+        reason, named = self._unsupported(form, weight.device.type, weight.dtype, asked, precision)
         if named and reason is not None:
             name = type(self).__name__
             raise ValueError(f"{name}: backend must be one that serves this model, got {named!r}: {reason}")
@@ -119,33 +158,57 @@ class FusedRanker(LayeredRanker):
             return False
         return any(tensor.requires_grad for tensor in (*inputs, *self.parameters()))
 
-    def _watched(self) -> Watch:
-        watch = self._watch
-        if watch is None or watch.changed():
-            watch = self._watch = Watch(self)
-        return watch
+    def _traced_weights(self, form: str) -> Tensor | None:
+        """The packed weights in a compiler's graph.
 
-    def _packed_weights(self) -> Tensor:
-        """The packed weights of the current parameters.
-
-        They are packed again when a parameter or statistic was replaced or modified (known by its version counter). A
-        compiler cannot see that, so in its graphs packing is an op of its own; :meth:`packed` avoids it.
+        An exported program holds them as a constant if the model has scored since its weights changed, else it packs in
+        each call. The graphs of ``torch.compile`` ask for them (:meth:`packed_now`).
         """
-        if torch.compiler.is_compiling():
-            with torch.no_grad():
-                return ops.pack_towers(self.canonical_weights(), self.served_plan)
-        state = self._watched().state()
-        if state is None:
+        if not self._decide(form):
+            return None
+        if not torch.compiler.is_exporting():
+            return cast(Tensor, PackedFrom(_floats(self), self._key))  # the ops take it in graphs
+        served = self._served
+        if served is not None and served.packed is not None and served.contents.unchanged():
+            return served.packed
+        with torch.no_grad():
             return ops.pack_towers(self.canonical_weights(), self.served_plan)
-        if self._packed is None or state != self._packed_from:
-            with torch.inference_mode(False), torch.no_grad():
-                self._packed = ops.pack_towers(self.canonical_weights(), self.served_plan)
-            self._packed_from = state
-        return self._packed
+
+    def packed_now(self, form: str, tensors: Sequence[Tensor]) -> Tensor:
+        """The packed weights for a graph that was traced when the ops served this model, and reads these tensors.
+
+        Raises:
+            RuntimeError: the model is no longer as it was traced.
+        """
+        packed, served = self._served_weights(form, ()), self._served
+        if packed is not None and served is not None:
+            if served.traced is None:
+                served.traced = _floats(self)
+            if len(served.traced) == len(tensors) and all(map(_same, served.traced, tensors)):
+                return packed
+        raise RuntimeError(f"{type(self).__name__}: model must be as it was compiled; compile it again")
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, as of every module; in training the packed weights are dropped."""
+        if mode:
+            self._served = None
+        return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles drop the packed weights: ids and version counters mean nothing in another object."""
-        return {**self.__dict__, "_packed": None, "_packed_from": None, "_watch": None}
+        """Copies and pickles drop the packed weights: they belong to this object's tensors."""
+        state = {**self.__dict__, "_served": None}
+        del state["_key"]
+        return state
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    """Parameters and statistics, in PyTorch's order."""
+    return [one for one in (*model.parameters(), *model.buffers()) if one.is_floating_point()]
+
+
+def _same(own: Tensor, other: Tensor) -> bool:
+    address = torch._C._data_address  # type: ignore[attr-defined]
+    return own is other or address(own) == address(other)
 
 
 def unsupported_dtype(dtype: torch.dtype) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -45,7 +45,8 @@ class PackedResFlow(RankerBase):
         self, op: str, inputs: tuple[Tensor, ...], fusion_weights: Tensor | None, weights_per: str, *k: int
     ) -> Any:
         fusion = self._fusion(fusion_weights, weights_per)
-        made = OPS[op].towers(inputs, self.packed_weights, self.plan, *fusion, *k, backend=self.backend)
+        packed = cast(Tensor, self._buffers["packed_weights"])  # without Module.__getattr__
+        made = OPS[op].towers(inputs, packed, self.plan, *fusion, *k, backend=self.backend)
         return TopK(*made) if k else Scores(*made)
 
     def catalog_rows(self, item: Tensor, dtype: str = "bfloat16") -> tuple[Tensor, Tensor]:

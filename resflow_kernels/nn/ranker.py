@@ -125,7 +125,7 @@ class RankerBase(nn.Module, ABC):
     def _fusion(self, fusion_weights: Tensor | None, weights_per: str) -> tuple[Tensor, str, str]:
         """Fusion weights, the fusion's name and the weights' scope, in the order of the ops' arguments."""
         if fusion_weights is None:
-            return self.fusion_weights, self.fusion.kind, "call"
+            return cast(Tensor, self._buffers["fusion_weights"]), self.fusion.kind, "call"  # without Module.__getattr__
         if weights_per not in WEIGHTS_PER:
             raise ValueError(f"weights_per must be one of {', '.join(WEIGHTS_PER)}, got {weights_per!r}")
         return fusion_weights, self.fusion.kind, weights_per
@@ -164,4 +164,6 @@ def one_request(x: Tensor) -> Tensor:
 
 def contiguous_rows(x: Tensor) -> Tensor:
     """Rows with contiguous elements, which the ops require; they read rows in place at any row stride."""
-    return x if x.dim() != 2 or x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
+    if x.is_contiguous() or x.dim() != 2 or x.stride(1) == 1 or x.shape[1] <= 1:
+        return x
+    return x.contiguous()

@@ -14,6 +14,7 @@ from ..core import checks
 from ..core.forms import form_of
 from ..core.program import AnyPlan
 from . import backends, library
+from .traced import PackedFrom, name_of
 
 _FUSION_CODES = {name: code for code, name in enumerate(FUSIONS)}
 _WEIGHTS_PER_CODES = {name: code for code, name in enumerate(WEIGHTS_PER)}
@@ -35,7 +36,7 @@ class ScoringOp:
     def towers(
         self,
         inputs: tuple[Any, ...],
-        packed: Tensor,
+        packed: Tensor | PackedFrom,
         plan: AnyPlan,
         fusion_weights: Tensor,
         fusion: str,
@@ -48,6 +49,8 @@ class ScoringOp:
         if torch.is_grad_enabled() and _any_asks_for_gradient((*inputs, fusion_weights)):
             self._refuse_gradients(inputs, fusion_weights)
         codes = _codes(name, fusion, weights_per)
+        if type(packed) is PackedFrom:
+            return library.call(name_of(name), *inputs, *packed, fusion_weights, plan.encoded, *codes, *k)
         if self._has_backends:
             first = inputs[0]
             if backend is not None or not (backends.direct_cpu if first.is_cpu else backends.direct_cuda):

@@ -137,6 +137,14 @@ def implement(functions: Mapping[str, Callable[..., Any]], key: str) -> None:
             _python_library.impl(name, function, key)
 
 
+def define(name: str, schema: str, function: Callable[..., Any]) -> None:
+    """Define an op that is a Python function on every device."""
+    load()
+    assert _python_library is not None
+    _python_library.define(name + schema)
+    _python_library.impl(name, function, "CompositeExplicitAutograd")
+
+
 def status() -> tuple[bool, str]:
     """Whether the compiled ops are loaded, and the reason."""
     return load()

@@ -16,6 +16,7 @@ from resflow_kernels.convert import CannotFuse, fuse
 from resflow_kernels.convert.graph import module
 from resflow_kernels.convert.graph.module import STATE
 from resflow_kernels.convert.graph.source import Other
+from tests.support.writes import WRITES
 
 D = 24
 
@@ -243,21 +244,12 @@ def test_padded_requests_and_unusual_rows() -> None:
 
 def writes(model: nn.Module) -> dict[str, Callable[[], object]]:
     linear, norm = model[0], model[1]
-
-    def step() -> None:
-        model.train()
-        with torch.no_grad():
-            linear.weight.data.mul_(0.8)
-        model.eval()
-
     return {
-        "in place": lambda: linear.weight.mul_(0.5),
         "a statistic": lambda: norm.running_mean.add_(0.3),
-        "new data": lambda: setattr(linear.weight, "data", linear.weight.data * 0.7),
         "a new parameter": lambda: setattr(linear, "bias", nn.Parameter(torch.ones(16))),
         "state dict": lambda: model.load_state_dict({k: v * 0.9 for k, v in model.state_dict().items()}),
-        "a step in training mode": step,
         "a new module": lambda: setattr(model, "3", nn.Linear(16, 2).eval()),
+        **{how: lambda write=write: write(linear.weight) for how, write in WRITES.items()},
     }
 
 

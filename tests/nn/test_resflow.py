@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from resflow_kernels import ESMM, NSE, Additive, ExpectedValue, Multiplicative, ResFlow
 from resflow_kernels.nn import fused
 from resflow_kernels.testing import assert_exact
+from tests.support.writes import WRITES
 
 SETTINGS: dict[str, dict[str, object]] = {
     "the paper's": {"norm": "batch", "input_norm": True},
@@ -109,7 +110,8 @@ def _optimizer_step(model: ResFlow) -> None:
 
 CHANGES: dict[str, Callable[[ResFlow], object]] = {
     "in-place edit": lambda m: m.heads[1].bias.add_(1),
-    "edit through .data": lambda m: setattr(m.heads[1].bias, "data", m.heads[1].bias.data + 1),
+    **{f"weight, {how}": lambda m, write=write: write(m.towers[1][1].linear.weight) for how, write in WRITES.items()},
+    **{f"bias, {how}": lambda m, write=write: write(m.heads[1].bias) for how, write in WRITES.items()},
     "replaced parameter": lambda m: setattr(m.heads[1], "bias", nn.Parameter(torch.ones(1) * 3)),
     "replaced layer": lambda m: setattr(m.towers[0][0], "linear", nn.Linear(24, 20)),
     "running statistics": lambda m: m.towers[2][1].norm.running_mean.add_(1),

@@ -212,7 +212,8 @@ def test_autocast_computes_in_float32() -> None:
     with torch.no_grad():
         expected = scorer(x.bfloat16().float())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            got = ops.dense_scores(x.bfloat16(), scorer._packed_weights(), scorer.plan, scorer.fusion_weights)
+            packed = scorer.packed()
+            got = ops.dense_scores(x.bfloat16(), packed.packed_weights, packed.plan, packed.fusion_weights)
             whole = scorer(x)
     assert got.logits.dtype == torch.float32
     assert torch.equal(got.logits, expected.logits)

@@ -80,6 +80,24 @@ class Const:
         (self.op, self.args, self.kwargs), self.value = state, None
 
 
+def places_in(constants: Sequence[Const]) -> list[int]:
+    """The places of all tensors that constants read."""
+    places: set[int] = set()
+    seen: set[int] = set()
+    todo: list[Any] = list(constants)
+    while todo:
+        one = todo.pop()
+        if isinstance(one, (list, tuple)):
+            todo += one
+        elif isinstance(one, Const) and id(one) not in seen:
+            seen.add(id(one))
+            if one.op == "tensor":
+                places.add(one.args[0])
+            else:
+                todo += [*one.args, *one.kwargs.values()]
+    return sorted(places)
+
+
 def numbers(values: Sequence[float] | float, count: int | None = None) -> Const:
     """Literal float64 numbers ``[count]``."""
     tensor = torch.tensor(values, dtype=torch.float64)

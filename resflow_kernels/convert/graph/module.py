@@ -8,22 +8,19 @@ import warnings
 from collections.abc import Iterator, Mapping
 from functools import wraps
 from itertools import chain
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .constants import Evaluator
+from ...nn.watch import Contents, Watch
+from .constants import Evaluator, places_in
 from .plan import FusedPlan
 from .run import LookUp, pack, runner
 from .source import Other, namespace
 
 STATE = "_resflow_fused"
 _MOST_SIZES = 65536
-_version = attrgetter("_version")
-_pointer = Tensor.data_ptr
-_is_inference = Tensor.is_inference
 # Hooks by which PyTorch computes a weight before each call; the graph holds what they do.
 _KNOWN_HOOKS = ("WeightNorm", "SpectralNorm")
 
@@ -48,12 +45,12 @@ class FusedState:
     def _forget(self) -> None:
         self._call: Any = None
         self._known: set[tuple[int, ...]] = set()
-        self._slots: list[tuple[Any, str]] = []
-        self._seen: Any = None
+        self._watch: Watch | None = None
+        self._contents: Contents | None = None
 
     def forget_weights(self) -> None:
         """Pack again at the next call."""
-        self._seen = None
+        self._contents = None
 
     def refuse_one_row(self) -> None:
         """Leave calls of a single candidate to the model's own forward."""
@@ -70,12 +67,14 @@ class FusedState:
         """The fused result; ``Other`` where the user's own forward is to run."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._is_any_autocast_enabled():
             return Other
-        if self._call is None:
+        watch, contents = self._watch, self._contents
+        if watch is None or not watch.unchanged():
             self._bind(model)
-        tensors = [place[name] for place, name in self._slots]
+            contents = None
+        tensors = self._tensors
         if torch.is_grad_enabled() and _needs_gradient(tensors, args, kwargs):
             return Other
-        if self._changed(tensors) and not self._pack(model, tensors):
+        if (contents is None or not contents.unchanged()) and not self._pack():
             return Other
         if len(args) != self._positional or kwargs.keys() != self._keywords:
             bound = self._bound(args, kwargs)
@@ -92,54 +91,38 @@ class FusedState:
         Raises:
             ValueError: the model is none that the plan was made for.
         """
-        if self._call is None:
-            self._bind(model)
-        tensors = [place[name] for place, name in self._slots]
-        if self._changed(tensors) and not self._pack(model, tensors):
+        self._bind(model)
+        if not self._pack():
             raise ValueError("fuse.packed: model must be as it was when it was fused; fuse it again")
-        return tensors, self._packed
+        return self._tensors, self._packed
 
     def _bind(self, model: nn.Module) -> None:
+        """Look at the model's modules, and take the plan's tensors from them."""
+        if self._call is None:
+            self._compile(model)
+        self._contents = None
+        self._watch = Watch(model)
+        self._tensors = [_tensor(model, name) for name in self.plan.tensors]
+        hooks = [kind for one in list(model.modules())[1:] for kind in (one._forward_hooks, one._forward_pre_hooks)]
+        self._has_hooks = any(kind and not _all_known(kind) for kind in hooks)
+
+    def _compile(self, model: nn.Module) -> None:
         self._positional, names = self.plan.arguments
         self._keywords = set(names)
         self._signature = inspect.signature(_own_class(model).forward)
-        self._slots = [_slot(model, name) for name in self.plan.tensors]
-        modules = list(model.modules())
-        self._children = [one._modules for one in modules if one._modules]
-        hooks = [kind for one in modules[1:] for kind in (one._forward_hooks, one._forward_pre_hooks)]
-        self._hooks = [kind for kind in hooks if not _all_known(kind)]
-        self._child_list = self._flat_children()
+        self._read = places_in([*chain.from_iterable(self.plan.weights), *(const for const, _ in self.plan.structure)])
         scope = namespace(
             self.plan.table, [LookUp(program) if program.tasks else runner(program) for program in self.plan.programs]
         )
         scope |= {"known": self._known, "allowed": self._allowed}
         exec(compile(self.plan.source, "<fused>", "exec"), scope)
         self._call = scope["call"]
-        self._seen = None
 
-    def _flat_children(self) -> list[Any]:
-        return list(chain.from_iterable(map(dict.values, self._children)))
-
-    def _changed(self, tensors: list[Tensor]) -> bool:
-        return self._state(tensors) != self._seen or any(self._hooks) or self._flat_children() != self._child_list
-
-    @staticmethod
-    def _state(tensors: list[Tensor]) -> Any:
-        try:
-            return [*map(_version, tensors), *map(_pointer, tensors)]
-        except RuntimeError:  # tensors of inference mode count no versions
-            return None
-
-    def _pack(self, model: nn.Module, tensors: list[Tensor]) -> bool:
+    def _pack(self) -> bool:
         """Pack the weights of the model as it is now; ``False``: it is none that the plan was made for."""
-        if any(self._hooks):
+        tensors = self._tensors
+        if self._has_hooks:
             return _decline("a module inside has a forward hook")
-        if self._flat_children() != self._child_list:
-            self._forget()
-            self._bind(model)
-            tensors = [place[name] for place, name in self._slots]
-        if any(map(_is_inference, tensors)):
-            return _decline("its parameters were made in inference mode")
         if any(tensor.device.type != "cpu" for tensor in tensors):
             return _decline("tile programs run on the CPU")
         floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
@@ -147,13 +130,15 @@ class FusedState:
             return _decline(
                 f"it was fused in {_short(self.plan.dtype)} and is in {', '.join(map(_short, floats))}; fuse it again"
             )
+        # Before they are read: what is written meanwhile is seen by the next call.
+        contents = Contents([tensors[at] for at in self._read])
         with torch.inference_mode(False), torch.no_grad():
             value = Evaluator([tensor.detach() for tensor in tensors])
             if any(not torch.equal(value(const), was) for const, was in self.plan.structure):
                 return _decline("a buffer that says which columns are read has changed; fuse it again")
             pairs = zip(self.plan.weights, self.plan.programs, strict=True)
             self._packed = [pack([value(const) for const in weights], program) for weights, program in pairs]
-        self._seen = self._state(tensors)
+        self._contents = contents
         return True
 
     def _allowed(self, sizes: tuple[int, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -220,7 +205,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         return own(self, *args, **kwargs)
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:
-        self.__dict__[STATE].forget_weights()  # an optimizer may write where no version counts it
+        self.__dict__[STATE].forget_weights()  # training writes in place, which would copy what the watch shares
         return base.train(self, mode)
 
     names = {"forward": forward, "train": train, "__module__": base.__module__, "__qualname__": base.__qualname__}
@@ -250,10 +235,12 @@ def unfused(model: nn.Module) -> nn.Module:
     return made
 
 
-def _slot(model: nn.Module, name: str) -> tuple[Any, str]:
+def _tensor(model: nn.Module, name: str) -> Tensor:
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
-    return (module._parameters if own in module._parameters else module._buffers), own
+    tensor = (module._parameters if own in module._parameters else module._buffers)[own]
+    assert tensor is not None
+    return tensor
 
 
 def _all_known(hooks: Mapping[int, Any]) -> bool:
