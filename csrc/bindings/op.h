@@ -211,7 +211,7 @@ struct catalog_rows : Op<P, schemas::catalog_rows> {
     const TensorView items = call.view("item", item), weights = call.view("packed", packed);
     check_catalog_rows(call.op(), plan, items, weights, dtype);
     if (call.rereads_values()) check_packed(call.op(), plan, call.view("packed", packed));
-    const int64_t count = items.sizes[0], width = plan.tasks * plan.first_padded();
+    const int64_t count = items.sizes[0], width = table_width(plan, items.sizes[1]);
     return table_rows(call, dtype, count, width, {scaled_rows(dtype, count)},
                       [&](auto precision, auto* rows, auto* scales) {
                         P::catalog_rows({plan, weights.data}, rows_of(items), count, items.sizes[1], precision, rows,

@@ -43,7 +43,7 @@ struct Features {
   int64_t width;
 };
 
-// A catalog: every item's products with the item columns of all first layers, [items][tasks * first_padded()].
+// A catalog: every item's products with the item columns of all first layers, [items][table_width()].
 struct Table {
   Rows rows;
   const float* scales;  // [items] of an int8 table, or null

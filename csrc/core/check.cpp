@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/pack.h"
+#include "core/program.h"
 
 namespace resflow {
 namespace {
@@ -119,8 +120,9 @@ void check_table_element(const char* op, const TensorView& table) {
   }
 }
 
-void check_table(const char* op, const Plan& plan, const TensorView& table, const TensorView& scales) {
-  const int64_t width = plan.tasks * plan.first_padded();
+void check_table(const char* op, const Plan& plan, int64_t item_columns, const TensorView& table,
+                 const TensorView& scales) {
+  const int64_t width = table_width(plan, item_columns);
   if (table.dim != 2 || table.sizes[1] != width) {
     fail(op, "table", expected::matrix, sizes_text(table), std::to_string(width));
   }
@@ -266,8 +268,8 @@ void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int6
   check_contiguous(op, "fusion_weights", weights);
 }
 
-void check_towers(const char* op, const Plan& plan) {
-  if (plan.program) fail(op, "plan", expected::towers, "a tile program");
+void check_has_catalogs(const char* op, const Plan& plan, bool on_device) {
+  if (on_device && plan.program) fail(op, "plan", expected::towers, "a tile program, whose catalogs are the CPU's");
 }
 
 void check_program(const char* op, const Plan& plan) {

@@ -41,8 +41,9 @@ std::string table_precisions();  // "float32, bfloat16 or int8"
 // Checks the user's or the item's part of the plan's input, which is at most as wide as the input.
 void check_side(const char* op, const char* argument, const Plan& plan, const TensorView& side);
 
-// Checks a table [items, tasks * first_padded()] of any table precision, its scales, and ids [candidates] of its rows.
-void check_table(const char* op, const Plan& plan, const TensorView& table, const TensorView& scales);
+// Checks a table [items, table_width()] of any table precision, its scales, and ids [candidates] of its rows.
+void check_table(const char* op, const Plan& plan, int64_t item_columns, const TensorView& table,
+                 const TensorView& scales);
 void check_ids(const char* op, const TensorView& ids, int64_t items);
 
 // Checks the precision code of a table's rows.
@@ -67,8 +68,8 @@ void check_columns_sum(const char* op, const Plan& plan, const TensorView& user,
 void check_fusion(const char* op, int64_t tasks, const TensorView& weights, int64_t fusion, int64_t weights_per,
                   int64_t candidates, int64_t requests);
 
-// Checks that a plan is a forest of towers, is a tile program, has tasks.
-void check_towers(const char* op, const Plan& plan);
+// Checks that the plan's kernels on this kind of device have catalogs, that it is a tile program, that it has tasks.
+void check_has_catalogs(const char* op, const Plan& plan, bool on_device);
 void check_program(const char* op, const Plan& plan);
 void check_scored(const char* op, const Plan& plan);
 

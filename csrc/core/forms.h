@@ -36,13 +36,13 @@ struct request {
   }
 };
 
-// user [R, Du], ids [N] of rows of table [M, tasks * first_padded()], offsets [R + 1]
+// user [R, Du], ids [N] of rows of table [M, table_width()], offsets [R + 1]
 struct catalog {
   ScoringCall parse(const ScoringArgs& args, const TensorView& user, const TensorView& ids, const TensorView& offsets,
                     const TensorView& table, const TensorView& scales) {
-    check_towers(args.op, args.plan);
+    check_has_catalogs(args.op, args.plan, args.packed.on_device);
     check_side(args.op, "user", args.plan, user);
-    check_table(args.op, args.plan, table, scales);
+    check_table(args.op, args.plan, args.plan.in_features - user.sizes[1], table, scales);
     check_ids(args.op, ids, table.sizes[0]);
     ScoringCall call = args.of_user_rows(user, offsets, ids.sizes[0]);
     call.candidates.ids = ids.as<int64_t>();

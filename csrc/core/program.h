@@ -43,8 +43,8 @@ struct Step {
   bool affine;
   Segments inputs, factors, addends;
 
-  // Where a linear step over columns of the input row alone has the sums of a user's columns, which the request form
-  // computes once per request, among the user's sums of all such steps; -1 for other steps.
+  // Where a linear step over columns of the input row alone has its sums of a user's columns, which are computed once
+  // per request, among a user's sums of all such steps, and those of an item's columns in a catalog; -1 for other steps.
   int64_t user_sums;
   LayerLayout layer;  // width, activation and weights; the matrix in a linear step alone
 };
@@ -72,5 +72,12 @@ struct Program {
   bool reads_row;     // a step that has no user_sums, or the outputs, read the input row
   int64_t panels;     // of all linear steps: units of work for prefetching
 };
+
+// Columns of a catalog's table: its items' products with the item columns of all first layers; of a program the sums of
+// all steps that have user_sums, and the items' columns if steps read them.
+inline int64_t table_width(const Plan& plan, int64_t item_columns) {
+  if (!plan.program) return plan.tasks * plan.first_padded();
+  return plan.program->user_sums + (plan.program->reads_row ? item_columns : 0);
+}
 
 }  // namespace resflow

@@ -136,7 +136,7 @@ inline void check_program_outputs(const char* op, const Plan& plan, const Tensor
 // What catalog_rows is asked for: item [M, at most in_features].
 inline void check_catalog_rows(const char* op, const Plan& plan, const TensorView& item, const TensorView& packed,
                                int64_t dtype) {
-  check_towers(op, plan);
+  check_has_catalogs(op, plan, packed.on_device);
   check_side(op, "item", plan, item);
   check_table_dtype(op, dtype);
   check_precision(op, plan, packed.on_device);

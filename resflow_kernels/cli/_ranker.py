@@ -21,7 +21,9 @@ class Ranker:
 
     def __init__(self, scorer: Scorer, is_catalog: bool) -> None:
         self.scorer = scorer
-        self._is_catalog = is_catalog and isinstance(scorer.plan, Plan)  # programs have no tables of first layers
+        # In int8 a program's request form rounds whole rows, its catalog form the user's and the item's part.
+        splits = isinstance(scorer.plan, Plan) or scorer.plan.precision != "int8"
+        self._is_catalog = is_catalog and splits
         self._table: Table | None = None
 
     def best(self, request: Embedded, k: int) -> TopK:

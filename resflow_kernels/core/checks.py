@@ -24,6 +24,7 @@ from ..contract import (
 )
 from .fusion import weight_count
 from .plan import Plan
+from .program import AnyPlan
 
 # The dtypes of a table's rows, by the code of their precision.
 TABLE_DTYPES: dict[int, torch.dtype] = {PRECISION_ROWS[name].code: getattr(torch, name) for name in TABLE_PRECISIONS}
@@ -147,9 +148,10 @@ def precision(op: str, plan: Plan, packed: Tensor, device: str | None = None) ->
     _require(plan.precision in known, op, "plan precision", "precision", plan.precision, ", ".join(known), place)
 
 
-def towers(op: str, plan: object) -> None:
-    """Require a forest of towers."""
-    _require(isinstance(plan, Plan), op, "plan", "towers", "a tile program")
+def has_catalogs(op: str, plan: object, device: str) -> None:
+    """Require a forest of towers, except on the CPU, whose catalogs are also of tile programs."""
+    fits = isinstance(plan, Plan) or device in ("cpu", "meta")
+    _require(fits, op, "plan", "towers", "a tile program, whose catalogs are the CPU's")
 
 
 def program(op: str, plan: object) -> None:
@@ -204,9 +206,9 @@ def contiguous(op: str, argument: str, tensor: Tensor, shape: Sequence[int]) -> 
     _require(tensor.is_contiguous(), op, argument, "contiguous", _strides(tensor))
 
 
-def table(op: str, rows: Tensor, scales: Tensor, plan: Plan) -> None:
-    """Check a catalog's table ``[M, K * H_1]`` and its scales."""
-    width = plan.table_width
+def table(op: str, rows: Tensor, scales: Tensor, plan: AnyPlan, item_columns: int) -> None:
+    """Check a catalog's table ``[M, plan.table_width_of(item_columns)]`` and its scales."""
+    width = plan.table_width_of(item_columns)
     _require(rows.dim() == 2 and rows.shape[1] == width, op, "table", "matrix", rows, width)
     _table_element(op, rows)
     count = rows.shape[0] if rows.dtype == torch.int8 else 0

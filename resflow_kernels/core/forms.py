@@ -129,10 +129,10 @@ def check_request(op: str, plan: Plan, rows: Dtypes, user: Tensor, item: Tensor,
 def check_catalog(
     op: str, plan: Plan, rows: Dtypes, user: Tensor, ids: Tensor, offsets: Tensor, table: Tensor, scales: Tensor
 ) -> Counts:
-    """Check ``user [R, Du]``, ``ids [N]``, ``offsets [R + 1]`` and ``table [M, plan.table_width]``."""
-    checks.towers(op, plan)
+    """Check ``user [R, Du]``, ``ids [N]``, ``offsets [R + 1]`` and ``table [M, plan.table_width_of(Di)]``."""
+    checks.has_catalogs(op, plan, user.device.type)
     checks.side(op, "user", user, plan, *rows)
-    checks.table(op, table, scales, plan)
+    checks.table(op, table, scales, plan, plan.in_features - user.shape[1])
     checks.ids(op, ids)
     return _of_requests(op, user.shape[0], ids.shape[0], offsets)
 

@@ -197,6 +197,10 @@ class Plan(LogitJoin):
         """Columns of a catalog's table: the first layers of all tasks, each padded to a cache line of floats."""
         return self.tasks * padded(self.hidden[0])
 
+    def table_width_of(self, item_columns: int) -> int:
+        """:attr:`table_width`, however many columns of the input row are the items'."""
+        return self.table_width
+
     @property
     def flops_per_candidate(self) -> int:
         """Number of multiplications and additions in one candidate's matrix products."""

@@ -24,7 +24,7 @@ from ..contract import (
     precision_of_code,
 )
 from .packed_layout import layout_of
-from .plan import LogitJoin, Plan
+from .plan import LogitJoin, Plan, padded
 
 
 class Segment(NamedTuple):
@@ -272,6 +272,18 @@ class Program(LogitJoin):
         """Columns of the outputs."""
         return width_of(self.outputs)
 
+    def table_width_of(self, item_columns: int) -> int:
+        """Columns of a catalog's table of items with so many columns of the input row.
+
+        They are the items' sums of all linear steps over consecutive columns of the input row, each padded to a cache
+        line of floats; then, if anything else reads the row, the items' own columns.
+        """
+        first = [step for step in self.steps if step.kind == "linear" and _is_first(step.inputs)]
+        rows = [step.inputs for step in self.steps if step not in first]
+        rows += [self.outputs, *(row for step in self.steps for row in (step.factors, step.addends))]
+        reads_row = any(segment.value == 0 for row in rows for segment in row)
+        return sum(padded(step.width) for step in first) + (item_columns if reads_row else 0)
+
     @property
     def packed_bytes(self) -> int:
         """Size of the packed weights. Asks the compiled library."""
@@ -281,6 +293,10 @@ class Program(LogitJoin):
     def flops_per_candidate(self) -> int:
         """Multiplications and additions of one candidate's matrix products."""
         return 2 * sum(step.columns * step.width for step in self.steps if step.kind == "linear")
+
+
+def _is_first(inputs: Row) -> bool:
+    return len(inputs) == 1 and inputs[0].value == 0
 
 
 AnyPlan = Plan | Program

@@ -26,7 +26,7 @@ def catalog_rows(
         backend: as in :func:`resflow_kernels.ops.dense_scores`.
 
     Returns:
-        table ``[M, plan.table_width]`` of that dtype, and scales: float32 ``[M]`` for int8, else ``[0]``.
+        table ``[M, plan.table_width_of(Di)]`` of that dtype, and scales: float32 ``[M]`` for int8, else ``[0]``.
 
     Raises:
         ValueError: bad input; the message names the argument, what was expected and what was got.
@@ -57,7 +57,7 @@ def catalog_scores(
         user: ``[R, Du]`` float32 or bfloat16, the first ``Du`` columns of the input row.
         ids: ``[N]`` int64, rows of ``table``, the candidates of all requests, concatenated.
         offsets: ``[R + 1]`` int64; request ``r`` owns candidates ``offsets[r]`` to ``offsets[r + 1]``.
-        table: ``[M, plan.table_width]`` from :func:`catalog_rows`, made with the same weights.
+        table: ``[M, plan.table_width_of(Di)]`` from :func:`catalog_rows`, made with the same weights.
         scales: also from :func:`catalog_rows`.
         packed: from :func:`pack_towers`.
         plan: the plan it was packed for.

@@ -48,11 +48,11 @@ def _program_outputs(x: Tensor, packed: Tensor, plan: list[int]) -> Tensor:
 
 def _catalog_rows(item: Tensor, packed: Tensor, plan: list[int], dtype: int) -> tuple[Tensor, Tensor]:
     own = decoded(tuple(plan))
-    checks.towers("catalog_rows", own)
+    checks.has_catalogs("catalog_rows", own, item.device.type)
     checks.side("catalog_rows", "item", item, own)
     checks.table_dtype("catalog_rows", dtype)
     checks.precision("catalog_rows", own, packed)
-    return outputs.empty_table(item, item.shape[0], own.table_width, dtype)
+    return outputs.empty_table(item, item.shape[0], own.table_width_of(item.shape[1]), dtype)
 
 
 def _twin_rows(vectors: Tensor, tasks: int, dtype: int) -> tuple[Tensor, Tensor]:

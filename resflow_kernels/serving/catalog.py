@@ -5,7 +5,7 @@ request changes. :func:`build_catalog` writes those rows to a memory-mapped safe
 catalog larger than memory can be built and opened; scoring gathers them by item number. Imports torch only for models
 that are torch modules.
 
-The file's tensors are ``table`` (``[M, plan.table_width]``, float32, bfloat16 or int8) and ``scales`` (float32 ``[M]``
+The file's tensors are ``table`` (``[M, plan.table_width_of(Di)]``, float32, bfloat16 or int8) and ``scales`` (float32 ``[M]``
 for int8, else ``[0]``); its ``__metadata__["resflow"]`` identifies the weights that the rows were computed with.
 """
 
@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..contract import PRECISION_ROWS, TABLE_PRECISIONS
-from ..core.plan import Plan
+from ..core.program import AnyPlan
 from .bundle import Bundle, atomic_path, weights_digest
 from .library import Table, compiled
 
@@ -187,7 +187,7 @@ def build_catalog(
 class _Projection:
     """The items' part of a model's first layers, in float32."""
 
-    plan: Plan
+    plan: AnyPlan
     packed: NDArray[np.uint8]
     digest: str
 
@@ -199,8 +199,8 @@ class _Projection:
             weights = [weight.detach().cpu().numpy() for weight in model.canonical_weights()]
         else:
             _require(False, "model", "a Bundle or a ResFlow", type(model).__name__)
-        _require(isinstance(model.plan, Plan), "model", "a forest of towers", "a tile program")
-        plan = replace(model.plan, precision="float32")
+        plan: AnyPlan = model.plan if isinstance(model, Bundle) else model.served_plan
+        plan = replace(plan, precision="float32")
         return cls(plan, compiled().pack_towers(weights, plan.encoded), weights_digest(weights))
 
     def rows(self, items: NDArray[np.float32], dtype: str) -> Table:
@@ -231,12 +231,13 @@ def _write(file: BinaryIO, projection: _Projection, blocks: Iterable[Any], dtype
         "item_features": width,
         "weights": projection.digest,
     }
-    table_bytes = count * projection.plan.table_width * _NUMPY[dtype].itemsize
+    columns = projection.plan.table_width_of(width)
+    table_bytes = count * columns * _NUMPY[dtype].itemsize
     header = {
         "__metadata__": {"resflow": json.dumps(facts)},
         "table": {
             "dtype": _DTYPES[dtype],
-            "shape": [count, projection.plan.table_width],
+            "shape": [count, columns],
             "data_offsets": [0, table_bytes],
         },
         "scales": {"dtype": "F32", "shape": [len(held)], "data_offsets": [table_bytes, table_bytes + held.nbytes]},

@@ -15,7 +15,7 @@ from ..core import build
 class Table(NamedTuple):
     """A catalog's rows: the items' part of all first layers (:mod:`resflow_kernels.serving.catalog`)."""
 
-    rows: NDArray[Any]  # [M, plan.table_width] float32, int8, or bfloat16 as bits in uint16
+    rows: NDArray[Any]  # [M, plan.table_width_of(Di)] float32, int8, or bfloat16 as bits in uint16
     scales: NDArray[np.float32]  # [M] for int8, else [0]
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resflow_kernels import ops
-from resflow_kernels.contract import STEPS
+from resflow_kernels.contract import STEPS, TABLE_PRECISIONS
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.core.program import Program, ProgramBuilder, Segment, Step, columns_of, decode_plan, joined
-from resflow_kernels.reference import finish
+from resflow_kernels.reference import finish, topk
 from resflow_kernels.reference.program import program_outputs
 from tests.support.programs import program_weights, programs
 
@@ -117,6 +117,39 @@ def test_forms_score_programs(program: Program, requests: int, data: st.DataObje
         assert torch.equal(scores[kept].nan_to_num(-1.0), best.scores[at][: len(kept)].nan_to_num(-1.0))
 
 
+@given(
+    program=st.sampled_from(["float32", "bfloat16", "int8"]).flatmap(lambda own: programs(tasks=2, precision=own)),
+    dtype=st.sampled_from(TABLE_PRECISIONS),
+    data=st.data(),
+)
+@settings(max_examples=80)
+def test_catalogs_of_programs(program: Program, dtype: str, data: st.DataObject) -> None:
+    """Scores from a table are those of the joined rows, to within the rounding of its rows, at any place of a batch."""
+    weights, fusion_weights = program_weights(program), torch.tensor([1.0, 2.0])
+    packed = ops.pack_towers(weights, program)
+    users = data.draw(st.integers(0, program.in_features))
+    items = rows_of(program, 30)[:, users:]
+    user = rows_of(program, 2, 1)[:, :users]
+    ids = torch.tensor(data.draw(st.lists(st.integers(0, 29), max_size=60)), dtype=torch.int64)
+    first = data.draw(st.integers(0, len(ids)))
+    offsets = torch.tensor([0, first, len(ids)])
+    table = ops.catalog_rows(items, packed, program, dtype)
+    assert table[0].shape == (30, program.table_width_of(items.shape[1]))
+    got = ops.catalog_scores(user, ids, offsets, *table, packed, program, fusion_weights)
+    request = torch.repeat_interleave(torch.arange(2), offsets.diff())
+    joined_rows = torch.cat((user[request], items[ids]), dim=1)
+    dense = ops.dense_scores(joined_rows, packed, program, fusion_weights)
+    own = program_outputs(joined_rows, weights, program) - exact(program, joined_rows, weights)
+    is_tame = bool((own.abs() < 1e-6).all())  # not one that squares its numbers
+    bound = 2e-5 if dtype == program.precision == "float32" and is_tame else 1.0
+    assert float((got.probs - dense.probs).nan_to_num(0.0).abs().sum(1).max() if len(ids) else 0) <= bound
+    half = ops.catalog_scores(user[1:], ids[first:], offsets[1:] - first, *table, packed, program, fusion_weights)
+    assert torch.equal(half.logits.nan_to_num(0.0), got.logits[first:].nan_to_num(0.0))
+    best = ops.catalog_topk(user, ids, offsets, *table, packed, program, fusion_weights, k=3)
+    expected = topk(got.score.nan_to_num(-1.0), offsets, 3)
+    assert torch.equal(best.scores.nan_to_num(-1.0), expected.scores.nan_to_num(-1.0))
+
+
 def test_bfloat16_rows() -> None:
     builder = ProgramBuilder(70)
     hidden = builder.add(Step("linear", 33, builder.x, "relu"), (None, None))
@@ -173,8 +206,6 @@ def test_what_takes_no_program_says_so() -> None:
     packed = ops.pack_towers(program_weights(program), program)
     with pytest.raises(ValueError, match="dense_scores: plan must be a plan with tasks, got a tile program of none"):
         ops.dense_scores(torch.zeros(2, 6), packed, program, torch.zeros(0))
-    with pytest.raises(ValueError, match="catalog_rows: plan must be a forest of towers, got a tile program"):
-        ops.catalog_rows(torch.zeros(2, 3), packed, program)
     with pytest.raises(ValueError, match="program_outputs: x must be a matrix with 6 columns, got \\[2, 5\\]"):
         ops.program_outputs(torch.zeros(2, 5), packed, program)
     with pytest.raises(ValueError, match=r"weights\[0\] \(step 0, weight\) must be of shape \[6, 2\], got \[2, 6\]"):
@@ -221,3 +252,8 @@ def test_users_columns_are_multiplied_once_per_request(users: int, precision: st
             assert all(torch.equal(a, b) for a, b in zip(dense, split, strict=True))
         else:
             assert float((dense.probs - split.probs).abs().max()) < 0.05
+    for dtype, bound in (("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.05)):
+        table = ops.catalog_rows(item, packed, program, dtype)
+        looked_up = ops.catalog_scores(user, torch.arange(70), offsets, *table, packed, program, weights)
+        own_bound = max(bound, 0.05) if precision == "int8" else bound  # whole rows have other scales than their parts
+        assert float((dense.probs - looked_up.probs).abs().max()) < own_bound

@@ -14,16 +14,22 @@ import torch
 
 from resflow_kernels import ResFlow, Scorer, build_catalog
 from resflow_kernels.contract import TABLE_PRECISIONS
+from resflow_kernels.nn import make_ranker
+from resflow_kernels.nn.fused import FusedRanker
 from resflow_kernels.serving.bundle import load, save_model
 from resflow_kernels.serving.catalog import Catalog, CatalogError
 
 USER, ITEM = 10, 14
 
 
-@pytest.fixture(scope="module")
-def model() -> ResFlow:
+@pytest.fixture(scope="module", params=["resflow", "mmoe", "dcnv2"])
+def model(request: pytest.FixtureRequest) -> FusedRanker:
+    """A forest of towers, and tile programs without and with steps that read the items' own columns."""
     torch.manual_seed(0)
-    return ResFlow(USER + ITEM, (33, 10), ("click", "cart", "order"), norm="batch").eval()
+    tasks = ("click", "cart", "order")
+    if request.param == "resflow":
+        return ResFlow(USER + ITEM, (33, 10), tasks, norm="batch").eval()
+    return make_ranker(request.param, USER + ITEM, hidden=(33, 10), tasks=tasks).eval()
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,7 @@ def items() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((70, ITEM)).astype(np.float32)
 
 
-def scored(model: ResFlow, catalog: Catalog, tmp_path: Path) -> np.ndarray:
+def scored(model: FusedRanker, catalog: Catalog, tmp_path: Path) -> np.ndarray:
     save_model(tmp_path / "model.safetensors", model)
     scorer = Scorer.load(tmp_path / "model.safetensors")
     user = np.random.default_rng(1).standard_normal((2, USER)).astype(np.float32)
@@ -40,7 +46,7 @@ def scored(model: ResFlow, catalog: Catalog, tmp_path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 1e-2), ("int8", 2e-2)])
 def test_scores_are_those_of_the_request_form(
-    model: ResFlow, items: np.ndarray, tmp_path: Path, dtype: str, bound: float
+    model: FusedRanker, items: np.ndarray, tmp_path: Path, dtype: str, bound: float
 ) -> None:
     catalog = build_catalog(model, items, tmp_path / "items", dtype)
     assert len(catalog) == 70 and catalog.dtype == dtype and catalog.item_features == ITEM
@@ -52,7 +58,7 @@ def test_scores_are_those_of_the_request_form(
     assert not np.array_equal(probs[:30], probs[30:60])
 
 
-def test_blocks_and_a_bundle_give_the_same_file(model: ResFlow, items: np.ndarray, tmp_path: Path) -> None:
+def test_blocks_and_a_bundle_give_the_same_file(model: FusedRanker, items: np.ndarray, tmp_path: Path) -> None:
     save_model(tmp_path / "model.safetensors", model)
     whole = build_catalog(model, items, tmp_path / "whole", "int8")
     blocks = (items[at : at + 13] for at in range(0, 70, 13))
@@ -61,7 +67,7 @@ def test_blocks_and_a_bundle_give_the_same_file(model: ResFlow, items: np.ndarra
     assert np.array_equal(whole.table.rows, streamed.table.rows)
 
 
-def test_torch_takes_the_mapped_table(model: ResFlow, items: np.ndarray, tmp_path: Path) -> None:
+def test_torch_takes_the_mapped_table(model: FusedRanker, items: np.ndarray, tmp_path: Path) -> None:
     catalog = build_catalog(model, items, tmp_path / "items", "bfloat16")
     table = torch.from_numpy(np.array(catalog.table.rows)).view(torch.bfloat16)
     packed = model.packed()
@@ -74,7 +80,7 @@ def test_torch_takes_the_mapped_table(model: ResFlow, items: np.ndarray, tmp_pat
 
 
 @pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
-def test_update_is_a_rebuild_of_those_rows(model: ResFlow, items: np.ndarray, tmp_path: Path, dtype: str) -> None:
+def test_update_is_a_rebuild_of_those_rows(model: FusedRanker, items: np.ndarray, tmp_path: Path, dtype: str) -> None:
     build_catalog(model, items, tmp_path / "items", dtype)
     changed = items.copy()
     changed[[3, 60]] = items[[5, 6]] + 1
@@ -85,7 +91,7 @@ def test_update_is_a_rebuild_of_those_rows(model: ResFlow, items: np.ndarray, tm
     assert np.array_equal(updated.table.scales, rebuilt.table.scales)
 
 
-def test_update_refuses_what_does_not_fit(model: ResFlow, items: np.ndarray, tmp_path: Path) -> None:
+def test_update_refuses_what_does_not_fit(model: FusedRanker, items: np.ndarray, tmp_path: Path) -> None:
     read_only = build_catalog(model, items, tmp_path / "items")
     with pytest.raises(CatalogError, match="must be opened with writable=True"):
         read_only.update(model, [0], items[:1])
@@ -102,7 +108,7 @@ def test_update_refuses_what_does_not_fit(model: ResFlow, items: np.ndarray, tmp
             catalog.update(*arguments)
 
 
-def test_a_scorer_refuses_another_models_catalogue(model: ResFlow, items: np.ndarray, tmp_path: Path) -> None:
+def test_a_scorer_refuses_another_models_catalogue(model: FusedRanker, items: np.ndarray, tmp_path: Path) -> None:
     """A catalogue that was not rebuilt after training would give wrong scores without a word."""
     catalog = build_catalog(model, items, tmp_path / "items")
     user, ids, offsets = np.zeros((1, USER), np.float32), np.arange(70), np.array([0, 70])
@@ -119,7 +125,7 @@ def test_a_scorer_refuses_another_models_catalogue(model: ResFlow, items: np.nda
         bare.catalog_scores(user, ids, offsets, catalog)
 
 
-def test_files_that_are_no_catalogue_are_named(model: ResFlow, items: np.ndarray, tmp_path: Path) -> None:
+def test_files_that_are_no_catalogue_are_named(model: FusedRanker, items: np.ndarray, tmp_path: Path) -> None:
     build_catalog(model, items, tmp_path / "items")
     save_model(tmp_path / "model", model)
     whole = (tmp_path / "items").read_bytes()
@@ -140,7 +146,7 @@ def test_files_that_are_no_catalogue_are_named(model: ResFlow, items: np.ndarray
         Catalog.open(tmp_path / "nothing")
 
 
-def test_a_failed_build_leaves_the_old_file(model: ResFlow, items: np.ndarray, tmp_path: Path) -> None:
+def test_a_failed_build_leaves_the_old_file(model: FusedRanker, items: np.ndarray, tmp_path: Path) -> None:
     build_catalog(model, items, tmp_path / "items")
     before = (tmp_path / "items").read_bytes()
     for bad, text in (
@@ -156,12 +162,12 @@ def test_a_failed_build_leaves_the_old_file(model: ResFlow, items: np.ndarray, t
     assert (tmp_path / "items").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_empty_catalogue_opens(model: ResFlow, tmp_path: Path) -> None:
+def test_an_empty_catalogue_opens(model: FusedRanker, tmp_path: Path) -> None:
     catalog = build_catalog(model, np.zeros((0, ITEM), np.float32), tmp_path / "none", "int8")
     assert len(catalog) == 0 and catalog.table.scales.shape == (0,)
 
 
-def test_opening_and_scoring_need_no_torch(model: ResFlow, items: np.ndarray, tmp_path: Path) -> None:
+def test_opening_and_scoring_need_no_torch(model: FusedRanker, items: np.ndarray, tmp_path: Path) -> None:
     save_model(tmp_path / "model", model)
     build_catalog(model, items, tmp_path / "items")
     script = (
@@ -178,7 +184,7 @@ def test_opening_and_scoring_need_no_torch(model: ResFlow, items: np.ndarray, tm
 
 @pytest.mark.parametrize("dtype", TABLE_PRECISIONS)
 def test_a_catalogue_in_memory_is_a_copy_of_the_mapped_one(
-    model: ResFlow, items: np.ndarray, tmp_path: Path, dtype: str
+    model: FusedRanker, items: np.ndarray, tmp_path: Path, dtype: str
 ) -> None:
     mapped = build_catalog(model, items, tmp_path / "items", dtype)
     held = Catalog.open(tmp_path / "items", in_memory=True)

@@ -43,20 +43,24 @@ struct SumsKept {
   }
 };
 
-// The first columns of the input row, as far as steps that have user_sums read them.
+// Some columns of the input row, as far as steps that have user_sums read them.
 template <Precision kPrecision>
 void project_program_in(const Plan& plan, const float* weights, const Projection& projection) {
-  if constexpr (kPrecision == Precision::int8) return;  // rows are rounded whole
+  const float zeros[kPanelWidth] = {};
   for (int64_t s = 0; s < plan.program->step_count; ++s) {
     const Step& step = plan.program->steps[s];
     if (step.user_sums < 0) continue;
     const Segment& segment = step.inputs.all[0];
-    const int64_t columns = columns_before(segment, projection.columns);
-    const FirstLayerRows rows = first_layer_rows<kPrecision>(projection.x.from_column(segment.column), projection.rows,
-                                                             0, columns, projection.operand);
+    const int64_t first = columns_before(segment, projection.first_input);
+    const int64_t end = columns_before(segment, projection.first_input + projection.columns);
+    const Rows x = projection.x.from_column(first < end ? segment.column + first - projection.first_input : 0);
+    const FirstLayerRows rows =
+        first_layer_rows<kPrecision>(x, projection.rows, first, end - first, projection.operand);
+    const AccumInit start =
+        projection.with_bias ? AccumInit{weights + step.layer.bias} : AccumInit::zeros(zeros);
     multiply<kPrecision>(
-        {&step.layer, weights, rows.first_word, rows.words, rows.operand, projection.rows},
-        AccumInit{weights + step.layer.bias}, [] {}, SumsKept{projection.out + step.user_sums, projection.out_stride});
+        {&step.layer, weights, rows.first_word, rows.words, rows.operand, projection.rows}, start, [] {},
+        SumsKept{projection.out + step.user_sums, projection.out_stride});
   }
 }
 

@@ -40,7 +40,7 @@ struct Tile {
   int64_t rows;
   int64_t first_input;  // 0, or the user's width: those inputs are already in `accum_init`
 
-  // The catalog form: each candidate's row of first-layer products [tasks * first_padded()] and, in int8, the scale of
+  // The catalog form: each candidate's row of a table, [table_width()], and, in int8, the scale of
   // its bytes. Null in the other forms.
   const void* const* table_rows;
   const float* table_scales;

@@ -247,8 +247,29 @@ inline FirstLayerRows input_rows(const Tile& tile, const Step& step) {
                                       tile.hidden_operand);
 }
 
+// A linear step of the catalog form that has user_sums: its sums are the user's and those of the item's row.
+template <class Table>
+inline void look_up_step(const Tile& tile, const Step& step, float* out, Prefetcher& prefetcher) {
+  const LayerLayout& layer = step.layer;
+  const Epilogue epilogue = epilogue_of(tile, step);
+  for (int64_t r = 0; r < tile.rows; r += kBlockRows) {
+    const Block block{tile.rows - r < kBlockRows ? tile.rows - r : kBlockRows, 0, layer.padded};
+    const TableSums<Table> sums{tile.table_rows + r, tile.table_scales + r, tile.accum_init + r, step.user_sums,
+                                tile.user_sums + step.user_sums};
+    float* const to = out + r * layer.padded;
+    finish(layer.activation, epilogue, sums, block, to, layer.padded);
+    combine(tile, step, r, block, to);
+    for (int64_t panel = 0; panel < layer.padded; panel += kPanelWidth) prefetcher.prefetch_some();
+  }
+}
+
 template <Precision kPrecision>
 inline void run_linear(const Tile& tile, const Step& step, float* out, Prefetcher& prefetcher) {
+  if (tile.table_rows && step.user_sums >= 0) {
+    return with_precision<precision_flag::in_tables>(tile.table_element, [&](auto element) {
+      look_up_step<Stored<element.value>>(tile, step, out, prefetcher);
+    });
+  }
   const LayerLayout& layer = step.layer;
   const auto [first_word, words, operand] = input_rows<kPrecision>(tile, step);
   const AccumInit start = has_user_sums<kPrecision>(tile, step)

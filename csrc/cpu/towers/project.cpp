@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/number_formats.h"
+#include "core/program.h"
 #include "core/round_row.h"
 #include "cpu/simd/isa.h"
 #include "cpu/towers/source.h"
@@ -13,11 +14,20 @@
 namespace resflow::cpu {
 namespace {
 
-// Multiplies rows [count, columns] by the first layers' weights from first_input on. Each tile's products, in rows of
-// `stride`, are written to to(rows) and passed to done(input rows, products, rows).
+// The rows that are projected, and the place of their columns in an input row.
+struct Side {
+  const Source& x;
+  int64_t count;
+  int64_t first_input;
+  int64_t columns;
+};
+
+// Multiplies rows by the first layers' weights of their columns. Each tile's products, in rows of `stride`, are written
+// to to(rows), unless none are `wanted`, and passed to done(input rows, products, rows).
 template <class To, class Done>
-void project_rows(const Model& model, const Source& x, int64_t count, int64_t first_input, int64_t columns,
-                  bool with_bias, int64_t stride, int64_t threads, To to, Done done) {
+void project_rows(const Model& model, const Side& side, bool wanted, bool with_bias, int64_t stride, int64_t threads,
+                  To to, Done done) {
+  const auto& [x, count, first_input, columns] = side;
   const Kernels& kernels = cpu::kernels();
   const Tiling tiling(count, threads, kernels.block_rows);
   const int64_t words = model.plan.program ? model.plan.program->words : model.plan.layer[0].words;
@@ -28,8 +38,10 @@ void project_rows(const Model& model, const Source& x, int64_t count, int64_t fi
     float* const operand = scratch.floats(pooled + operand_floats(rows.count, words)) + pooled;
     float* const out = to(rows);
     const Rows x_rows = rows_of(kernels, x, rows.first, rows.count, operand - pooled);
-    kernels.project(model.plan, model.weights(),
-                    {x_rows, rows.count, first_input, columns, with_bias, operand, out, stride});
+    if (wanted) {
+      kernels.project(model.plan, model.weights(),
+                      {x_rows, rows.count, first_input, columns, with_bias, operand, out, stride});
+    }
     done(x_rows, out, rows);
   });
 }
@@ -47,7 +59,8 @@ const float* project_users(const ScoringCall& call, int64_t threads, Scratch& sc
   const auto keep_rows = [&](const Rows& user, float* sums, Tiling::Rows rows) {
     if (row_floats > 0) copy_rows(user, rows.count, columns, sums - row_floats, stride);
   };
-  project_rows(model, candidates.user, requests, 0, columns, true, stride, threads, to, keep_rows);
+  const bool wanted = !model.plan.program || splits_rows(model.plan, candidates);
+  project_rows(model, {candidates.user, requests, 0, columns}, wanted, true, stride, threads, to, keep_rows);
   return users;
 }
 
@@ -64,22 +77,27 @@ void copy_rows(const Rows& rows, int64_t count, int64_t columns, float* to, int6
 
 void catalog_rows(const Model& model, const Rows& item, int64_t count, int64_t item_columns, Precision precision,
                   void* rows, float* scales, int64_t threads) {
-  const int64_t width = model.plan.tasks * model.plan.first_padded();
+  const Program* const program = model.plan.program;
+  const int64_t width = table_width(model.plan, item_columns);
   const Rows out{rows, precision, width};
   const auto to = [&](Tiling::Rows tile) {
     thread_local Scratch scratch;
     return precision == Precision::float32 ? static_cast<float*>(rows) + tile.first * width
                                            : scratch.floats(tile.count * width);
   };
-  const auto round = [&](const Rows&, const float* products, Tiling::Rows tile) {
+  const auto round = [&](const Rows& items, float* products, Tiling::Rows tile) {
+    if (program && program->reads_row) {
+      copy_rows(items, tile.count, item_columns, products + program->user_sums, width);
+    }
     if (precision == Precision::float32) return;
     for (int64_t r = 0; r < tile.count; ++r) {
       auto* const row = const_cast<void*>(out.from(tile.first + r).data);
       round_row(products + r * width, width, precision, row, scales ? scales + tile.first + r : nullptr);
     }
   };
-  project_rows(model, {item, {}}, count, model.plan.in_features - item_columns, item_columns, false, width, threads, to,
-               round);
+  const Source items{item, {}};
+  const Side side{items, count, model.plan.in_features - item_columns, item_columns};
+  project_rows(model, side, true, false, width, threads, to, round);
 }
 
 }  // namespace resflow::cpu

@@ -7,12 +7,20 @@
 
 namespace resflow::cpu {
 
-// Whether a program's calls read users' rows themselves, not only products with them. In int8 rows are rounded whole.
-inline bool reads_users(const Plan& plan) { return plan.program->reads_row || plan.precision == Precision::int8; }
+// Whether a program's first layers are computed in two parts, the user's and the item's. In int8 rows are rounded
+// whole, except in the catalog form, where the items' part is given.
+inline bool splits_rows(const Plan& plan, const Candidates& candidates) {
+  return candidates.user.exists() && (plan.precision != Precision::int8 || candidates.ids);
+}
+
+// Whether a program's calls read users' rows themselves, not only products with them.
+inline bool reads_users(const Plan& plan, const Candidates& candidates) {
+  return plan.program->reads_row || !splits_rows(plan, candidates);
+}
 
 // Floats of a user's row among the user's floats; 0 where nothing reads it.
 inline int64_t user_row_floats(const Plan& plan, const Candidates& candidates) {
-  return plan.program && reads_users(plan) ? pad_to_lane(candidates.user_columns) : 0;
+  return plan.program && reads_users(plan, candidates) ? pad_to_lane(candidates.user_columns) : 0;
 }
 
 // Floats of a user: the initial values of first-layer sums [tasks * first_padded()]; of a program the user's row in
@@ -20,7 +28,7 @@ inline int64_t user_row_floats(const Plan& plan, const Candidates& candidates) {
 inline int64_t user_floats_of(const ScoringCall& call) {
   const Plan& plan = call.model.plan;
   if (!plan.program) return plan.tasks * plan.first_padded();
-  const int64_t sums = plan.precision == Precision::int8 ? 0 : plan.program->user_sums;
+  const int64_t sums = splits_rows(plan, call.candidates) ? plan.program->user_sums : 0;
   return user_row_floats(plan, call.candidates) + sums;
 }
 

@@ -4,6 +4,8 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/number_formats.h"
+#include "core/precision.h"
 #include "core/program.h"
 #include "cpu/threads/scratch.h"
 #include "cpu/towers/source.h"
@@ -56,7 +58,8 @@ Spans next_spans(const Plan& plan, const Candidates& candidates, Tiling::Rows ne
   spans.clear();
   if (candidates.ids) {
     const Table& table = candidates.table;
-    const int64_t bytes = plan.tasks * plan.first_padded() * bytes_of(table.rows.element);
+    const int64_t width = table_width(plan, plan.in_features - candidates.user_columns);
+    const int64_t bytes = width * bytes_of(table.rows.element);
     for (int64_t r = next.first; r < next.first + next.count; ++r) {
       spans.add(table.rows.from(candidates.ids[r]).data, bytes);
     }
@@ -74,7 +77,7 @@ int64_t most_hidden_words(const Plan& plan) {
 
 // Whether a program's tile needs whole rows in float32 that are nowhere in memory.
 bool joins_rows(const Plan& plan, const Candidates& candidates) {
-  if (candidates.user.exists()) return reads_users(plan);
+  if (candidates.user.exists()) return reads_users(plan, candidates);
   return plan.program->reads_row && candidates.x.rows.element != Precision::float32;
 }
 
@@ -117,6 +120,23 @@ Tile place_tile(const PreparedCall& prepared, Tiling::Rows current, Tiling::Rows
   return tile;
 }
 
+// Copies the items' own columns, which follow their sums in a table's rows, to [rows][stride].
+void copy_table_columns(const Tile& tile, int64_t columns, float* to, int64_t stride) {
+  with_precision<precision_flag::in_tables>(tile.table_element, [&](auto element) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const auto* const from =
+          static_cast<const Stored<element.value>*>(tile.table_rows[r]) + tile.plan->program->user_sums;
+      for (int64_t c = 0; c < columns; ++c) {
+        if constexpr (element.value == Precision::bfloat16) {
+          to[r * stride + c] = from_bfloat16(from[c]);
+        } else {
+          to[r * stride + c] = tile.table_scales ? from[c] * tile.table_scales[r] : from[c];
+        }
+      }
+    }
+  });
+}
+
 // Sets a program's whole rows: the candidates' in memory, or the users' columns and theirs, next to each other.
 void join_rows(const Candidates& candidates, Tile& tile) {
   tile.row = tile.x;
@@ -125,7 +145,11 @@ void join_rows(const Candidates& candidates, Tile& tile) {
   for (int64_t r = 0; columns > 0 && r < tile.rows; ++r) {
     std::copy_n(tile.accum_init[r], columns, tile.x_operand + r * stride);
   }
-  copy_rows(tile.x, tile.rows, tile.plan->in_features - columns, tile.x_operand + columns, stride);
+  if (tile.table_rows) {
+    copy_table_columns(tile, tile.plan->in_features - columns, tile.x_operand + columns, stride);
+  } else {
+    copy_rows(tile.x, tile.rows, tile.plan->in_features - columns, tile.x_operand + columns, stride);
+  }
   tile.row = {tile.x_operand, Precision::float32, stride};
 }
 

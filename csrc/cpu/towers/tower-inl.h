@@ -89,17 +89,19 @@ struct BlockSums {
   }
 };
 
-// The catalog form's first layer: a block's sums are looked up. `offset` is the task's first column.
+// The catalog form's first layers: a block's sums are looked up. The layer's columns begin at `offset` of a table's row
+// and at `start_offset` of a user's sums.
 template <class Table>
 struct TableSums {
   const void* const* rows;
   const float* scales;
   const float* const* start;
   int64_t offset;
+  int64_t start_offset;
 
   Lanes operator()(int64_t row, int64_t column) const {
     const Lanes product = load_values(static_cast<const Table*>(rows[row]) + offset + column);
-    const Lanes begin = load(start[row] + offset + column);
+    const Lanes begin = load(start[row] + start_offset + column);
     if constexpr (sizeof(Table) > 1) return in_register(product + begin);
     return in_register(multiply_add(product, broadcast(scales[row]), begin));
   }
@@ -292,7 +294,8 @@ inline void look_up_layer(const Tile& tile, int32_t task, const Epilogue& epilog
   const LayerLayout& layer = tile.plan->layer[0];
   for (int64_t r = 0; r < tile.rows; r += kBlockRows) {
     const Block block{tile.rows - r < kBlockRows ? tile.rows - r : kBlockRows, 0, layer.padded};
-    const TableSums<Table> sums{tile.table_rows + r, tile.table_scales + r, tile.accum_init + r, task * layer.padded};
+    const int64_t offset = task * layer.padded;
+    const TableSums<Table> sums{tile.table_rows + r, tile.table_scales + r, tile.accum_init + r, offset, offset};
     const float* const parent = epilogue.parent ? epilogue.parent + r * layer.padded : nullptr;
     finish(layer.activation, {epilogue.slope, epilogue.scale, epilogue.shift, parent}, sums, block,
            hidden + r * layer.padded, layer.padded);
