@@ -5,8 +5,8 @@ request changes. :func:`build_catalog` writes those rows to a memory-mapped safe
 catalog larger than memory can be built and opened; scoring gathers them by item number. Imports torch only for models
 that are torch modules.
 
-The file's tensors are ``table`` (``[M, plan.table_width_of(Di)]``, float32, bfloat16 or int8) and ``scales`` (float32 ``[M]``
-for int8, else ``[0]``); its ``__metadata__["resflow"]`` identifies the weights that the rows were computed with.
+The file's tensors are ``table`` (``[M, plan.table_width_of(Di)]``, float32, bfloat16 or int8) and ``scales`` (float32
+``[M]`` for int8, else ``[0]``); its ``__metadata__["resflow"]`` identifies the weights that the rows were computed with.
 """
 
 from __future__ import annotations
@@ -231,6 +231,7 @@ def _write(file: BinaryIO, projection: _Projection, blocks: Iterable[Any], dtype
         "item_features": width,
         "weights": projection.digest,
     }
+    assert width is not None  # _require has seen a block
     columns = projection.plan.table_width_of(width)
     table_bytes = count * columns * _NUMPY[dtype].itemsize
     header = {
