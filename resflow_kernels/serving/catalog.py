@@ -6,7 +6,7 @@ catalog larger than memory can be built and opened; scoring gathers them by item
 that are torch modules.
 
 The file's tensors are ``table`` (``[M, plan.table_width_of(Di)]``, float32, bfloat16 or int8) and ``scales`` (float32
-``[M]`` for int8, else ``[0]``); its ``__metadata__["resflow"]`` identifies the weights that the rows were computed with.
+``[M]`` for int8, else ``[0]``); its ``__metadata__["resflow"]`` identifies the weights that the rows were made with.
 """
 
 from __future__ import annotations
