@@ -44,7 +44,8 @@ struct Step {
   Segments inputs, factors, addends;
 
   // Where a linear step over columns of the input row alone has its sums of a user's columns, which are computed once
-  // per request, among a user's sums of all such steps, and those of an item's columns in a catalog; -1 for other steps.
+  // per request, among a user's sums of all such steps, and those of an item's columns in a catalog; -1 for other
+  // steps.
   int64_t user_sums;
   LayerLayout layer;  // width, activation and weights; the matrix in a linear step alone
 };

@@ -56,8 +56,7 @@ void project_program_in(const Plan& plan, const float* weights, const Projection
     const Rows x = projection.x.from_column(first < end ? segment.column + first - projection.first_input : 0);
     const FirstLayerRows rows =
         first_layer_rows<kPrecision>(x, projection.rows, first, end - first, projection.operand);
-    const AccumInit start =
-        projection.with_bias ? AccumInit{weights + step.layer.bias} : AccumInit::zeros(zeros);
+    const AccumInit start = projection.with_bias ? AccumInit{weights + step.layer.bias} : AccumInit::zeros(zeros);
     multiply<kPrecision>(
         {&step.layer, weights, rows.first_word, rows.words, rows.operand, projection.rows}, start, [] {},
         SumsKept{projection.out + step.user_sums, projection.out_stride});

@@ -266,9 +266,8 @@ inline void look_up_step(const Tile& tile, const Step& step, float* out, Prefetc
 template <Precision kPrecision>
 inline void run_linear(const Tile& tile, const Step& step, float* out, Prefetcher& prefetcher) {
   if (tile.table_rows && step.user_sums >= 0) {
-    return with_precision<precision_flag::in_tables>(tile.table_element, [&](auto element) {
-      look_up_step<Stored<element.value>>(tile, step, out, prefetcher);
-    });
+    return with_precision<precision_flag::in_tables>(
+        tile.table_element, [&](auto element) { look_up_step<Stored<element.value>>(tile, step, out, prefetcher); });
   }
   const LayerLayout& layer = step.layer;
   const auto [first_word, words, operand] = input_rows<kPrecision>(tile, step);
