@@ -8,7 +8,10 @@ layers; everything before and after it in the graph remains the user's.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
 
@@ -58,10 +61,12 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         CannotFuse: some part is not of this kind; the message names it and says why.
     """
+    switches = _switches(model)
     try:
-        traced = fx.symbolic_trace(model)
+        traced = fx.symbolic_trace(model, switches)
     except Exception as error:
         raise CannotFuse(f"{type(model).__name__}: torch.fx cannot trace it: {error}") from error
+    _keep_names(traced, switches)
     towers = _read_towers(traced)
     source = _one_input(towers)
     hidden_parents = _hidden_parents(towers)
@@ -91,6 +96,24 @@ def fuse(model: nn.Module) -> nn.Module:
     rows = source.args[0] if input_norm is not None else source
     assert isinstance(rows, fx.Node)
     return _rewrite(traced, ranker, rows, logits, place).train(model.training)
+
+
+def _switches(model: nn.Module) -> dict[str, Any]:
+    """Arguments left out that decide what is computed, by their defaults: a trace holds for these values alone.
+
+    ``if mask is not None`` sees a proxy otherwise, which is never ``None``. A call with another value raises.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is None or isinstance(one.default, (bool, str))}
+
+
+def _keep_names(traced: fx.GraphModule, switches: Mapping[str, Any]) -> None:
+    """Give fixed arguments their names back: torch.fx numbers them."""
+    names = list(switches)
+    for node in traced.graph.nodes:
+        if node.op == "placeholder" and (name := str(node.target).rpartition("_")[0]) in names:
+            node.target = name
+    traced.recompile()
 
 
 def _read_towers(traced: fx.GraphModule) -> list[_Tower]:
@@ -311,7 +334,7 @@ def _rewrite(
                 user.replace_all_uses_with(column(probs, logit))
             else:
                 user.replace_input_with(node, column(own, logit))
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(lambda node: node.is_impure() or "_assert" in str(node.target))
     traced.delete_all_unused_submodules()
     graph.lint()
     traced.recompile()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from ..core.fusion import Fusion
 from ..core.program import AnyPlan
 from ..ops.call import OPS
 from .ranker import RankerBase
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PackedResFlow(RankerBase):
@@ -40,6 +43,12 @@ class PackedResFlow(RankerBase):
     def served_plan(self) -> AnyPlan:
         """:attr:`plan`."""
         return self.plan
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the buffers. Weights remain as they were packed, and fusion weights float32, whatever the dtype asked."""
+        super()._apply(fn, recurse)
+        self._buffers["fusion_weights"] = self.fusion_weights.float()
+        return self
 
     def _run(
         self, op: str, inputs: tuple[Tensor, ...], fusion_weights: Tensor | None, weights_per: str, *k: int

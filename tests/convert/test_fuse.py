@@ -153,6 +153,34 @@ def assert_same(got: object, expected: object, tolerance: float) -> None:
         torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
+class WithSwitches(nn.Module):
+    """Arguments that are usually left out decide what is returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)) for _ in range(2))
+
+    def forward(
+        self, x: Tensor, as_logits: object = None, twice: bool = False, sign: str = "+", temperature: float = 1.0
+    ) -> Tensor:
+        logits = torch.cat([tower(x) for tower in self.towers], dim=1) / temperature
+        if as_logits is not None:
+            return logits
+        probs = logits.sigmoid() if sign == "+" else -logits.sigmoid()
+        return 2 * probs if twice else probs
+
+
+def test_arguments_left_out_have_their_defaults_and_no_other_value() -> None:
+    model, x = WithSwitches().eval(), torch.randn(3, 6)
+    fused = fuse(model)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x))
+        torch.testing.assert_close(fused(x, None, sign="+", temperature=2.0), model(x, temperature=2.0))
+        for other in ({"as_logits": True}, {"twice": True}, {"sign": "-"}):
+            with pytest.raises(AssertionError, match="has been specialized to have value"):
+                fused(x, **other)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_replacement_scores_like_the_model(name: str) -> None:
     model = make(name)

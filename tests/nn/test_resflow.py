@@ -169,6 +169,15 @@ def test_packed_weights_made_in_inference_mode_serve_everywhere() -> None:
         assert not torch.equal(inference_model(x).score, first)
 
 
+@pytest.mark.parametrize("change", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
+def test_a_packed_model_keeps_its_precision_in_a_module_of_another(change: Callable[[nn.Module], nn.Module]) -> None:
+    packed, x = make({"fusion": Additive((1, 20, 20))}).packed(), torch.randn(5, 24)
+    want = packed(x)
+    service = change(nn.ModuleList([nn.Linear(3, 3), packed]))
+    assert service[0].weight.dtype != torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(service[1](x), want, strict=True))
+
+
 def test_training_has_gradients_and_batch_statistics() -> None:
     model = make(SETTINGS["the paper's"]).train()
     before = model.input_norm.running_mean.clone()
