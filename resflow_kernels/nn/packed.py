@@ -45,7 +45,7 @@ class PackedResFlow(RankerBase):
         return self.plan
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the buffers. Weights remain as they were packed, and fusion weights float32, whatever the dtype asked."""
+        """Move the buffers. Whatever dtype is asked for, weights remain as packed, and fusion weights float32."""
         super()._apply(fn, recurse)
         self._buffers["fusion_weights"] = self.fusion_weights.float()
         return self
