@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..data.features import FeatureSet
+from ..data.plain import named
 from ..metrics import weighted_recall_of_ranking
 from ._requests import Requests, read_table
 
@@ -26,11 +27,11 @@ class Feedback:
         table = read_table(path, [features.request_id, features.item_id, "weight"])
         self._requests = requests
         weights = _weights(path, table)
-        item_ids = _plain(requests.items.column(features.item_id))
+        item_ids = requests.items.column(features.item_id)
         names = pc.drop_null(item_ids.unique())
         self._item_codes = _codes(path, features.item_id, item_ids, names)
-        items = _codes(path, features.item_id, _plain(table.column(features.item_id)), names)
-        owners = _codes(path, features.request_id, _plain(table.column(features.request_id)), requests.ids)
+        items = _codes(path, features.item_id, table.column(features.item_id), names)
+        owners = _codes(path, features.request_id, table.column(features.request_id), requests.ids)
         known = np.flatnonzero((items >= 0) & (owners >= 0))
         known = known[np.lexsort((items[known], owners[known]))]
         self._items, self._weights = items[known], weights[known]
@@ -72,16 +73,12 @@ class Feedback:
 def _weights(path: Path, table: pa.Table) -> NDArray[np.float64]:
     column = table.column("weight")
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise ValueError(f"{path}: column 'weight' must be numbers, got {column.type}")
+        raise ValueError(f"{path}: column 'weight' must be numbers, got {named(column.type)}")
     weights: NDArray[np.float64] = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy()
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         raise ValueError(f"{path}: column 'weight' must be finite and not negative, got {weights[bad[0]]}")
     return weights
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _codes(path: Path, name: str, column: pa.ChunkedArray, names: pa.Array) -> NDArray[np.int64]:
@@ -90,7 +87,7 @@ def _codes(path: Path, name: str, column: pa.ChunkedArray, names: pa.Array) -> N
         places = pc.index_in(column.cast(names.type), value_set=names)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise ValueError(
-            f"{path}: column {name!r} must be {names.type} like the candidates', got {column.type}"
+            f"{path}: column {name!r} must be {named(names.type)} like the candidates', got {named(column.type)}"
         ) from None
     codes: NDArray[np.int64] = pc.fill_null(places, -1).to_numpy().astype(np.int64)
     return codes

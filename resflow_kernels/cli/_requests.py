@@ -1,4 +1,4 @@
-"""Requests from Parquet files: their rows grouped by request, and the rows' embeddings block by block."""
+"""Requests from files: their rows grouped by request, and the rows' embeddings block by block."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..data.embedding import rows_of
 from ..data.features import FeatureSet
+from ..data.files import CsvSettings, Files
+from ..data.plain import named
 from ..serving.scorer import Floats, Scorer
 
 Indices = NDArray[np.int64]
@@ -56,31 +57,37 @@ class Embedded:
     seconds: float  # time of gathering and pooling
 
 
-def read_table(path: Path, columns: list[str]) -> pa.Table:
-    """Read some columns of a Parquet file.
+def read_table(path: Path | str, columns: list[str], csv: CsvSettings | None = None) -> pa.Table:
+    """Read some columns of a file, of a folder or of all files of a pattern, in plain types.
 
     Raises:
-        ValueError: there is no such file, it is not Parquet, or it lacks a column.
+        ValueError: there is no such file, it cannot be read, or it lacks a column.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: must be a Parquet file, got {'a directory' if path.is_dir() else 'no file'}")
-    wanted = list(dict.fromkeys(columns))
-    try:
-        present = pq.read_schema(path).names
-        missing = [column for column in wanted if column not in present]
-        if missing:
-            raise ValueError(f"{path}: column {missing[0]!r} must be in the file, got columns {', '.join(present)}")
-        return pq.read_table(path, columns=wanted, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, pa.ArrowInvalid | OSError):
-            raise ValueError(f"{path}: must be a readable Parquet file, got {error}") from None
-        raise
+    files = Files([str(path)], columns, csv=csv)
+    blocks = list(files.tables())
+    if blocks:
+        return pa.concat_tables(blocks)
+    return pa.table({name: pa.array([], kind) for name, kind in files.types.items()})
+
+
+def csv_settings(features: FeatureSet) -> CsvSettings:
+    """How CSV files of candidates are read: ids are of the type of the features' vocabularies."""
+    types = {
+        feature.name: "text" if isinstance(feature.vocabulary, tuple) else "integer"
+        for feature in features.all
+        if feature.vocabulary is not None
+    }
+    lists = [feature.name for feature in features.all if feature.kind == "ids"]
+    return CsvSettings(types=types, lists=lists)
 
 
 def read_requests(path: Path, features: FeatureSet) -> Requests:
     """Requests of candidates with their users, grouped by request id; rows of one request need not be adjacent."""
     columns = [features.request_id, features.item_id, *(feature.name for feature in features.all)]
-    return grouped_requests(path, read_table(path, columns), features)
+    table = read_table(path, columns, csv_settings(features))
+    requests = grouped_requests(path, table, features)
+    _refuse_varying_users(path, requests, features)
+    return requests
 
 
 def grouped_requests(path: Path, table: pa.Table, features: FeatureSet) -> Requests:
@@ -96,12 +103,12 @@ def grouped_requests(path: Path, table: pa.Table, features: FeatureSet) -> Reque
 
 def read_catalog_requests(path: Path, catalog: Path, features: FeatureSet) -> Requests:
     """Requests of users, one row each, that all rank the same catalog."""
-    users = read_table(path, _user_columns(features))
+    users = read_table(path, _user_columns(features), csv_settings(features))
     ids, codes = _numbered(path, users, features.request_id)
     if len(ids) != len(codes):
         first = ids[int(np.flatnonzero(np.bincount(codes) > 1)[0])].as_py()
         raise ValueError(f"{path}: must hold one row per request with --catalog, got request {first!r} more than once")
-    items = read_table(catalog, [features.item_id, *(feature.name for feature in features.item)])
+    items = read_table(catalog, [features.item_id, *(f.name for f in features.item)], csv_settings(features))
     return Requests(ids, users, items, np.zeros(len(ids) + 1, np.int64), is_catalog=True)
 
 
@@ -129,18 +136,46 @@ def _user_columns(features: FeatureSet) -> list[str]:
     return list(dict.fromkeys([features.request_id, *(feature.name for feature in features.user)]))
 
 
+def _refuse_varying_users(path: Path, requests: Requests, features: FeatureSet) -> None:
+    """Require one user per request: the request's first row stands for all."""
+    owners = np.repeat(np.arange(len(requests)), np.diff(requests.offsets))
+    for feature in features.user:
+        own = feature.encode(requests.items.select([feature.name]))
+        values, offsets = own if isinstance(own, tuple) else (own, np.arange(len(own) + 1))
+        first = requests.offsets[:-1][owners]
+        lengths = np.diff(offsets)
+        differs = lengths != lengths[first]
+        same = np.flatnonzero(~differs)
+        at = np.repeat(offsets[:-1][same], lengths[same]) + _within(lengths[same])
+        of_first = np.repeat(offsets[:-1][first[same]], lengths[same]) + _within(lengths[same])
+        unequal = values[at] != values[of_first]
+        differs[same[np.repeat(np.arange(len(same)), lengths[same])[unequal]]] = True
+        if differs.any():
+            row = int(np.flatnonzero(differs)[0])
+            column = requests.items[feature.name]
+            raise ValueError(
+                f"{path}: user column {feature.name!r} must be the same in all rows of a request, got "
+                f"{column[int(first[row])].as_py()!r} and {column[row].as_py()!r} in request "
+                f"{requests.ids[int(owners[row])].as_py()!r}"
+            )
+
+
+def _within(lengths: Indices) -> Indices:
+    """0, 1, ... within each of consecutive groups of these lengths."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
 def _numbered(path: Path, table: pa.Table, column: str) -> tuple[pa.Array, NDArray[np.int64]]:
     """Distinct request ids in order of first appearance, and each row's index among them."""
     ids = table.column(column)
     if ids.null_count:
         raise ValueError(f"{path}: column {column!r} must be without nulls, got {ids.null_count}")
-    kind = ids.type
-    plain = ids.cast(kind.value_type) if pa.types.is_dictionary(kind) else ids
-    if pa.types.is_nested(plain.type):
-        raise ValueError(f"{path}: column {column!r} must be integer or string ids, got {plain.type}")
-    encoded = pa.concat_arrays(plain.chunks).dictionary_encode() if len(plain) else pa.array([], plain.type)
-    if not len(plain):
-        return encoded, np.zeros(0, np.int64)
+    if pa.types.is_nested(ids.type):
+        raise ValueError(f"{path}: column {column!r} must be integer or string ids, got {named(ids.type)}")
+    if not len(ids):
+        return pa.array([], ids.type), np.zeros(0, np.int64)
+    encoded = pa.concat_arrays(ids.chunks).dictionary_encode()
     return encoded.dictionary, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 

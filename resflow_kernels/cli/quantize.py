@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ..contract import GPU_PRECISIONS, PRECISIONS
 from ..data.columns import binary_labels
+from ..data.files import Files
 from ..serving.bundle import Bundle, load, save
 from ..serving.quantize import PrecisionErrors, measure_errors
 from ..serving.quantize import quantize as quantized
 from ..serving.scorer import Scorer
 from ._errors import one_line_errors
-from ._requests import grouped_requests, read_table
+from ._requests import csv_settings, grouped_requests, read_table
 
 
 def quantize(
@@ -53,15 +54,22 @@ def _errors(bundle: Bundle, precision: str, model: Path, path: Path, k: int) -> 
         raise ValueError(f"{model}: must be a model with features to check on a table, got one without")
     features = bundle.features
     columns = [features.request_id, features.item_id, *(feature.name for feature in features.all)]
-    named = set(pq.read_schema(path).names) if path.is_file() else set()
-    labelled = set(bundle.tasks) <= named
-    table = read_table(path, [*columns, *(bundle.tasks if labelled else ())])
+    labelled = _has_columns(path, bundle.tasks)
+    table = read_table(path, [*columns, *(bundle.tasks if labelled else ())], csv_settings(features))
     requests = grouped_requests(path, table, features)
     scorer = Scorer.from_bundle(bundle)
-    labels = binary_labels(path, requests.items, bundle.tasks) if labelled else None
+    labels = binary_labels(requests.items, bundle.tasks) if labelled else None
     # Each candidate keeps its own user columns: the context of a log (hour, place) changes from row to row.
     x = np.concatenate((scorer.embed_users(requests.items), scorer.embed_items(requests.items)), axis=1)
     return measure_errors(bundle, precision, x, requests.offsets, labels, k)
+
+
+def _has_columns(path: Path, columns: Sequence[str]) -> bool:
+    try:
+        Files([str(path)], columns)
+    except ValueError:
+        return False
+    return True
 
 
 def _print(console: Console, errors: PrecisionErrors) -> None:

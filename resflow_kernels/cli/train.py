@@ -75,7 +75,7 @@ def _train(console: Console, settings: Config, sources: Sources) -> Trained:
 
 
 def _check_run(settings: Config, resume: bool) -> None:
-    """Refuse to overwrite an unfinished run, and to resume a run that has no checkpoint."""
+    """Refuse to overwrite an unfinished run; a run without a checkpoint cannot be resumed, and begins."""
     from ..training import pipeline, ranks
 
     checkpoint = pipeline.checkpoint_of(settings)
@@ -83,8 +83,8 @@ def _check_run(settings: Config, resume: bool) -> None:
         if resume:
             raise ValueError("--resume needs [output] checkpoint, which the configuration does not name")
         return
-    if resume and not checkpoint.exists():
-        raise ValueError(f"{checkpoint.path}: must be the checkpoint to resume, got no file")
+    if resume and not checkpoint.exists() and ranks.rank() == 0:
+        print(f"resflow: {checkpoint.path}: there is no checkpoint yet, the run begins afresh", file=sys.stderr)
     if not resume and checkpoint.exists():
         if not checkpoint.finished():
             raise ValueError(f"{checkpoint.path}: holds a run that did not finish: use --resume, or delete it")
@@ -140,6 +140,18 @@ def _print_sources(console: Console, settings: Config, sources: Sources) -> None
         f"{sum(feature.rows for feature in features.all):,} vectors; {settings.towers.method}",
         highlight=False,
     )
+    for part, labels in sources.labels.items():
+        missing = [
+            f"{count:,} of {task}" for task, count in zip(settings.tasks.names, labels.unobserved, strict=True) if count
+        ]
+        if missing:
+            console.print(f"labels not observed ({part}): {', '.join(missing)}", highlight=False)
+        one_kind = [task for at, task in enumerate(settings.tasks.names) if not labels.has_both(at)]
+        if one_kind and part != "train":
+            console.print(f"no AUC ({part}): all labels of {', '.join(one_kind)} are alike", highlight=False)
+    for source in (source for _, source in parts if source is not None):
+        if source.records.files.repeated:
+            console.print(f"{source.records.files.repeated} files were named twice, and are read once", highlight=False)
 
 
 def _line(result: EpochResult, tasks: tuple[str, ...]) -> str:
@@ -152,11 +164,13 @@ def _print_result(console: Console, settings: Config, done: Trained) -> None:
     history = done.history
     best = next(result for result in history.epochs if result.epoch == history.best_epoch)
     if done.written:
-        table = Table("", *settings.tasks.names, title=f"epoch {history.best_epoch} is kept")
-        for part, metrics in (("validation", best.metrics), ("test", done.test)):
-            for label, name in (("AUC", "auc"), ("log loss", "log_loss")):
-                if metrics is not None:
-                    cells = (f"{metrics[f'{name}.{task}']:.4f}" for task in settings.tasks.names)
-                    table.add_row(f"{part} {label}", *cells)
+        table = Table("task", title=f"epoch {history.best_epoch} is kept")
+        parts = [(part, own) for part, own in (("validation", best.metrics), ("test", done.test)) if own is not None]
+        for part, _ in parts:
+            for label in ("AUC", "log loss"):
+                table.add_column(f"{part}\n{label}", justify="right")
+        for task in settings.tasks.names:
+            cells = (f"{own[f'{name}.{task}']:.4f}" for _, own in parts for name in ("auc", "log_loss"))
+            table.add_row(task, *cells)
         console.print(table)
         console.print(f"wrote {', '.join(done.written)}", highlight=False)

@@ -13,32 +13,39 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from . import plain
+
 Indices = NDArray[np.int64]
 
 
 def of_table(table: pa.Table, name: str) -> pa.ChunkedArray:
-    """The column called ``name``.
+    """The column called ``name``, in its plain type.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: there is none, or more than one, or it has no plain type (:mod:`.plain`).
     """
     places = table.schema.get_all_field_indices(name)
     if len(places) != 1:
         got = f"columns {', '.join(table.column_names)}" if not places else f"{len(places)} of that name"
         raise ValueError(f"column {name!r} must be in the table, got {got}")
-    return table.column(places[0])
+    return plain.column(name, table.column(places[0]))
 
 
 def looked_up(name: str, column: pa.ChunkedArray, vocabulary: Any, ragged: bool) -> Any:
     """Row numbers of ids: index in the vocabulary + 1, or 0 if unknown; for lists, values and offsets."""
-    find = _find_string(name, vocabulary) if isinstance(vocabulary, tuple) else _find_integer(name, vocabulary)
-    element = _element_type(name, column.type, ragged)
-    _expect_ids(name, column.type, element, "string" if isinstance(vocabulary, tuple) else "integer", ragged)
+    expected = "string" if isinstance(vocabulary, tuple) else "integer"
+    flat = flat_ids(name, column, ragged, expected)
+    find = _find_string(vocabulary) if isinstance(vocabulary, tuple) else _find_integer(vocabulary)
+    if pa.types.is_null(flat.type):
+        rows = np.zeros(len(flat), np.int64)
+    else:
+        rows = _joined([find(chunk) for chunk in flat.chunks])
     if not ragged:
-        return _joined([find(chunk) for chunk in column.chunks])
+        return rows
+    if pa.types.is_null(column.type):
+        return rows[:0], np.zeros(len(column) + 1, np.int64)
     lengths = [pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    values = _joined([find(chunk.flatten()) for chunk in column.chunks])
-    return values, np.concatenate((np.zeros(1, np.int64), np.cumsum(_joined(lengths))))
+    return rows, np.concatenate((np.zeros(1, np.int64), np.cumsum(_joined(lengths))))
 
 
 def bucketed(name: str, column: pa.ChunkedArray, boundaries: NDArray[np.float64]) -> Indices:
@@ -49,51 +56,68 @@ def bucketed(name: str, column: pa.ChunkedArray, boundaries: NDArray[np.float64]
     return rows
 
 
-def flat_ids(name: str, column: pa.ChunkedArray, ragged: bool) -> pa.ChunkedArray:
-    """A column's ids with lists flattened: int64 or large strings, including nulls.
+def flat_ids(name: str, column: pa.ChunkedArray, ragged: bool, expected: str = "string or integer") -> pa.ChunkedArray:
+    """A column's ids with lists flattened: int64 or large strings, including nulls; of no type where all are null.
 
     Raises:
-        ValueError: the column is of another type, or an integer does not fit int64.
+        ValueError: the column is of another type, or has a number that is not whole.
     """
-    element = _element_type(name, column.type, ragged)
-    _expect_ids(name, column.type, element, "string or integer", ragged)
-    flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type) if ragged else column
-    if pa.types.is_null(element):
-        return flat
-    try:
-        return flat.cast(element).cast(pa.large_string() if _is_string(element) else pa.int64())
-    except pa.ArrowInvalid as error:  # uint64 beyond int64
-        raise ValueError(f"column {name!r} must be integers that fit int64, got {error}") from None
+    kind = column.type
+    if pa.types.is_null(kind):
+        return column
+    if ragged and not plain.is_list(kind):
+        raise ValueError(f"column {name!r} must be lists, got {plain.named(kind)}")
+    if plain.is_list(kind) and not ragged:
+        raise ValueError(f"column {name!r} must be {expected} ids, got {plain.named(kind)}")
+    flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], kind.value_type) if ragged else column
+    if pa.types.is_floating(flat.type) and "integer" in expected:
+        flat = _whole(name, flat)
+    if pa.types.is_boolean(flat.type):
+        flat = flat.cast(pa.int64())
+    is_integer = pa.types.is_integer(flat.type)
+    matches = (plain.is_text(flat.type) and "string" in expected) or (is_integer and "integer" in expected)
+    if not (matches or pa.types.is_null(flat.type)):
+        raise ValueError(
+            f"column {name!r} must be {'lists of ' if ragged else ''}{expected} ids, got {plain.named(kind)}"
+        )
+    return flat
 
 
-def binary_labels(source: object, table: pa.Table, columns: Sequence[str]) -> NDArray[np.float32]:
-    """Columns of labels as one float32 matrix ``[n, columns]``.
+def binary_labels(table: pa.Table, columns: Sequence[str]) -> NDArray[np.float32]:
+    """Columns of labels as one float32 matrix ``[n, columns]``; NaN where a label is null or NaN: not observed.
 
     Raises:
-        ValueError: a value is neither 0 nor 1; the message names ``source`` and the column.
+        ValueError: a value is neither 0 nor 1 nor missing; the message names the column.
     """
     parts = []
     for name in columns:
         column = of_table(table, name)
         try:
-            values = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
-        except pa.ArrowException:
-            raise ValueError(f"{source}: column {name!r} must be 0 or 1, got {column.type}") from None
-        wrong = ~np.isin(values, (0, 1))
+            values = numbers(name, column)
+        except ValueError:
+            raise ValueError(f"column {name!r} must be 0 or 1, got {plain.named(column.type)}") from None
+        wrong = ~(np.isin(values, (0, 1)) | np.isnan(values))
         if wrong.any():
-            raise ValueError(f"{source}: column {name!r} must be 0 or 1, got {values[wrong][0]}")
+            raise ValueError(f"column {name!r} must be 0 or 1, got {values[wrong][0]}")
         parts.append(values.astype(np.float32))
     return np.stack(parts, axis=1)
 
 
-def _find_integer(name: str, vocabulary: Indices) -> Callable[[pa.Array], Indices]:
+def _whole(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids that were stored as floats, as pandas does where some are missing."""
+    values = pc.fill_null(column, np.nan).to_numpy()
+    wrong = np.flatnonzero(~np.isnan(values) & ((values != np.floor(values)) | (np.abs(values) >= 2**53)))
+    if len(wrong):
+        raise ValueError(
+            f"column {name!r} must be ids, whole numbers below 2^53 where they are floats, "
+            f"got {values[wrong[0]]} in row {wrong[0]}"
+        )
+    missing = np.isnan(values)
+    return pa.chunked_array([pa.array(np.where(missing, 0, values).astype(np.int64), mask=missing)])
+
+
+def _find_integer(vocabulary: Indices) -> Callable[[pa.Array], Indices]:
     def find(chunk: pa.Array) -> Indices:
-        try:
-            if pa.types.is_dictionary(chunk.type):
-                chunk = chunk.dictionary_decode()
-            chunk = chunk.cast(pa.int64())
-        except pa.ArrowInvalid as error:  # uint64 beyond int64
-            raise ValueError(f"column {name!r} must be integers that fit int64, got {error}") from None
         values = pc.fill_null(chunk, 0).to_numpy(zero_copy_only=False)
         if not len(vocabulary):
             return np.zeros(len(values), np.int64)
@@ -106,12 +130,11 @@ def _find_integer(name: str, vocabulary: Indices) -> Callable[[pa.Array], Indice
     return find
 
 
-def _find_string(name: str, vocabulary: tuple[str, ...]) -> Callable[[pa.Array], Indices]:
+def _find_string(vocabulary: tuple[str, ...]) -> Callable[[pa.Array], Indices]:
+    known = pa.array(vocabulary, pa.large_string())
+
     def find(chunk: pa.Array) -> Indices:
-        if pa.types.is_dictionary(chunk.type):
-            rows = np.append(find(chunk.dictionary), 0)  # the last entry serves null
-            return rows[pc.fill_null(chunk.indices.cast(pa.int64()), len(rows) - 1).to_numpy(zero_copy_only=False)]
-        places = pc.index_in(chunk, value_set=pa.array(vocabulary, chunk.type))
+        places = pc.index_in(chunk, value_set=known)
         return pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
 
     return find
@@ -120,31 +143,13 @@ def _find_string(name: str, vocabulary: tuple[str, ...]) -> Callable[[pa.Array],
 def numbers(name: str, column: pa.ChunkedArray) -> NDArray[np.float64]:
     """A column as float64, null as NaN."""
     kind = column.type
+    if pa.types.is_null(kind):
+        return np.full(len(column), np.nan)
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise ValueError(f"column {name!r} must be numbers, got {kind}")
+        raise ValueError(f"column {name!r} must be numbers, got {plain.named(kind)}")
     column = column.cast(pa.int8()) if pa.types.is_boolean(kind) else column
     values = column.cast(pa.float64(), safe=False)
     return _joined([pc.fill_null(chunk, np.nan).to_numpy(zero_copy_only=False) for chunk in values.chunks], np.float64)
-
-
-def _element_type(name: str, kind: pa.DataType, ragged: bool) -> pa.DataType:
-    """The type of a column's ids: its own, or its lists' elements'; a dictionary's is its values'."""
-    if ragged:
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-            raise ValueError(f"column {name!r} must be lists, got {kind}")
-        kind = kind.value_type
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _expect_ids(name: str, kind: pa.DataType, element: pa.DataType, expected: str, ragged: bool) -> None:
-    is_integer = pa.types.is_integer(element) or pa.types.is_boolean(element)
-    matches = (_is_string(element) and "string" in expected) or (is_integer and "integer" in expected)
-    if not (matches or pa.types.is_null(element)):
-        raise ValueError(f"column {name!r} must be {'lists of ' if ragged else ''}{expected} ids, got {kind}")
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _joined(parts: list[NDArray[Any]], dtype: type = np.int64) -> NDArray[Any]:

@@ -34,6 +34,9 @@ class DataConfig:
     item_id: str
     test: tuple[str, ...] = ()
     format: str | None = None  # parquet or csv; None: by the files' suffix
+    separator: str | None = None  # of CSV files; None: a tab in .tsv files, else a comma
+    column_names: tuple[str, ...] | None = None  # of CSV files without a line of names
+    types: dict[str, str] | None = None  # of CSV columns: text, integer, number, boolean; others: by all their values
     list_separator: str = "|"  # between the ids of a list in CSV files, where lists are strings
     buffer: int = 1 << 18  # rows from which a batch is drawn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from ..data import columns, embedding
 from ..data.features import FeatureSet
+from ..data.files import CsvSettings
 from ..nn.fused import FusedRanker
 from ..nn.losses import calibrator_loss, multitask_bce
 from ..nn.methods import METHODS, make_ranker
@@ -68,13 +70,51 @@ class Source:
                 yield Batch(FeatureIds(*map(torch.from_numpy, ids)), labels[start:stop])
 
     def _labels(self, table: pa.Table) -> NDArray[np.float32]:
-        tasks = self.config.tasks
-        labels = columns.binary_labels(self.records.paths[0], table, tasks.names)
-        if tasks.nested:
-            for task, parent in enumerate(self.config.parents):
-                if parent >= 0:
-                    labels[:, task] *= labels[:, parent]
-        return labels
+        return labels_of(self.config, table)
+
+
+class LabelCounts:
+    """How many labels of each task are 0, are 1, and are not observed."""
+
+    def __init__(self, config: Config) -> None:
+        self.counts = np.zeros((len(config.tasks.names), 3), np.int64)
+        self._config = config
+
+    def of(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """The same tables, counted as they pass."""
+        for table in tables:
+            labels = labels_of(self._config, table)
+            kinds = np.where(np.isnan(labels), 2, labels).astype(np.int64)
+            self.counts += np.stack([(kinds == kind).sum(0) for kind in range(3)], axis=1)
+            yield table
+
+    def all_of(self, records: Records) -> LabelCounts:
+        """Count the labels of files, reading no other column."""
+        own = Records(records.paths, self._config.tasks.names, records.format, records.csv, records.check)
+        for _ in self.of(own.tables()):
+            pass
+        return self
+
+    @property
+    def unobserved(self) -> list[int]:
+        """Labels of each task that are null or NaN."""
+        counts: list[int] = self.counts[:, 2].tolist()
+        return counts
+
+    def has_both(self, task: int) -> bool:
+        """Whether a task has labels of both kinds, without which it has no AUC."""
+        return bool(self.counts[task, :2].min() > 0)
+
+
+def labels_of(config: Config, table: pa.Table) -> NDArray[np.float32]:
+    """Labels ``[n, K]``, NaN where not observed; nested ones are 0 below a parent's 0."""
+    tasks = config.tasks
+    labels = columns.binary_labels(table, tasks.names)
+    if tasks.nested:
+        for task, parent in enumerate(config.parents):
+            if parent >= 0:
+                labels[:, task] = np.where(labels[:, parent] == 0, 0, labels[:, task] * labels[:, parent])
+    return labels
 
 
 @dataclass(frozen=True)
@@ -85,6 +125,7 @@ class Sources:
     train: Source
     valid: Source
     test: Source | None
+    labels: dict[str, LabelCounts]  # of each part: "train", "valid", "test"
 
 
 @dataclass(frozen=True)
@@ -120,17 +161,37 @@ def open_sources(config: Config) -> Sources:
     lists = [feature.name for feature in features.all if feature.kind == "ids"]
 
     def records(part: str) -> Records:
+        data = config.data
+        csv = CsvSettings(data.separator, data.column_names, data.types or {}, lists, data.list_separator)
         try:
-            data = config.data
-            return Records(getattr(data, part), columns, data.format, lists, data.list_separator)
+            return Records(getattr(data, part), columns, data.format, csv, lambda table: labels_of(config, table))
         except ValueError as error:
             raise ValueError(f"[data] {part}: {error}") from None
 
     opened = {part: records(part) for part in ("train", "valid", "test") if getattr(config.data, part)}
     opened["train"].shares(0, 1, ranks.count())
-    fitted = features.fit(opened["train"].tables(), **config.fit_arguments())
+    labels = {part: LabelCounts(config) for part in opened}
+    for part in opened.keys() - {"train"}:
+        labels[part].all_of(opened[part])
+    _check_monitor(config, labels["valid"])
+    fitted = features.fit(labels["train"].of(opened["train"].tables()), **config.fit_arguments())
     sources = {part: Source(rows, fitted, config) for part, rows in opened.items()}
-    return Sources(fitted, sources["train"], sources["valid"], sources.get("test"))
+    return Sources(fitted, sources["train"], sources["valid"], sources.get("test"), labels)
+
+
+def _check_monitor(config: Config, labels: LabelCounts) -> None:
+    """Refuse a monitor that the validation rows do not have."""
+    names, monitor = config.tasks.names, config.training.monitor
+    having = [name for at, name in enumerate(names) if labels.has_both(at)]
+    if monitor == "log_loss":
+        missing = None if labels.counts[:, :2].sum() else "rows without an observed label"
+    elif monitor == "auc":
+        missing = None if having else "rows in which no task has labels 0 and 1"
+    else:
+        task = monitor.removeprefix("auc.")
+        missing = None if task in having else f"rows in which task {task!r} has one of labels 0 and 1 alone, or none"
+    if missing:
+        raise ValueError(f"[training] monitor must be a metric of the validation rows, got {monitor!r} of {missing}")
 
 
 def build_towers(config: Config, width: int) -> RankerBase:
@@ -207,7 +268,7 @@ def train(
     history = fit(
         model,
         sources.train.shuffled,
-        loss_of(config),
+        loss_of(config, any(sources.labels["train"].unobserved)),
         lambda trained: metrics(trained, sources.valid),
         config.training.fit_settings(),
         on_progress=on_progress,
@@ -222,22 +283,25 @@ def train(
     return Trained(history, tested, write(config, model))
 
 
-def loss_of(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
-    """The weighted sum of the tasks' losses, plus AITM's calibrator if configured."""
+def loss_of(config: Config, is_masked: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+    """The weighted sum of the tasks' losses, plus AITM's calibrator if configured.
+
+    With ``is_masked`` labels may be NaN; a task's loss is then the mean over its observed labels.
+    """
     tasks, parents = config.tasks, config.parents
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        total = multitask_bce(logits, labels, tasks.positive_weights, tasks.weights)
+        mask = ~labels.isnan() if is_masked else None
+        total = multitask_bce(logits, labels, tasks.positive_weights, tasks.weights, mask)
         return total + tasks.calibrator * calibrator_loss(logits, parents) if tasks.calibrator else total
 
     return loss
 
 
 def metrics(model: nn.Module, source: Source) -> dict[str, float]:
-    """AUC and log loss of each task and their means, of a model in eval mode.
+    """AUC and log loss of each task on its observed labels, and their means, of a model in eval mode.
 
-    Raises:
-        ValueError: a task without labels of both kinds, which has no AUC.
+    NaN where there is none: an AUC needs labels of both kinds, a log loss one label. Means are of the tasks that have.
     """
     device = next(model.parameters()).device
     logits, labels = [], []
@@ -245,21 +309,24 @@ def metrics(model: nn.Module, source: Source) -> dict[str, float]:
         ids = FeatureIds(*(tensor.to(device) for tensor in batch.inputs))
         logits.append(model(ids).logits.float().cpu())
         labels.append(batch.labels)
-    if not logits:
-        raise ValueError(f"{source.records.paths[0]}: must have at least one row, got none")
-    values, truth = torch.cat(logits), torch.cat(labels)
     names = source.config.tasks.names
-    for task, name in enumerate(names):
-        if truth[:, task].unique().numel() != 2:
-            raise ValueError(
-                f"{source.records.paths[0]}: task {name!r} must have labels 0 and 1, got one of them alone"
-            )
-    losses = F.binary_cross_entropy_with_logits(values.double(), truth.double(), reduction="none").mean(0).tolist()
-    aucs = [float(binary_auroc(values[:, at].sigmoid(), truth[:, at].long())) for at in range(len(names))]
-    found = {f"auc.{name}": auc for name, auc in zip(names, aucs, strict=True)}
-    found |= {f"log_loss.{name}": loss for name, loss in zip(names, losses, strict=True)}
-    mean_loss = sum(losses) / len(losses)
-    return {**found, "auc": sum(aucs) / len(aucs), "log_loss": mean_loss, "-log_loss": -mean_loss}
+    values = torch.cat(logits) if logits else torch.zeros(0, len(names))
+    truth = torch.cat(labels) if labels else values
+    found: dict[str, float] = {}
+    for at, name in enumerate(names):
+        seen = ~truth[:, at].isnan()
+        own, right = values[seen, at], truth[seen, at]
+        both = right.unique().numel() == 2
+        found[f"auc.{name}"] = float(binary_auroc(own.sigmoid(), right.long())) if both else math.nan
+        losses = F.binary_cross_entropy_with_logits(own.double(), right.double(), reduction="none")
+        found[f"log_loss.{name}"] = float(losses.mean()) if len(losses) else math.nan
+    auc, log_loss = (_mean(found[f"{kind}.{name}"] for name in names) for kind in ("auc", "log_loss"))
+    return {**found, "auc": auc, "log_loss": log_loss, "-log_loss": -log_loss}
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def write(config: Config, model: FeatureModel) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ def test_bad_input_is_named_and_nothing_is_written(files: Any, tmp_path: Path) -
             f"precision must be one of {', '.join(PRECISION_ROWS)}, got 'int4'",
         ),
         ((files.bare, "--check", files.candidates), "must be a model with features to check on a table"),
-        ((files.model, "--check", tmp_path / "none"), "must be a Parquet file, got no file"),
+        ((files.model, "--check", tmp_path / "none"), "must be a file, a folder or a pattern of files, got no file"),
         ((files.model, "--check", tmp_path / "twos"), "column 'ctr' must be 0 or 1, got 2.0"),
     ):
         result = invoke(*arguments, "-o", tmp_path / "lower")

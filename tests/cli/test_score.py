@@ -180,8 +180,8 @@ def refused(result: Any, text: str) -> None:
         (("--fusion", "expected_value", "--weights", "1,2,3"), "weights must be 4 numbers for 3 tasks, got 3"),
         (("--weights", "1,x,2"), "--weights must be numbers with commas between, got '1,x,2'"),
         (("--weights", "1,nan,2"), "--weights must be finite"),
-        (("--catalog", "no"), "no: must be a Parquet file, got no file"),
-        (("--labels", "no"), "no: must be a Parquet file, got no file"),
+        (("--catalog", "no"), "no: must be a file, a folder or a pattern of files, got no file"),
+        (("--labels", "no"), "no: must be a file, a folder or a pattern of files, got no file"),
     ],
 )
 def test_bad_options(files: Any, out: Path, arguments: tuple[str, ...], text: str) -> None:
@@ -209,9 +209,9 @@ def test_bad_files(files: Any, out: Path, tmp_path: Path) -> None:
         "no_request": "column 'request' must be in the file",
         "null_request": "column 'request' must be without nulls, got 400",
         "wrong_type": "column 'video' must be integer ids, got string",
-        "text": "text: must be a readable Parquet file",
+        "text": "text: files must end in one of .parquet, .pq, .csv, .tsv",
         "cut": "cut: must be a readable Parquet file",
-        "nowhere": "nowhere: must be a Parquet file, got no file",
+        "nowhere": "nowhere: must be a file, a folder or a pattern of files, got no file",
     }
     for name, text in texts.items():
         refused(invoke(files.model, bad / name, "-o", out), text)
@@ -271,7 +271,10 @@ def test_real_process_and_no_torch(files: Any, out: Path) -> None:
     assert "rank" in done.stdout and not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
     command = [sys.executable, "-m", "resflow_kernels.cli", "score", files.model, "nowhere", "-o", out]
     failed = subprocess.run(command, capture_output=True, text=True)
-    assert failed.returncode == 2 and failed.stderr == "resflow: nowhere: must be a Parquet file, got no file\n"
+    assert (
+        failed.returncode == 2
+        and failed.stderr == "resflow: nowhere: must be a file, a folder or a pattern of files, got no file\n"
+    )
 
 
 def test_missing_extras_are_said_in_one_line() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -54,8 +55,9 @@ def test_the_bundle_has_the_aucs_that_were_printed(toml: Path) -> None:
         positive, negative = logits[labels == 1, task], logits[labels == 0, task]
         pairs = positive[:, None] - negative
         auc = (pairs > 0).mean() + (pairs == 0).mean() / 2
-        row = next(line for line in result.output.splitlines() if "test AUC" in line)
-        assert float(row.split("│")[2 + task]) == pytest.approx(auc, abs=1e-3)  # near-equal logits may change places
+        name = ("click", "order")[task]
+        row = next(line for line in result.output.splitlines() if line.startswith(f"│ {name} "))
+        assert float(row.split("│")[4]) == pytest.approx(auc, abs=1e-3)  # near-equal logits may change places
         assert auc > 0.6
 
 
@@ -83,8 +85,8 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_bit(toml: Path) -> None:
         "import resflow_kernels.cli as cli\n"
         "loss_of = pipeline.loss_of\n"
         "calls = []\n"
-        "def counted(config):\n"
-        "    loss = loss_of(config)\n"
+        "def counted(*settings):\n"
+        "    loss = loss_of(*settings)\n"
         "    def one(*a):\n"
         "        calls.append(1)\n"
         "        if len(calls) == 25: os.kill(os.getpid(), signal.SIGINT)\n"  # in the middle of a step
@@ -161,7 +163,8 @@ def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
 
 
 def test_resume_needs_a_run(toml: Path) -> None:
-    assert "must be the checkpoint to resume, got no file" in run(toml, "--resume").output
+    afresh = run(toml, "--resume")
+    assert afresh.exit_code == 0 and "there is no checkpoint yet, the run begins afresh" in afresh.output
     change(toml, "checkpoint = ", "# ")
     assert "--resume needs [output] checkpoint" in run(toml, "--resume").output
 
@@ -171,4 +174,25 @@ def test_a_task_without_positives_is_named(toml: Path) -> None:
     at = table.column_names.index("order")
     nothing = table.set_column(at, "order", [np.zeros(len(table), np.int8)])
     pq.write_table(nothing, toml.parent / "valid.parquet")
-    assert "task 'order' must have labels 0 and 1" in run(toml).output
+    trained = run(toml)
+    assert trained.exit_code == 0 and "no AUC (valid): all labels of order are alike" in trained.output
+    row = next(line for line in trained.output.splitlines() if line.startswith("│ order "))
+    assert row.split("│")[2].strip() == "nan"
+    text = toml.read_text()
+    assert "[training]" in text
+    toml.write_text(text.replace("[training]", '[training]\nmonitor = "auc.order"'))
+    assert "monitor must be a metric of the validation rows, got 'auc.order' of rows in which task 'order'" in (
+        run(toml).output
+    )
+
+
+def test_labels_that_were_not_observed_are_left_out(toml: Path) -> None:
+    for path in sorted(toml.parent.glob("[tv]*.parquet")):
+        table = pq.read_table(path)
+        at = table.column_names.index("order")
+        seen = np.arange(len(table)) % 3 != 0
+        labels = pa.array(np.where(seen, table["order"].to_numpy(), np.nan), mask=np.arange(len(table)) % 6 == 0)
+        pq.write_table(table.set_column(at, "order", labels), path)
+    trained = run(toml)
+    assert trained.exit_code == 0, trained.output
+    assert "labels not observed (train): " in trained.output and "nan" not in trained.output

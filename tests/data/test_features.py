@@ -154,7 +154,7 @@ BUCKETS = Feature("a", 1, "bucket", boundaries=np.array([0.0]))
     [
         (lambda: encode(INTEGERS, [1], "b"), "column 'a' must be in the table, got columns b"),
         (lambda: encode(INTEGERS, ["x"]), "column 'a' must be integer ids, got string"),
-        (lambda: encode(INTEGERS, [1.5]), "column 'a' must be integer ids, got double"),
+        (lambda: encode(INTEGERS, [4.0, 1.5]), "column 'a' must be ids, whole numbers .*, got 1.5 in row 1"),
         (lambda: encode(INTEGERS, [[1]]), "column 'a' must be integer ids, got list"),
         (lambda: encode(INTEGERS, pa.array([2**64 - 1], pa.uint64())), "column 'a' must be integers that fit int64"),
         (lambda: encode(LISTS, ["x"]), "column 'a' must be lists, got string"),

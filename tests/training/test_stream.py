@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resflow_kernels.data.files import CsvSettings
 from resflow_kernels.training.stream import Records, in_batches
 
 ROWS = 1000
@@ -41,7 +42,7 @@ def rows(tables: Any) -> list[int]:
 @pytest.mark.parametrize("pattern", ["*.parquet", "*.csv"])
 @pytest.mark.parametrize("buffer", [1, 64, 10**6])
 def test_every_row_once_whatever_the_buffer(folder: Path, pattern: str, buffer: int) -> None:
-    records = Records([str(folder / pattern)], ["row", "tags"], lists=["tags"])
+    records = Records([str(folder / pattern)], ["row", "tags"], csv=CsvSettings(lists=["tags"]))
     assert len(records) == ROWS and rows(records.tables()) == list(range(ROWS))
     tables = list(records.shuffled(batch=16, seed=3, epoch=1, buffer=buffer))
     drawn = rows(tables)
@@ -86,8 +87,8 @@ def test_batches_cover_the_rows_and_none_is_of_one(count: int, batch: int) -> No
 @pytest.mark.parametrize(
     ("paths", "options", "text"),
     [
-        (["none-*.parquet"], {}, "must be a file or match some, got none"),
-        (["a.parquet", "x.csv"], {}, "must end in one of .parquet, .csv, all alike"),
+        (["none-*.parquet"], {}, "must be a file, a folder or a pattern of files, got no file"),
+        (["a.parquet", "x.csv"], {}, "must end in one of .parquet, .pq, .csv, .tsv, all alike"),
         (["a.parquet"], {"format": "orc"}, "format must be one of parquet, csv, got 'orc'"),
         (["a.parquet"], {"columns": ["raw"]}, "column 'raw' must be in the file, got columns row, tags, unused"),
     ],
