@@ -30,6 +30,8 @@ class Ranker:
         """The ``k`` best of a request's items; rows are padded as in :meth:`Scorer.dense_topk` if there are fewer."""
         if self._is_catalog:
             return self.scorer.catalog_topk(request.user, self._all, [0, len(request.item)], self._rows(request), k)
+        if len(request.user) != 1:
+            return self.scorer.dense_topk(np.concatenate((request.user, request.item), axis=1), k)
         return self.scorer.request_topk(request.user, request.item, [0, len(request.item)], k)
 
     def probabilities(self, request: Embedded, positions: Indices) -> Floats:
@@ -37,6 +39,9 @@ class Ranker:
         offsets = [0, len(positions)]
         if self._is_catalog:
             return self.scorer.catalog_scores(request.user, positions, offsets, self._rows(request)).probs
+        if len(request.user) != 1:
+            rows = np.concatenate((request.user[positions], request.item[positions]), axis=1)
+            return self.scorer.dense_scores(rows).probs
         return self.scorer.request_scores(request.user, request.item[positions], offsets).probs
 
     def prepare(self, request: Embedded) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ class Requests:
     items: pa.Table  # candidates, request by request; or the catalog
     offsets: NDArray[np.int64]  # [R + 1]; unused with a catalog
     is_catalog: bool = False
+    varying: tuple[str, ...] = ()  # user columns that differ between candidates of a request: each has its own
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,7 +54,7 @@ class Embedded:
     """One request with its embedded user and items."""
 
     request: int
-    user: Floats  # [1, Du]
+    user: Floats  # [1, Du], or [n, Du] where each candidate has its own
     item: Floats  # [n, Di]
     seconds: float  # time of gathering and pooling
 
@@ -86,8 +88,7 @@ def read_requests(path: Path, features: FeatureSet) -> Requests:
     columns = [features.request_id, features.item_id, *(feature.name for feature in features.all)]
     table = read_table(path, columns, csv_settings(features))
     requests = grouped_requests(path, table, features)
-    _refuse_varying_users(path, requests, features)
-    return requests
+    return replace(requests, varying=tuple(varying_users(requests, features)))
 
 
 def grouped_requests(path: Path, table: pa.Table, features: FeatureSet) -> Requests:
@@ -118,13 +119,16 @@ def embedded_requests(requests: Requests, scorer: Scorer) -> Iterator[Embedded]:
     assert features is not None
     catalog = _embedded_items(requests.items, scorer) if requests.is_catalog else None
     for first, last in _blocks(requests):
-        users = features.encode_user(requests.users.slice(first, last - first))
         base, end = requests.span(first)[0], requests.span(last - 1)[1]
+        users_table = requests.items if requests.varying else requests.users
+        begin, count = (base, end - base) if requests.varying else (first, last - first)
+        users = features.encode_user(users_table.slice(begin, count))
         items = {} if catalog is not None else features.encode_item(requests.items.slice(base, end - base))
         for request in range(first, last):
             start, stop = requests.span(request)
             began = time.perf_counter()
-            user = features.embed(rows_of(users, request - first, request - first + 1), scorer.tables)
+            own = (start - base, stop - base) if requests.varying else (request - first, request - first + 1)
+            user = features.embed(rows_of(users, *own), scorer.tables)
             if catalog is None:
                 item = features.embed(rows_of(items, start - base, stop - base), scorer.tables)
             else:
@@ -136,28 +140,23 @@ def _user_columns(features: FeatureSet) -> list[str]:
     return list(dict.fromkeys([features.request_id, *(feature.name for feature in features.user)]))
 
 
-def _refuse_varying_users(path: Path, requests: Requests, features: FeatureSet) -> None:
-    """Require one user per request: the request's first row stands for all."""
+def varying_users(requests: Requests, features: FeatureSet) -> list[str]:
+    """The user columns that differ between rows of one request, as a log's context does."""
     owners = np.repeat(np.arange(len(requests)), np.diff(requests.offsets))
-    for feature in features.user:
-        own = feature.encode(requests.items.select([feature.name]))
-        values, offsets = own if isinstance(own, tuple) else (own, np.arange(len(own) + 1))
-        first = requests.offsets[:-1][owners]
-        lengths = np.diff(offsets)
-        differs = lengths != lengths[first]
-        same = np.flatnonzero(~differs)
-        at = np.repeat(offsets[:-1][same], lengths[same]) + _within(lengths[same])
-        of_first = np.repeat(offsets[:-1][first[same]], lengths[same]) + _within(lengths[same])
-        unequal = values[at] != values[of_first]
-        differs[same[np.repeat(np.arange(len(same)), lengths[same])[unequal]]] = True
-        if differs.any():
-            row = int(np.flatnonzero(differs)[0])
-            column = requests.items[feature.name]
-            raise ValueError(
-                f"{path}: user column {feature.name!r} must be the same in all rows of a request, got "
-                f"{column[int(first[row])].as_py()!r} and {column[row].as_py()!r} in request "
-                f"{requests.ids[int(owners[row])].as_py()!r}"
-            )
+    first = requests.offsets[:-1][owners]
+    return [feature.name for feature in features.user if _varies(feature.encode(requests.items), first)]
+
+
+def _varies(encoded: Any, first: Indices) -> bool:
+    """Whether a feature of any row is another than that of the first row of its request."""
+    if not isinstance(encoded, tuple):
+        return bool((encoded != encoded[first]).any())
+    values, offsets = encoded
+    lengths = np.diff(offsets)
+    if (lengths != lengths[first]).any():
+        return True
+    within = _within(lengths)
+    return bool((values != values[np.repeat(offsets[:-1][first], lengths) + within]).any())
 
 
 def _within(lengths: Indices) -> Indices:

@@ -74,6 +74,11 @@ def score(
         _refuse_overwriting(output, [model, candidates, catalog, labels])
         console, timing = Console(), Timing()
         ranker = Ranker(scorer, requests.is_catalog)
+        if requests.varying:
+            print(
+                f"resflow: {', '.join(requests.varying)} differ within requests: each candidate is scored with its own",
+                file=sys.stderr,
+            )
         first = _write_ranking(output, requests, ranker, top_k, timing, feedback)
         _report.ranking(console, requests, first, scorer)
         _report.throughput(console, requests, timing)

@@ -223,6 +223,7 @@ class Files:
         """A column in its plain type; lists in CSV files still of text."""
         values = plain.column(name, block[name])
         if self._kind == "csv" and name in self._csv.lists and plain.is_text(values.type):
+            values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)  # quotes around no list
             values = plain.column(name, pc.split_pattern(values, self._csv.list_separator))
         return values
 

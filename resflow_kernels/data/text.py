@@ -1,7 +1,8 @@
 """Types of columns that were read as text, from all of their values: CSV files do not tell them.
 
 A column is of integers, numbers or booleans only if every value is; ``NA`` and the like then stand for a missing one.
-Otherwise it is text, as it stands in the file: ``NA`` is a country, ``007`` an agent. An empty field is always missing.
+Otherwise it is text, as it stands in the file: ``NA`` is a country, ``007`` an agent. A field of nothing, not even
+quotes, is always missing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 KINDS = {"text": pa.large_string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 
-_MISSING = pa.array(["NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None", "\\N"], pa.large_string())
+_MISSING = pa.array(["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None", "\\N"], pa.large_string())
 # Integers that int64 holds, without leading zeros; numbers that float64 holds to the last digit of their integral part.
 _PATTERNS = {
     "boolean": r"^([Tt]rue|TRUE|[Ff]alse|FALSE)$",

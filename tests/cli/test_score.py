@@ -288,3 +288,22 @@ def test_missing_extras_are_said_in_one_line() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "resflow: needs typer, rich: pip install typer rich\n"
+
+
+def test_user_columns_that_vary_are_each_candidates_own(files: Any, tmp_path: Path) -> None:
+    table = pq.read_table(files.candidates)
+    rows = len(table)
+    at = table.column_names.index("age")
+    varied = table.set_column(at, "age", pa.array(np.arange(rows) % 60 / 60, table["age"].type))
+    pq.write_table(varied, tmp_path / "varied.parquet")
+    result = invoke(files.model, tmp_path / "varied.parquet", "-o", tmp_path / "out.parquet", "--top-k", 10**6)
+    assert result.exit_code == 0 and "age differ within requests" in result.stderr
+    scorer = Scorer.load(files.model)
+    x = np.concatenate((scorer.embed_users(varied), scorer.embed_items(varied)), axis=1)
+    want: dict[object, list[float]] = {}
+    for request, score in zip(varied["request"].to_pylist(), scorer.dense_scores(x).score.tolist(), strict=True):
+        want.setdefault(request, []).append(score)
+    got: dict[object, list[float]] = {}
+    for row in pq.read_table(tmp_path / "out.parquet").to_pylist():
+        got.setdefault(row["request"], []).append(row["score"])
+    assert got == {request: sorted(scores, reverse=True) for request, scores in want.items()}

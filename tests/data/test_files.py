@@ -141,6 +141,9 @@ def test_csv_types_follow_from_all_values(tmp_path: Path) -> None:
     for name in ("a.csv", "b.tsv", "c.csv.gz"):
         assert read(tmp_path / name, names, csv=lists) == CSV_ROWS, name
     assert read(tmp_path / "d.csv", names, csv=CsvSettings(names=names, lists=["tags"])) == CSV_ROWS
+    (tmp_path / "e.csv").write_text('id,name,tags\n"3","",""\n"",x,"1|2"\n')
+    quoted = {"id": [3, None], "name": ["", "x"], "tags": [[], [1, 2]]}
+    assert read(tmp_path / "e.csv", ["id", "name", "tags"], csv=lists) == quoted
     declared = CsvSettings(types={"id": "text", "tags": "text"}, lists=["tags"])
     got = read(tmp_path / "a.csv", ["id", "tags"], csv=declared)
     assert got == {"id": ["3", "NA", "7"], "tags": [["1", "2"], [], ["5"]]}
