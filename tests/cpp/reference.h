@@ -91,6 +91,13 @@ class Reference {
     });
   }
 
+  // Moves the weights by `step` times a direction.
+  void move(const std::vector<std::vector<float>>& direction, double step) {
+    for (size_t w = 0; w < weights_.size(); ++w) {
+      for (size_t i = 0; i < weights_[w].size(); ++i) weights_[w][i] += step * direction[w][i];
+    }
+  }
+
   // The tasks' own logits of a row, or a program's outputs. The first `split` columns are rounded apart from the others
   // where the input row is multiplied.
   Row outputs(const Row& x, int64_t split = 0) const { return plan_.program ? program(x, split) : towers(x, split); }

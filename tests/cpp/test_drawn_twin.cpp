@@ -119,7 +119,7 @@ TEST(drawn_twin_towers_score_as_the_formulas) {
   drawn(120, [](Draw& draw) {
     const TwinDraw twin(draw);
     const Scored all = scores_of(twin.of_items());
-    const double tolerance = twin.element == Precision::int8 ? 2e-2 : 1e-5;
+    const double tolerance = twin.element == Precision::int8 ? 1e-2 : 1e-5;
     for (int64_t r = 0; r < twin.requests; ++r) {
       for (int64_t i = 0; i < twin.items; ++i) {
         const Row exact = twin.logits(r, i);

@@ -1,5 +1,7 @@
 // Products of integers that are exact in every precision and instruction set: no sum needs a rounding, whatever its
 // order, and a row's int8 scale is 1.
+#include "core/number_formats.h"
+#include "core/quantize.h"
 #include "cpu/towers/towers.h"
 #include "programs.h"
 
@@ -8,8 +10,24 @@ using namespace resflow::testing;
 
 namespace {
 
-// -127 to 127, the ends often: what a wrong sign or a sum that saturates would show in.
+// -127 to 127, the ends often: where a wrong sign or a sum that saturates would show in.
 float draw_byte(Draw& draw) { return draw.one_of<float>({-127, 127, static_cast<float>(draw.number(-127, 127))}); }
+
+// A program of one linear step.
+Encoded linear(int64_t inputs, int64_t width, Precision precision) {
+  Encoded plan = {limit::version, inputs, 0, 0, 0, 0, 0, 0, 0, static_cast<int64_t>(precision)};
+  append_program({{StepKind::linear, width, {{0, 0, inputs}}, {}, {}}}, {{1, 0, width}}, plan);
+  return plan;
+}
+
+// A number whose bits are drawn, of a magnitude from 2^-60 to 2^60, or one halfway between two of bfloat16.
+float draw_bits(Draw& draw) {
+  auto bits = static_cast<uint32_t>(draw.number(67, 187) << 23 | draw.number(0, 0x7fffff) | draw.number(0, 1) << 31);
+  if (draw.flip()) bits = (bits & 0xffff0000) | 0x8000;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
 
 }  // namespace
 
@@ -18,9 +36,7 @@ TEST(products_of_small_integers_are_exact) {
     // 300 products are below 2^23.
     const int64_t inputs = draw.number(1, draw.flip() ? 20 : 300), width = draw.number(1, draw.flip() ? 20 : 150);
     const int64_t rows = draw.number(1, draw.flip() ? 8 : 60);
-    Encoded plan = {limit::version, inputs, 0, 0, 0, 0, 0, 0, 0, static_cast<int64_t>(draw.precision())};
-    append_program({{StepKind::linear, width, {{0, 0, inputs}}, {}, {}}}, {{1, 0, width}}, plan);
-    Packed model(plan);
+    Packed model(linear(inputs, width, draw.precision()));
     auto &weight = model.weights[0], &bias = model.weights[1];
     for (float& value : weight) value = draw_byte(draw);
     for (int64_t c = 0; c < width; ++c) weight[draw.number(0, inputs - 1) * width + c] = draw.flip() ? 127 : -127;
@@ -39,5 +55,31 @@ TEST(products_of_small_integers_are_exact) {
       }
     }
     CHECK(wrong == 0);
+  });
+}
+
+// Weights of 127 times the identity: each output is 127 times a rounded input.
+TEST(rows_are_rounded_to_the_nearest) {
+  drawn(150, [](Draw& draw) {
+    const int64_t inputs = draw.number(1, 70), rows = draw.number(1, 9);
+    const Precision precision = draw.precision();
+    Packed model(linear(inputs, inputs, precision));
+    for (std::vector<float>& weight : model.weights) weight.assign(weight.size(), 0.0f);
+    for (int64_t i = 0; i < inputs; ++i) model.weights[0][i * inputs + i] = 127;
+    model.pack();
+    std::vector<float> x(rows * inputs), out(rows * inputs, -1);
+    for (float& value : x) value = precision == Precision::int8 ? draw.normal() : draw_bits(draw);
+    cpu::program_outputs(model.model(), {x.data(), Precision::float32, inputs}, rows, out.data(), 1);
+    for (int64_t r = 0; r < rows; ++r) {
+      float largest = 0;
+      for (int64_t i = 0; i < inputs; ++i) largest = larger_magnitude(largest, x[r * inputs + i]);
+      const float scale = int8_scale(largest), reciprocal = int8_reciprocal(scale);
+      for (int64_t i = 0; i < inputs; ++i) {
+        const float value = x[r * inputs + i], got = out[r * inputs + i];
+        if (precision == Precision::float32) CHECK(got == value * 127);
+        if (precision == Precision::bfloat16) CHECK(got == from_bfloat16(to_bfloat16(value)) * 127);
+        if (precision == Precision::int8) CHECK(got == static_cast<float>(int8_step(value * reciprocal) * 127) * scale);
+      }
+    }
   });
 }

@@ -4,4 +4,8 @@
 
 #include "cpu/simd/simd_neon.h"
 
+#if !defined(RESFLOW_MATRIX_PRODUCTS)
+#error "needs the compiler's options for BF16 and I8MM"
+#endif
+
 #include "cpu/simd/kernels-inl.h"

@@ -4,10 +4,9 @@
 // instruction sets: 2 consecutive words of a panel's columns, zipped, are such columns. Rows are taken in pairs, whose
 // sums are zipped likewise; the last of an odd number is paired with itself.
 //
-// Every sum is the same chain over words as in tower-inl.h: Arm's manual says that bfmmla "is equivalent to accumulating
-// two 2-way dot products per destination element", those of bfdot in order, and sums of bytes are exact. So a sum
-// depends neither on the row beside its own nor on the word at which a pair of words begins, and dot products may add
-// the last of an odd number of words.
+// Every sum is the same chain over words as in tower-inl.h: by Arm's manual bfmmla is equivalent to two bfdot for each
+// sum, with the same roundings in the same order, and sums of bytes are exact. So a sum depends neither on the row
+// beside its own nor on the word at which a pair of words begins, and dot products may add the last of an odd number.
 #pragma once
 
 namespace resflow::cpu::RESFLOW_TARGET {
