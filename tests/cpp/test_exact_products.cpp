@@ -2,6 +2,7 @@
 // order, and a row's int8 scale is 1.
 #include "core/number_formats.h"
 #include "core/quantize.h"
+#include "cpu/simd/isa.h"
 #include "cpu/towers/towers.h"
 #include "programs.h"
 
@@ -82,4 +83,19 @@ TEST(rows_are_rounded_to_the_nearest) {
       }
     }
   });
+}
+
+// (1 + 2^-12)^2 - (1 + 2^-11) is 2^-24 if only the sum is rounded.
+TEST(a_product_and_its_sum_are_rounded_once_but_for_the_portable_kernels) {
+  const float factor = 1.0f + 0x1p-12f;
+  for (const int64_t rows : {1, 2, 6}) {
+    Packed model(linear(1, 1, Precision::float32));
+    model.weights = {{factor}, {-1.0f - 0x1p-11f}};
+    model.pack();
+    const std::vector<float> x(rows, factor);
+    std::vector<float> out(rows, -1);
+    cpu::program_outputs(model.model(), {x.data(), Precision::float32, 1}, rows, out.data(), 1);
+    const bool portable = std::strcmp(cpu::kernels().name, "portable") == 0;
+    for (const float sum : out) CHECK(sum == (portable ? 0 : 0x1p-24f));
+  }
 }
