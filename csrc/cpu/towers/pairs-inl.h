@@ -40,8 +40,8 @@ struct PairSums {
 
 // Adds the products of words of a panel's row, alternating with those of another, and each pair's words `x`.
 template <class Sum, int kPairs, class Add>
-[[gnu::always_inline]] inline void add_words(const float* panel, const float* other, const float32x4_t (&x)[kPairs],
-                                             PairSums<Sum> (&sums)[kPairs], Add add) {
+inline void add_words(const float* panel, const float* other, const float32x4_t (&x)[kPairs],
+                      PairSums<Sum> (&sums)[kPairs], Add add) {
 #pragma GCC unroll 4
   for (int q = 0; q < 4; ++q) {
     const float32x4_t a = vld1q_f32(panel + 4 * q), b = vld1q_f32(other + 4 * q);
@@ -101,7 +101,7 @@ struct PeakProduct<kPrecision, true> : Product<kPrecision> {
   static constexpr int kWordsPerLane = 2;
   static Lanes weights(const float* words, int) { return load(words); }
   static Lanes value(float word, int) { return broadcast(word); }
-  [[gnu::always_inline]] static Sum add(Lanes value, Lanes weights, Sum sum) {
+  static Sum add(Lanes value, Lanes weights, Sum sum) {
     for (int q = 0; q < 4; ++q) sum.v[q] = matrix_product(weights.v[q], value.v[q], sum.v[q]);
     return sum;
   }
