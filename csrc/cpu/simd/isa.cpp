@@ -5,7 +5,6 @@
 #include "core/error.h"
 
 #if defined(RESFLOW_HAVE_ARM)
-#include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
@@ -27,7 +26,8 @@ bool has_avx512() {
 // Linux tells which instructions there are and that it saves their registers. NEON is part of every AArch64.
 #if defined(RESFLOW_HAVE_ARM)
 bool has_bf16_and_i8mm() {
-  constexpr unsigned long kWanted = HWCAP2_BF16 | HWCAP2_I8MM;
+  // HWCAP2_I8MM and HWCAP2_BF16, which headers before Linux 5.6 do not name.
+  constexpr unsigned long kWanted = 1ul << 13 | 1ul << 14;
   return (getauxval(AT_HWCAP2) & kWanted) == kWanted;
 }
 #endif
