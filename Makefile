@@ -3,6 +3,8 @@
 # make test         run the tests
 # make check        ruff, mypy, clang-format
 # make format       let these tools fix what they can
+# make arm          cross-compile the CPU kernels for 64-bit Arm and run their C++ tests in QEMU; needs the packages
+#                   g++-aarch64-linux-gnu and qemu-user (Debian, Ubuntu)
 # make bench        compare with PyTorch, ONNX Runtime and OpenVINO: bench/results/<machine>.md (bench-quick: 3 minutes)
 # make bench-models what fuse does to the models of four recommender packages, installed into .venv:
 #                   bench/results/models-<machine>.md
@@ -46,7 +48,7 @@ INSTALL := $(PIP) install -c $(VENV)/constraints.txt
 NATIVE := $(shell find csrc python cmake tests resflow_kernels -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cmake' \
   -o -name '*.def') CMakeLists.txt setup.py
 
-.PHONY: build score test check bench bench-quick bench-models gpu format clean help test-matrix always
+.PHONY: build score test check arm bench bench-quick bench-models gpu format clean help test-matrix always
 
 build: $(VENV)/built $(VENV)/packages
 
@@ -121,6 +123,15 @@ format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
+
+# Does not need .venv: any CMake of 3.25 or newer will do.
+CMAKE := $(or $(wildcard $(BIN)/cmake),cmake)
+CTEST := $(or $(wildcard $(BIN)/ctest),ctest)
+
+arm:
+	$(CMAKE) -S . -B build/arm -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake -DRESFLOW_WITHOUT="torch;numpy" -DRESFLOW_CUDA=OFF
+	$(CMAKE) --build build/arm --target cpp_tests --parallel $$(nproc)
+	$(CTEST) --test-dir build/arm --tests-regex cpp_tests --output-on-failure --parallel $$(nproc)
 
 # The baselines are not part of a development install, to keep that small.
 $(VENV)/baselines: $(VENV)/packages

@@ -5,40 +5,12 @@
 #include "check.h"
 #include "cpu/towers/towers.h"
 #include "models.h"
+#include "reference.h"
 
 using namespace resflow;
 using namespace resflow::testing;
 
 namespace {
-
-// The tower network in doubles, read off the formulas; logits of one row.
-std::vector<double> exact_logits(const Packed& model, const float* x) {
-  const Plan& plan = model.plan;
-  std::vector<std::vector<std::vector<double>>> outputs(plan.tasks);
-  std::vector<double> logits;
-  size_t at = 0;
-  for (int32_t k = 0; k < plan.tasks; ++k) {
-    std::vector<double> input(x, x + plan.in_features);
-    for (int32_t l = 0; l < plan.layers; ++l) {
-      const auto &weight = model.weights[at], &bias = model.weights[at + 1], &slope = model.weights[at + 2],
-                 &scale = model.weights[at + 3], &shift = model.weights[at + 4];
-      at += 5;
-      std::vector<double> output(plan.layer[l].width);
-      for (size_t c = 0; c < output.size(); ++c) {
-        double sum = bias[c];
-        for (size_t i = 0; i < input.size(); ++i) sum += input[i] * weight[i * output.size() + c];
-        sum = (sum > 0 ? sum : sum * slope[c]) * scale[c] + shift[c];
-        output[c] = sum + (plan.parents[k] >= 0 ? outputs[plan.parents[k]][l][c] : 0);
-      }
-      outputs[k].push_back(input = output);
-    }
-    double logit = model.weights[at + 1][0];
-    for (size_t c = 0; c < input.size(); ++c) logit += input[c] * model.weights[at][c];
-    at += 2;
-    logits.push_back(logit + (plan.parents[k] >= 0 ? logits[plan.parents[k]] : 0));
-  }
-  return logits;
-}
 
 constexpr float kGuard = 12345.0f;
 
@@ -47,6 +19,7 @@ constexpr float kGuard = 12345.0f;
 TEST(logits_are_those_of_the_formulas_and_nothing_beyond_the_outputs_is_touched) {
   const Packed model(encode(37, {80, 33}, {-1, 0, 1, 0}));
   const int64_t tasks = model.plan.tasks;
+  const Reference reference(model);
   const std::vector<float> weights(tasks, 1.0f);
   for (const int64_t rows : {1, 5, 6, 7, 16, 17, 100}) {
     // Inputs end exactly at the end of their buffer and are followed by NaN: a read beyond shows in a logit.
@@ -62,7 +35,7 @@ TEST(logits_are_those_of_the_formulas_and_nothing_beyond_the_outputs_is_touched)
     cpu::towers_scores({{model.plan, model.bytes.data()}, candidates, fusion},
                        {logits.data(), probs.data(), score.data()}, 2);
     for (int64_t r = 0; r < rows; ++r) {
-      const std::vector<double> exact = exact_logits(model, x.data() + r * 37);
+      const Row exact = reference.logits(Row(x.begin() + r * 37, x.begin() + (r + 1) * 37));
       double sum = 0;
       for (int64_t k = 0; k < tasks; ++k) {
         CHECK(std::abs(logits[r * tasks + k] - exact[k]) <= 1e-5 * (1 + std::abs(exact[k])));

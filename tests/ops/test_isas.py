@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-LOWER = ("avx512", "avx2", "portable")
+LOWER = ("avx512", "avx2", "neon", "portable")
 FILES = (
     ("test_exact.py", "test_topk.py"),
     ("test_guarantees.py",),

@@ -118,7 +118,7 @@ def test_import_without_triton_and_without_a_gpu() -> None:
     assert result.returncode == 0 and "(3,)" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "neon", "portable"])
 def test_resflow_isa_chooses(isa: str) -> None:
     from resflow_kernels import _runtime
 

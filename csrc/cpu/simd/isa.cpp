@@ -4,6 +4,10 @@
 
 #include "core/error.h"
 
+#if defined(RESFLOW_HAVE_ARM)
+#include <sys/auxv.h>
+#endif
+
 namespace resflow::cpu {
 namespace {
 
@@ -19,12 +23,25 @@ bool has_avx512() {
 }
 #endif
 
+// Linux tells which instructions there are and that it saves their registers. NEON is part of every AArch64.
+#if defined(RESFLOW_HAVE_ARM)
+bool has_bf16_and_i8mm() {
+  // HWCAP2_I8MM and HWCAP2_BF16, which headers before Linux 5.6 do not name.
+  constexpr unsigned long kWanted = 1ul << 13 | 1ul << 14;
+  return (getauxval(AT_HWCAP2) & kWanted) == kWanted;
+}
+#endif
+
 constexpr Target kTargets[] = {
 #if defined(RESFLOW_HAVE_X86)
     {&kAvx512Bf16Kernels,
      [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"); }},
     {&kAvx512Kernels, has_avx512},
     {&kAvx2Kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+#if defined(RESFLOW_HAVE_ARM)
+    {&kNeonBf16Kernels, has_bf16_and_i8mm},
+    {&kNeonKernels, [] { return true; }},
 #endif
     {&kPortableKernels, [] { return true; }},
 };

@@ -10,6 +10,8 @@
 
 #include "cpu/towers/precision-inl.h"
 
+#include "cpu/towers/pairs-inl.h"
+
 #include "cpu/towers/fusion-inl.h"
 
 #include "cpu/towers/tower-inl.h"
@@ -87,7 +89,7 @@ void project(const Plan& plan, const float* weights, const Projection& projectio
 
 template <Precision kPrecision>
 double peak_operations_in(int64_t count, float* sink) {
-  using P = Product<kPrecision>;
+  using P = PeakProduct<kPrecision>;
   constexpr int kSums = kBlockRows * kBlockLanes;
   const int32_t zero = 0;
   const Operand row{sink, 1, sink, &zero};
@@ -104,7 +106,7 @@ double peak_operations_in(int64_t count, float* sink) {
   Lanes total = broadcast(0.0f);
   for (int i = 0; i < kSums; ++i) total = total + P::end(sum[i], row, sink, sink);
   store(sink, total);
-  return 2.0 * kLane * inputs_per_word(kPrecision) * kSums * static_cast<double>(count);
+  return 2.0 * kLane * P::kWordsPerLane * inputs_per_word(kPrecision) * kSums * static_cast<double>(count);
 }
 
 double peak_operations(Precision precision, int64_t count, float* sink) {

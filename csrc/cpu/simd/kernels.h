@@ -149,5 +149,9 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
 #endif
+#if defined(RESFLOW_HAVE_ARM)
+extern const Kernels kNeonKernels;
+extern const Kernels kNeonBf16Kernels;
+#endif
 
 }  // namespace resflow::cpu

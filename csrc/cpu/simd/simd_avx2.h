@@ -106,20 +106,6 @@ inline float horizontal_sum(Lanes a) {
   return parts[0];
 }
 
-// Loads columns of 16 rows [16][columns].
-class ColumnLoader {
- public:
-  explicit ColumnLoader(int64_t columns) : columns_(columns) {}
-  Lanes load(const float* rows, int64_t column) const {
-    float values[16];
-    for (int64_t i = 0; i < 16; ++i) values[i] = rows[i * columns_ + column];
-    return RESFLOW_TARGET::load(values);
-  }
-
- private:
-  int64_t columns_;
-};
-
 // Lane i is the horizontal sum of rows[i].
 inline Lanes horizontal_sums(const Lanes (&rows)[16]) {
   const auto quad = [&](int first) {
@@ -164,3 +150,5 @@ inline void store_low_bytes(int8_t* to, Ints a) {
 #undef RESFLOW_EACH_HALF
 
 }  // namespace resflow::cpu::RESFLOW_TARGET
+
+#include "cpu/simd/column_loader-inl.h"

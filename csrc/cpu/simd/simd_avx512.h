@@ -1,4 +1,4 @@
-// 16 floats in one AVX-512 register. The three simd_*.h files define the same names; nothing else in the kernels
+// 16 floats in one AVX-512 register. The simd_*.h files define the same names; nothing else in the kernels
 // depends on the instruction set.
 #pragma once
 

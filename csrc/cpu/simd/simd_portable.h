@@ -1,27 +1,15 @@
-// 16 floats in four GCC/Clang vectors of 4 floats: SSE2 on any x86-64, NEON on Arm; see simd_avx512.h.
+// 16 floats in four GCC/Clang vectors of 4 floats, for any machine; see simd_avx512.h.
 #pragma once
-
-#if defined(__aarch64__)
-#include <arm_neon.h>
-#endif
 
 #include <cstdint>
 
 namespace resflow::cpu::RESFLOW_TARGET {
 
-// SSE2's 16 registers hold 2 rows x 4 registers of 4 floats and their weights; NEON has 32 registers.
-#if defined(__aarch64__)
-constexpr int kBlockRows = 6;
-#else
+// SSE2's 16 registers hold 2 rows x 4 registers of 4 floats and their weights.
 constexpr int kBlockRows = 2;
-#endif
 constexpr int kBlockLanes = 1;
 // Accumulators of dot products, 4 registers each.
-#if defined(__aarch64__)
-constexpr int kSumsAtOnce = 4;
-#else
 constexpr int kSumsAtOnce = 2;
-#endif
 
 typedef float Quad __attribute__((vector_size(16)));
 typedef int32_t IntQuad __attribute__((vector_size(16)));
@@ -52,12 +40,8 @@ inline Lanes operator+(Lanes a, Lanes b) { RESFLOW_EACH_QUAD(a.v[q] + b.v[q]); }
 inline Lanes operator-(Lanes a, Lanes b) { RESFLOW_EACH_QUAD(a.v[q] - b.v[q]); }
 inline Lanes operator*(Lanes a, Lanes b) { RESFLOW_EACH_QUAD(a.v[q] * b.v[q]); }
 inline Lanes operator/(Lanes a, Lanes b) { RESFLOW_EACH_QUAD(a.v[q] / b.v[q]); }
-#if defined(__aarch64__)
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { RESFLOW_EACH_QUAD((Quad)vfmaq_f32(c.v[q], a.v[q], b.v[q])); }
-#else
 // Rounded twice: SSE2 has no fused instruction, and the build forbids the compiler to contract case by case.
 inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { RESFLOW_EACH_QUAD(a.v[q] * b.v[q] + c.v[q]); }
-#endif
 inline Mask less(Lanes a, Lanes b) {
   Mask result;
   for (int q = 0; q < 4; ++q) result.v[q] = a.v[q] < b.v[q];
@@ -131,20 +115,6 @@ inline float horizontal_sum(Lanes a) {
   return parts[0];
 }
 
-// Loads columns of 16 rows [16][columns].
-class ColumnLoader {
- public:
-  explicit ColumnLoader(int64_t columns) : columns_(columns) {}
-  Lanes load(const float* rows, int64_t column) const {
-    float values[16];
-    for (int64_t i = 0; i < 16; ++i) values[i] = rows[i * columns_ + column];
-    return RESFLOW_TARGET::load(values);
-  }
-
- private:
-  int64_t columns_;
-};
-
 // Lane i is the horizontal sum of rows[i].
 inline Lanes horizontal_sums(const Lanes (&rows)[16]) {
   Lanes result;
@@ -190,3 +160,5 @@ inline void store_low_bytes(int8_t* to, Ints a) {
 #undef RESFLOW_EACH_QUAD
 
 }  // namespace resflow::cpu::RESFLOW_TARGET
+
+#include "cpu/simd/column_loader-inl.h"

@@ -53,7 +53,9 @@ using MultiplyBlock = void (*)(const Operand&, int64_t, const float*, int64_t, c
 
 template <Precision kPrecision, int kRows>
 inline MultiplyBlock block_of_rows(int lanes) {
-  if constexpr (kBlockLanes == 1) {
+  if constexpr (kInPairs<kPrecision>) {
+    return multiply_pairs<kPrecision, kRows>;
+  } else if constexpr (kBlockLanes == 1) {
     return multiply_block<kPrecision, kRows, 1>;
   } else {
     static constexpr MultiplyBlock kByLanes[] = {
