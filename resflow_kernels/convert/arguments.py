@@ -1,11 +1,24 @@
-"""The part of a model's arguments that one side of it reads."""
+"""A call's tensors by the names that the user knows, and the part of them that one side of a model reads."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import nn
 from torch.utils import _pytree as pytree
+
+
+def leaf_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
+    """A call's leaves in the user's words: ``user``, ``x['age']``."""
+    given = inspect.signature(model.forward).bind(*args).arguments.items()
+    return [name + pytree.keystr(path) for name, value in given for path, _ in pytree.tree_flatten_with_path(value)[0]]
+
+
+def words_of(name: str) -> list[str]:
+    """The names in a leaf's name: ``x`` and ``age`` of ``x['age']``."""
+    return name.replace("[", ".").replace("]", "").replace("'", "").split(".")
 
 
 class SideArguments:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,11 +11,12 @@ from torch.utils import _pytree as pytree
 
 from ..core.fusion import Fusion
 from ..nn.twin_ranker import TwinRanker
-from .arguments import SideArguments
+from .arguments import SideArguments, leaf_names
 from .fuse import fuse
 from .graph.dots import Ending, read_endings
 from .graph.module import is_fused, unfused
-from .graph.sides import Reach, read_parts, side_module
+from .graph.reach import Reach
+from .graph.sides import read_parts, side_module
 from .graph.split import Split
 from .graph.trace import Traced, inner_model, trace
 from .patterns import CannotFuse
@@ -117,7 +117,7 @@ def fuse_twin(
     read_parts(traced.graph)
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= dict(model.named_buffers(remove_duplicate=False))
-    names = _leaf_names(model, args)
+    names = leaf_names(model, args)
     outputs = [node for node in next(iter(traced.graph.find_nodes(op="output"))).args[0] if node is not None]
     if not outputs or not all(isinstance(node, fx.Node) for node in outputs):
         raise CannotFuse(f"{name}: its outputs are no tensors")
@@ -146,17 +146,6 @@ def _fused(module: nn.Module, example: Sequence[Any]) -> nn.Module:
         return fuse(module, tuple(example))
     except CannotFuse:
         return module
-
-
-def _leaf_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
-    """The call's leaves in the user's words: ``user``, ``x['age']``."""
-    given = list(inspect.signature(model.forward).bind(*args).arguments.items())
-    found: list[str] = []
-    for name, value in given:
-        several = inspect.signature(model.forward).parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
-        found += [name + pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(value)[0]]
-        assert several or found
-    return found
 
 
 def _compare(name: str, made: FusedTwin, traced: Traced, logits: Sequence[tuple[Ending, Tensor]]) -> None:

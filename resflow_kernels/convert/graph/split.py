@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..arguments import words_of
 from ..patterns import CannotFuse
 from .dots import Ending, Term, Vectors, joined_dim, kind_of, where
-from .sides import Reach, SideWriter
+from .reach import Reach
+from .sides import SideWriter
 from .trace import Traced
 
 
@@ -123,7 +125,7 @@ class Split:
         """What is read of an argument, or of a key of one."""
         found: set[int] = set()
         for own, node in zip(self.names, self.traced.inputs, strict=True):
-            if node is not None and name in own.replace("[", ".").replace("]", "").replace("'", "").split("."):
+            if node is not None and name in words_of(own):
                 found |= self.reach.of(node)
         if not found:
             known = ", ".join(self.names)
