@@ -7,6 +7,7 @@ numbers of one side alone (a bias of the user), each with its factors.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +19,11 @@ from .lowering import name_of
 from .report import _modules
 
 ENDINGS = ("sigmoid", "softmax", "_softmax", "log_softmax", "_log_softmax")
-_SAME = (
+SAME = (
     "squeeze", "unsqueeze", "view", "reshape", "_unsafe_view", "flatten", "unflatten", "contiguous", "clone", "alias",
     "detach", "dropout", "to", "_to_copy",
 )  # fmt: skip
-_SPREAD = (*_SAME, "expand", "expand_as", "broadcast_to")
+_SPREAD = (*SAME, "expand", "expand_as", "broadcast_to")
 _NEGLIGIBLE = 1e-6  # added to a product of two lengths, against a division by 0
 
 
@@ -76,10 +77,10 @@ def kind_of(node: Any) -> str:
 def read_endings(node: fx.Node) -> list[Ending]:
     """An output as logits; it is several where it joins one column for each task."""
     ending = ""
-    inner = seen_through(node, _SAME)
+    inner = seen_through(node, SAME)
     if kind_of(inner) in ENDINGS:
         ending, node = kind_of(inner).strip("_"), _node(inner.args[0])
-    joined = seen_through(node, _SAME)
+    joined = seen_through(node, SAME)
     if kind_of(joined) in ("cat", "stack") and _is_column_each(joined):
         return [made for part in joined.args[0] for made in read_endings(part)]
     return [Ending(node, _terms(node), ending)]
@@ -99,9 +100,18 @@ def joined_dim(node: fx.Node) -> int:
 
 def seen_through(node: Any, kinds: Sequence[str] = _SPREAD) -> Any:
     """What a node only shows in another shape."""
-    while kind_of(node) in kinds:
+    while kind_of(node) in kinds or _is_whole(node):
         node = node.args[0]
     return node
+
+
+def _is_whole(node: Any) -> bool:
+    """Whether a slice takes all candidates."""
+    if kind_of(node) != "slice":
+        return False
+    given: list[Any] = [*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :]]
+    dim, start, end, step = given
+    return dim == 0 and start in (0, None) and end in (None, sys.maxsize) and step == 1
 
 
 def _node(value: Any) -> fx.Node:
