@@ -118,9 +118,18 @@ def save_model(
     features: FeatureSet | None = None,
     tables: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
-    """:func:`save` a PyTorch model: its canonical weights, with BatchNorms folded, and its fusion."""
+    """:func:`save` a PyTorch model: its canonical weights, with BatchNorms folded, and its fusion.
+
+    Raises:
+        BundleError: as :func:`save`; or the towers are part of a fused model that does more to their probabilities.
+    """
     import torch
 
+    if model.continued is not None:
+        raise BundleError(
+            f"{os.fspath(path)}: model must be all that makes probabilities, got the towers of a fused model in which "
+            f"{model.continued} follows; bundle.from_model takes the whole model"
+        )
     with torch.no_grad():
         weights = [weight.cpu().numpy() for weight in model.canonical_weights()]
         fusion = type(model.fusion)(tuple(model.fusion_weights.tolist()))
@@ -194,7 +203,10 @@ def load(path: str | os.PathLike[str]) -> Bundle:
             bundle = _read(file)
         validate(bundle)
     except SafetensorError as error:
-        raise BundleError(f"{name}: must be a whole safetensors file, got {error}") from None
+        with open(name, "rb") as file:
+            zipped = file.read(2) == b"PK"
+        got = "what torch.save or AOTInductor writes; bundle.from_model makes a bundle of a model" if zipped else error
+        raise BundleError(f"{name}: must be a whole safetensors file, got {got}") from None
     except OSError as error:
         raise BundleError(f"{name}: must be readable, got {error.strerror or error}") from None
     except ValueError as error:

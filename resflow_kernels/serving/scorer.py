@@ -120,7 +120,7 @@ class Scorer:
         """Score candidates.
 
         Args:
-            x: float32 ``[B, D]``.
+            x: float32 ``[B, D]``; float64 (pandas), float16 and integers are rounded to it, here and in all forms.
             fusion_weights: replace the model's own in this call: ``[K]``, or ``[B, K]`` with
                 ``weights_per="candidate"`` (``K + 1`` values for ``ExpectedValue``).
             weights_per: ``"call"`` or ``"candidate"``.
@@ -152,7 +152,7 @@ class Scorer:
         Returns:
             :class:`Scores` of the ``N`` candidates.
         """
-        inputs = (_rows(user), _rows(item), np.asarray(offsets))
+        inputs = (_rows(user), _rows(item), _places(offsets))
         return Scores(*self._run("request_scores", inputs, fusion_weights, weights_per))
 
     def dense_topk(
@@ -177,7 +177,7 @@ class Scorer:
             score NaN and position -1.
         """
         rows = _rows(x)
-        places = np.array([0, *rows.shape[:1]], np.int64) if offsets is None else np.asarray(offsets)
+        places = np.array([0, *rows.shape[:1]], np.int64) if offsets is None else _places(offsets)
         return TopK(*self._run("dense_topk", (rows, places), fusion_weights, weights_per, _count(k)))
 
     def request_topk(
@@ -190,7 +190,7 @@ class Scorer:
         weights_per: str = "call",
     ) -> TopK:
         """:meth:`dense_topk` of the request form; arguments as in :meth:`request_scores`."""
-        inputs = (_rows(user), _rows(item), np.asarray(offsets))
+        inputs = (_rows(user), _rows(item), _places(offsets))
         return TopK(*self._run("request_topk", inputs, fusion_weights, weights_per, _count(k)))
 
     def catalog_rows(self, items: ArrayLike, dtype: str = "bfloat16") -> Table:
@@ -234,7 +234,7 @@ class Scorer:
             ValueError: an input of the wrong shape or dtype, an id out of range; the message names it.
             CatalogError: a catalog built with other weights.
         """
-        inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *self._table(table))
+        inputs = (_rows(user), _places(ids), _places(offsets), *self._table(table))
         return Scores(*self._run("catalog_scores", inputs, fusion_weights, weights_per))
 
     def catalog_topk(
@@ -248,7 +248,7 @@ class Scorer:
         weights_per: str = "call",
     ) -> TopK:
         """:meth:`dense_topk` of the catalog form; positions are indices in the request's list of ids."""
-        inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *self._table(table))
+        inputs = (_rows(user), _places(ids), _places(offsets), *self._table(table))
         return TopK(*self._run("catalog_topk", inputs, fusion_weights, weights_per, _count(k)))
 
     def feature_scores(
@@ -298,7 +298,7 @@ class Scorer:
     ) -> TopK:
         """:meth:`dense_topk` for encoded features; see :meth:`feature_scores`."""
         looked_up = self._looked_up(encoded, self._features().all)
-        places = np.array([0, len(looked_up[0])], np.int64) if offsets is None else np.asarray(offsets)
+        places = np.array([0, len(looked_up[0])], np.int64) if offsets is None else _places(offsets)
         inputs = (*looked_up, *self._tables, places)
         return TopK(*self._run("feature_topk", inputs, fusion_weights, weights_per, _count(k)))
 
@@ -351,7 +351,7 @@ class Scorer:
     def _split(self, user: Encoded, item: Encoded, offsets: ArrayLike) -> tuple[Any, ...]:
         features = self._features()
         sides = (*self._looked_up(user, features.user), *self._looked_up(item, features.item))
-        return (*sides, np.asarray(offsets), *self._tables, len(features.user))
+        return (*sides, _places(offsets), *self._tables, len(features.user))
 
     @cached_property
     def _tables(self) -> tuple[list[Floats], list[Floats], list[int]]:
@@ -387,9 +387,17 @@ def _count(k: int) -> int:
 
 
 def _rows(value: ArrayLike) -> NDArray[Any]:
-    """Rows with contiguous elements, which the library requires; it reads rows in place at any row stride."""
+    """Rows as the library takes them: contiguous elements at any row stride, numbers of other types as float32."""
     rows = np.asarray(value)
+    if rows.dtype.kind in "fi" and rows.dtype != np.float32:  # float64 is what pandas gives
+        rows = rows.astype(np.float32)
     if rows.ndim != 2 or rows.shape[1] <= 1 or rows.strides[1] == rows.itemsize:
         return rows
     # NumPy may give an empty array strides of 0; a slice of one row has that row's strides.
     return np.ascontiguousarray(rows) if len(rows) else np.empty((1, rows.shape[1]), rows.dtype)[:0]
+
+
+def _places(value: ArrayLike) -> NDArray[Any]:
+    """Ids or offsets; smaller integers as int64."""
+    places = np.asarray(value)
+    return places.astype(np.int64) if places.dtype.kind == "i" else places
