@@ -79,7 +79,8 @@ def fuse_twin(
     alone: by ``sum``, ``matmul``, ``einsum`` or ``cosine_similarity``, for pairs ``[B]``, for several items of a user
     ``[B, n]`` or for all pairs ``[B, B]``; times a temperature (a number or a parameter), plus biases of one side, and
     a sigmoid or softmax of it. The sides may have any layers and embedding tables; each goes through :func:`fuse`.
-    Where a training's negatives follow the item (``torch.cat`` along the items), the item is the first of the joined.
+    Negatives of training are left out: of items joined by ``torch.cat`` the first is taken, and of several outputs those
+    that read what the first one does.
 
     Args:
         model: the two-tower model. Its outputs are one tensor, or a tuple or list of one for each task.
@@ -125,6 +126,7 @@ def fuse_twin(
     split = Split(name, traced, reach, names)
     endings = [ending for node in outputs for ending in read_endings(node)]
     split.find(endings, user)
+    endings = split.of_the_item(endings)
     writers = split.write(endings)
     modules, arguments = [], []
     for writer in writers:

@@ -63,6 +63,8 @@ PAIRS: dict[str, Join] = {
 ALL_PAIRS: dict[str, Join] = {
     "all": lambda u, v, m: u @ v.T,
     "all cosines": lambda u, v, m: F.normalize(u) @ F.normalize(v).t() / m.temperature,
+    "all by broadcasting": lambda u, v, m: (u[:, None] * v[None]).sum(-1) / 0.3,
+    "all by similarity": lambda u, v, m: F.cosine_similarity(u.unsqueeze(1), v, dim=2) / 0.3,
     "all by einsum": lambda u, v, m: torch.einsum("ud,vd->uv", u, v),
     "softmax": lambda u, v, m: torch.softmax(u @ v.transpose(0, 1) / 0.1, dim=1),
 }
@@ -175,6 +177,20 @@ def test_tables_and_negatives_behind_the_item() -> None:
         assert_ranks_as(twin, user, {"item": items}, own)
     with pytest.raises(ValueError, match=r"item must have x\['item'\], got none"):
         twin.build_table(user)
+
+
+def test_an_output_for_negatives() -> None:
+    class Both(Two):
+        def forward(self, user: Tensor, item: Tensor, negative: Tensor) -> Any:  # type: ignore[override]
+            vectors = F.normalize(self.users(user))
+            return tuple((vectors * F.normalize(self.items(one))).sum(1) for one in (item, negative))
+
+    model = Both(PAIRS["dot"]).eval()
+    user, item = rows(5, 5)
+    twin = fuse_twin(model, (user, item, torch.randn(5, ITEM)))
+    assert twin.tasks == ("task0",)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(user, item).logits[:, 0], model(user, item, item)[0])
 
 
 def test_items_of_each_user() -> None:

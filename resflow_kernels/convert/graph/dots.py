@@ -92,6 +92,16 @@ def _is_column_each(node: fx.Node) -> bool:
     return len(shape) == 2 and dim == 1 and shape[1] == len(node.args[0])  # type: ignore[arg-type]
 
 
+def unscaled(node: fx.Node) -> fx.Node:
+    """What numbers are multiplied with and added to, at the end of a graph."""
+    while kind_of(node) in ("mul", "div", "add", "sub", *_SPREAD):
+        sources = node.all_input_nodes
+        if len(sources) != 1:
+            break
+        (node,) = sources
+    return node
+
+
 def joined_dim(node: fx.Node) -> int:
     """The dimension along which a ``cat`` or ``stack`` joins, counted from the front."""
     dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
@@ -246,7 +256,8 @@ def _summed(node: fx.Node, kind: str) -> Term | None:
 def _joined(first: Any, second: Any, dim: Any, rank: int, length: float | None) -> Term | None:
     """The product of two tensors that broadcast to ``rank`` dimensions, along one of them."""
     place = int(dim) % rank
-    pair = []
+    pair: list[Vectors] = []
+    across: list[set[int]] = []  # the other dimensions in which each has more than one
     for one in (first, second):
         while kind_of(one) in ("expand", "expand_as"):  # the same vectors for each of several
             if len(one.args[0].meta["val"].shape) != rank:
@@ -257,7 +268,11 @@ def _joined(first: Any, second: Any, dim: Any, rank: int, length: float | None) 
         if at < 0 or not isinstance(shape[at], int):
             return None
         pair.append(Vectors(one, at, length))
-    return Term((pair[0], pair[1])) if pair[0].width == pair[1].width else None
+        others = (axis for axis, size in enumerate(shape, start=rank - len(shape)) if size != 1)
+        across.append({axis for axis in others if axis != place})
+    if pair[0].width != pair[1].width:
+        return None
+    return Term((pair[0], pair[1]), outer=bool(across[0] and across[1]) and not across[0] & across[1])
 
 
 def _matmul(first: Any, second: Any) -> Term | None:

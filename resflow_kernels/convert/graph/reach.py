@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import or_
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -29,7 +32,7 @@ class Reach:
 
     def __init__(self, traced: Traced, tensors: Mapping[str, Tensor]) -> None:
         self.traced = traced
-        self._sets: dict[fx.Node, frozenset[int]] = {}
+        self._sets: dict[fx.Node, int] = {}
         self._moved: dict[fx.Node, Any] = {}
         self.first: dict[fx.Node, int] = {}  # of the elements of an input
         with torch.no_grad():
@@ -44,16 +47,19 @@ class Reach:
                 numbers = torch.arange(count, count + value.numel(), device=value.device)
                 self._moved[node] = numbers.reshape(value.shape)
                 count += value.numel()
+        self._count = count
         for node in traced.graph.nodes:
             if node.op == "call_function":
                 self._read(node)
 
-    def of(self, node: fx.Node) -> frozenset[int]:
-        """The elements that a node reads."""
+    def of(self, node: fx.Node) -> int:
+        """The elements that a node reads, as the bits of a number."""
         if node not in self._sets:
-            moved = self._moved.get(node)
-            parts = [one.flatten().tolist() for one in pytree.tree_leaves(moved) if isinstance(one, Tensor)]
-            self._sets[node] = frozenset(at for part in parts for at in part)
+            read = np.zeros(self._count, bool)
+            for one in pytree.tree_leaves(self._moved.get(node)):
+                if isinstance(one, Tensor):
+                    read[one.flatten().cpu().numpy()] = True
+            self._sets[node] = int.from_bytes(np.packbits(read, bitorder="little").tobytes(), "little")
         return self._sets[node]
 
     def moved(self, node: fx.Node) -> Tensor | None:
@@ -74,7 +80,7 @@ class Reach:
                 self._moved.pop(node, None)
         if kind_of(node) in ("embedding_bag", "_embedding_bag"):
             sources = [one for one in (*node.args[:2], *node.args[6:7]) if isinstance(one, fx.Node)]
-        self._sets[node] = frozenset().union(*(self.of(one) for one in sources))
+        self._sets[node] = reduce(or_, (self.of(one) for one in sources), 0)
 
     def _is_shifted(self, node: fx.Node) -> bool:
         """Whether it adds constants to integers: where a feature's rows begin in a table of several."""

@@ -10,7 +10,7 @@ from torch import fx
 
 from ..arguments import words_of
 from ..patterns import CannotFuse
-from .dots import Ending, Term, Vectors, joined_dim, kind_of, where
+from .dots import Ending, Term, Vectors, joined_dim, kind_of, unscaled, where
 from .reach import Reach
 from .sides import SideWriter
 from .trace import Traced
@@ -28,13 +28,13 @@ class Split:
 
     def __init__(self, name: str, traced: Traced, reach: Reach, names: Sequence[str]) -> None:
         self.name, self.traced, self.reach, self.names = name, traced, reach, names
-        self.sides: list[set[int]] = []  # the elements that the user's and the item's side read
+        self.sides: list[int] = []  # the elements that the user's and the item's side read
 
     def find(self, endings: Sequence[Ending], user: str | None) -> None:
         """Divide what is read by the first product of two sides."""
         pairs = [term.pair for ending in endings for term in ending.terms if term.pair is not None]
         for pair in pairs:
-            read = [set(self.reach.of(one.node)) for one in pair]
+            read = [self.reach.of(one.node) for one in pair]
             if all(read) and not read[0] & read[1]:
                 self.sides = read[::-1] if self._swapped(pair, read, user) else read
                 return
@@ -48,11 +48,11 @@ class Split:
             )
         last = next((term.number for ending in endings for term in ending.terms if term.number is not None), None)
         raise CannotFuse(
-            f"{self.name}: it ends in {where(last) if last is not None else 'a number'}, which is no dot product or "
+            f"{self.name}: it ends in {where(unscaled(last)) if last is not None else 'a number'}, which is no dot product or "
             "cosine of a user's and an item's vectors; fuse takes such models"
         )
 
-    def _swapped(self, pair: tuple[Vectors, Vectors], read: Sequence[set[int]], user: str | None) -> bool:
+    def _swapped(self, pair: tuple[Vectors, Vectors], read: Sequence[int], user: str | None) -> bool:
         """Whether the second factor is the user's."""
         if user is None:
             return _several(pair[0]) and not _several(pair[1])
@@ -60,6 +60,15 @@ class Split:
         if not named & (read[0] | read[1]):
             raise CannotFuse(f"{self.name}: user must be what a factor of the product reads, got {user!r}")
         return bool(named & read[1]) and not named & read[0]
+
+    def of_the_item(self, endings: Sequence[Ending]) -> list[Ending]:
+        """The outputs without those of negatives: the user's vectors with what neither side reads."""
+
+        def known(ending: Ending) -> bool:
+            read = [self.reach.of(one.node) for term in ending.terms if term.pair is not None for one in term.pair]
+            return all(own & (self.sides[0] | self.sides[1]) for own in read if own)
+
+        return [ending for ending in endings if known(ending)]
 
     def side(self, node: fx.Node) -> int | None:
         """0: the user's; 1: the item's; ``None``: it depends on parameters alone."""
@@ -121,9 +130,9 @@ class Split:
                     zeros = writer.call(torch.ops.aten.mul.Tensor, writer.one(), 0.0)
                     writer.columns[end:end] = [zeros] * (max(widths) - width)
 
-    def _elements_of(self, name: str) -> set[int]:
+    def _elements_of(self, name: str) -> int:
         """What is read of an argument, or of a key of one."""
-        found: set[int] = set()
+        found = 0
         for own, node in zip(self.names, self.traced.inputs, strict=True):
             if node is not None and name in words_of(own):
                 found |= self.reach.of(node)
@@ -132,7 +141,7 @@ class Split:
             raise CannotFuse(f"{self.name}: user must be an argument or a key, one of {known}, got {name!r}")
         return found
 
-    def _spoken(self, elements: frozenset[int] | set[int]) -> str:
+    def _spoken(self, elements: int) -> str:
         """The inputs that elements are of."""
         nodes = zip(self.names, self.traced.inputs, strict=True)
         found = [name for name, node in nodes if node is not None and self.reach.of(node) & elements]
