@@ -47,12 +47,12 @@ class FusedTwin(TwinRanker):
 
     def user_vectors(self, user: Any) -> Tensor:
         """``[R, K * W]`` of ``R`` users; whatever scales logits is in them."""
-        vectors: Tensor = self.user(*self._arguments[0].leaves(user))
+        vectors: Tensor = self.user(self._arguments[0].leaves(user))
         return vectors
 
     def item_vectors(self, item: Any) -> Tensor:
         """``[M, K * W]`` of ``M`` items."""
-        vectors: Tensor = self.item(*self._arguments[1].leaves(item))
+        vectors: Tensor = self.item(self._arguments[1].leaves(item))
         return vectors
 
     def _parts(self, items: Any, batch: int) -> Iterator[Any]:
@@ -79,8 +79,8 @@ def fuse_twin(
     alone: by ``sum``, ``matmul``, ``einsum`` or ``cosine_similarity``, for pairs ``[B]``, for several items of a user
     ``[B, n]`` or for all pairs ``[B, B]``; times a temperature (a number or a parameter), plus biases of one side, and
     a sigmoid or softmax of it. The sides may have any layers and embedding tables; each goes through :func:`fuse`.
-    Negatives of training are left out: of items joined by ``torch.cat`` the first is taken, and of several outputs those
-    that read what the first one does.
+    Negatives of training are left out: the first of items joined by ``torch.cat`` is taken, and of several outputs those
+    with the first one's inputs.
 
     Args:
         model: the two-tower model. Its outputs are one tensor, or a tuple or list of one for each task.
@@ -145,7 +145,7 @@ def fuse_twin(
 def _fused(module: nn.Module, example: Sequence[Any]) -> nn.Module:
     """A side by programs, or as it is where nothing of it fuses (a look-up alone)."""
     try:
-        return fuse(module, tuple(example))
+        return fuse(module, list(example))
     except CannotFuse:
         return module
 
@@ -154,7 +154,7 @@ def _compare(name: str, made: FusedTwin, traced: Traced, logits: Sequence[tuple[
     """Refuse sides whose vectors do not give the model's own logits in its example."""
     with torch.no_grad():
         users, items = (
-            module(*[traced.example[at] for at in own.chosen]).double().unflatten(1, (len(logits), -1))
+            module([traced.example[at] for at in own.chosen]).double().unflatten(1, (len(logits), -1))
             for module, own in zip((made.user, made.item), made._arguments, strict=True)
         )
     for task, (ending, own) in enumerate(logits):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -300,6 +302,18 @@ def test_the_model_s_tensors_are_shared_and_it_trains_on() -> None:
         after = twin(user, item)
         assert not torch.allclose(after.logits, before)
         torch.testing.assert_close(after.probs[:, 0], model(user, item))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda twin: pickle.loads(pickle.dumps(twin))])
+def test_copies(copied: Any) -> None:
+    twin = fuse_twin(Ids().eval(), ids(5))
+    other = copied(twin)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(other.user_vectors(ids(7)), twin.user_vectors(ids(7)))
+            assert torch.equal(other.item_vectors(ids(7)), twin.item_vectors(ids(7)))
+            other.requires_grad_(False)
+    assert is_fused(other.user) and other.user is not twin.user
 
 
 REFUSED: dict[str, tuple[Join, str]] = {

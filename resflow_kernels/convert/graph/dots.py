@@ -7,6 +7,7 @@ numbers of one side alone (a bias of the user), each with its factors.
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,8 @@ class Ending:
 def where(node: fx.Node) -> str:
     """A node in the user's words: the module that it belongs to and what it is."""
     (module,) = _modules([node])
-    return f"{name_of(node).split('.')[0].strip('_')} in {module}"
+    name = node.target.__name__ if node.target is operator.getitem else name_of(node).split(".")[0].strip("_")
+    return f"{name} in {module}"
 
 
 def kind_of(node: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..patterns import CannotFuse
 from .dots import Vectors, is_tensor, kind_of, norm_of, seen_through
@@ -99,7 +99,20 @@ class SideWriter:
         return self.columns[0] if len(self.columns) == 1 else self.call(_ATEN.cat.default, list(self.columns), 1)
 
 
-def side_module(traced: Traced, tensors: Mapping[str, Tensor], wanted: fx.Node) -> tuple[fx.GraphModule, list[int]]:
+class Side(nn.Module):
+    """A graph of its own, called with the list of its tensors."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, tensors: list[Tensor]) -> Tensor:
+        """The vectors ``[N, width]``."""
+        vectors: Tensor = self.graph(*tensors)
+        return vectors
+
+
+def side_module(traced: Traced, tensors: Mapping[str, Tensor], wanted: fx.Node) -> tuple[Side, list[int]]:
     """A module of the tensors that a node needs, in the order of the call's leaves, and which leaves those are."""
     needed, sizes = _needed(traced, wanted)
     graph = fx.Graph()
@@ -124,7 +137,7 @@ def side_module(traced: Traced, tensors: Mapping[str, Tensor], wanted: fx.Node) 
         else:
             made[node] = graph.node_copy(node, made.__getitem__)
     graph.output(made[wanted])
-    return fx.GraphModule(root, graph).eval(), leaves
+    return Side(fx.GraphModule(root, graph)).eval(), leaves
 
 
 def _needed(traced: Traced, wanted: fx.Node) -> tuple[set[fx.Node], dict[fx.Node, tuple[fx.Node, int]]]:
