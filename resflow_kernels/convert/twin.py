@@ -79,8 +79,8 @@ def fuse_twin(
     alone: by ``sum``, ``matmul``, ``einsum`` or ``cosine_similarity``, for pairs ``[B]``, for several items of a user
     ``[B, n]`` or for all pairs ``[B, B]``; times a temperature (a number or a parameter), plus biases of one side, and
     a sigmoid or softmax of it. The sides may have any layers and embedding tables; each goes through :func:`fuse`.
-    Negatives of training are left out: the first of items joined by ``torch.cat`` is taken, and of several outputs those
-    with the first one's inputs.
+    Negatives of training are left out: the first of items joined by ``torch.cat`` is taken, and of several outputs
+    those with the first one's inputs.
 
     Args:
         model: the two-tower model. Its outputs are one tensor, or a tuple or list of one for each task.

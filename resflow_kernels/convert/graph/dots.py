@@ -67,7 +67,7 @@ class Ending:
 def where(node: fx.Node) -> str:
     """A node in the user's words: the module that it belongs to and what it is."""
     (module,) = _modules([node])
-    name = node.target.__name__ if node.target is operator.getitem else name_of(node).split(".")[0].strip("_")
+    name = "getitem" if node.target is operator.getitem else name_of(node).split(".")[0].strip("_")
     return f"{name} in {module}"
 
 

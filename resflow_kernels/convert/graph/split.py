@@ -47,9 +47,10 @@ class Split:
                 + "; in a two-tower model each reads inputs of its own"
             )
         last = next((term.number for ending in endings for term in ending.terms if term.number is not None), None)
+        what = "a number" if last is None else where(unscaled(last))
         raise CannotFuse(
-            f"{self.name}: it ends in {where(unscaled(last)) if last is not None else 'a number'}, which is no dot product or "
-            "cosine of a user's and an item's vectors; fuse takes such models"
+            f"{self.name}: it ends in {what}, which is no dot product or cosine of a user's and an item's vectors; "
+            "fuse takes such models"
         )
 
     def _swapped(self, pair: tuple[Vectors, Vectors], read: Sequence[int], user: str | None) -> bool:
