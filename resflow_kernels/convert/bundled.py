@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from .. import ops
 from ..core.fusion import Additive, Fusion
-from ..core.program import Program, columns_of
+from ..core.program import Program, Row, Segment, Step, columns_of
 from ..data.features import FeatureSet
 from ..serving.bundle import Bundle
 from .arguments import leaf_names
@@ -27,7 +27,7 @@ from .graph.report import make_report
 from .graph.sides import read_parts
 from .graph.trace import Traced, inner_model, trace
 from .patterns import CannotFuse
-from .tables import Floats, LookUp, Vocabularies, feature_of, placed, read_look_up, rows_of
+from .tables import Floats, LookUp, Vocabularies, feature_of, placed, read_look_ups, rows_of
 
 __all__ = ["bundle_of", "elementwise", "norms", "products", "views"]
 
@@ -65,6 +65,7 @@ def bundle_of(
     emitted = _one_region(name, model, traced, columns)
     program, weights = _scored(emitted, read), _weights(traced, tensors, emitted)
     _compare(name, program, weights, emitted, read, reach)
+    program = columns.arranged(program, emitted.sources)
     made, held = columns.features(vocabularies)
     return Bundle(program, labels, weights, Additive() if fusion is None else fusion, made, held)
 
@@ -94,7 +95,8 @@ class _Columns:
     ) -> None:
         self.name, self.traced, self.reach, self.tensors, self.names = name, traced, reach, tensors, names
         self.set, self.inputs, self.tables = features, inputs, tables
-        self.found: dict[fx.Node, tuple[int, LookUp]] = {}
+        self.found: dict[fx.Node, list[tuple[int, LookUp]]] = {}
+        self.parts: list[tuple[int, LookUp]] = []  # as the program reads them
 
     def order(self, source: Source) -> tuple[int, int]:
         """Where an input stands among the program's."""
@@ -105,22 +107,36 @@ class _Columns:
                 raise CannotFuse(f"{self.name}: features must be given for a model that looks tables up")
             return 0, source.value
         if node not in self.found:
-            look_up = read_look_up(self.name, self.traced, self.reach, self.tensors, node)
-            settings = (self.names, self.inputs, self.tables)
-            self.found[node] = feature_of(self.name, look_up, self.set.all, *settings), look_up
-        return self.found[node][0], source.value
+            settings = (self.set.all, self.names, self.inputs, self.tables)
+            look_ups = read_look_ups(self.name, self.traced, self.reach, self.tensors, node)
+            self.found[node] = [(feature_of(self.name, one, *settings), one) for one in look_ups]
+        return self.found[node][0][0], source.value
+
+    def arranged(self, program: Program, sources: Sequence[Source]) -> Program:
+        """The program over rows in the features' order: one look-up of several columns may stand across it."""
+        self.parts = [part for source in sources if source.node is not None for part in self.found.get(source.node, ())]
+        places = [place for place, _ in self.parts]
+        if places == sorted(places):
+            return program
+        starts: dict[int, int] = {}
+        column = 0
+        for at in sorted(range(len(places)), key=places.__getitem__):
+            starts[at] = column
+            column += self.parts[at][1].table.shape[1]
+        row = (Segment(0, starts[at], one.table.shape[1]) for at, (_, one) in enumerate(self.parts))
+        return _behind(Step("copy", program.in_features, tuple(row)), program)
 
     def features(self, vocabularies: Vocabularies) -> tuple[FeatureSet | None, dict[str, Floats]]:
         """The features with vocabularies, and their tables."""
         if self.set is None:
             return None, {}
-        look_ups = [one for _, one in self.found.values()]
+        found = [one for _, one in self.parts]
         made, held = [], {}
         for at, feature in enumerate(self.set.all):
-            own = [one for place, one in self.found.values() if place == at]
+            own = [one for place, one in self.parts if place == at]
             if not own:
                 raise CannotFuse(f"{self.name}: feature {feature.name} must be looked up by the model, got no table")
-            feature, held[feature.name] = placed(feature, [rows_of(one, look_ups) for one in own], vocabularies)
+            feature, held[feature.name] = placed(feature, [rows_of(one, found) for one in own], vocabularies)
             made.append(feature)
         user = len(self.set.user)
         return replace(self.set, user=tuple(made[:user]), item=tuple(made[user:])), held
@@ -148,6 +164,19 @@ def _scored(emitted: Emitted, tasks: Tasks) -> Program:
     chosen = [columns_of(whole, starts[own.node] + own.column, 1)[0] for own in tasks.own]
     head = "conditional" if tasks.conditional else "residual"
     return replace(emitted.program, outputs=tuple(chosen), parents=tasks.parents, head=head)
+
+
+def _behind(first: Step, program: Program) -> Program:
+    """A program that reads what a step makes of its input row instead of the row."""
+
+    def moved(row: Row) -> Row:
+        return tuple(segment._replace(value=segment.value + 1) for segment in row)
+
+    rest = (
+        replace(step, inputs=moved(step.inputs), factors=moved(step.factors), addends=moved(step.addends))
+        for step in program.steps
+    )
+    return replace(program, steps=(first, *rest), outputs=moved(program.outputs))
 
 
 def _weights(traced: Traced, tensors: Mapping[str, Tensor], emitted: Emitted) -> list[Floats]:

@@ -37,8 +37,10 @@ class LookUp:
     padding: int | None
 
 
-def read_look_up(name: str, traced: Traced, reach: Reach, tensors: Mapping[str, Tensor], node: fx.Node) -> LookUp:
-    """What a region's input looks up.
+def read_look_ups(
+    name: str, traced: Traced, reach: Reach, tensors: Mapping[str, Tensor], node: fx.Node
+) -> list[LookUp]:
+    """What a region's input looks up: one row, a list, or a row for each of several columns.
 
     Raises:
         CannotFuse: it is no look-up of ids that the call holds.
@@ -63,12 +65,17 @@ def read_look_up(name: str, traced: Traced, reach: Reach, tensors: Mapping[str, 
     leaf, first = _leaf_of(reach, traced, int(numbers.flatten()[0]))
     values = reach.values[traced.inputs[leaf]]  # type: ignore[index]
     per = max(1, values[0].numel()) if values.dim() > 1 else 1
-    columns = tuple(dict.fromkeys(((numbers - first) % per).flatten().tolist()))
-    shifts = set((reach.values[index] - values.flatten()[(numbers - first).cpu()].long()).flatten().tolist())
-    if len(shifts) != 1 or (not bag and len(columns) != 1):
-        raise CannotFuse(f"{name}: {where(call)} looks several columns up at once; a bundle looks each up by itself")
-    module = path.rpartition(".")[0]
-    return LookUp(node, module, tensors[path], leaf, columns, shifts.pop(), bag, padding)
+    shape = (1, -1) if bag else (len(numbers), -1)
+    columns = ((numbers - first) % per).reshape(shape)
+    shifts = (reach.values[index] - values.flatten()[numbers - first].long()).reshape(shape)
+    if bag:
+        columns, shifts = columns.unique()[None], shifts.unique()[None]
+    if (columns != columns[0]).any() or (shifts != shifts[0]).any() or (bag and shifts.numel() != 1):
+        raise CannotFuse(f"{name}: {where(call)} does not look the same columns up for all candidates")
+    parts = [tuple(columns[0].tolist())] if bag else [(column,) for column in columns[0].tolist()]
+    found = (node, path.rpartition(".")[0], tensors[path], leaf)
+    pairs = zip(parts, shifts[0].tolist(), strict=True)
+    return [LookUp(*found, own, shift, bag, padding) for own, shift in pairs]
 
 
 def _checked_bag(name: str, call: fx.Node) -> int | None:

@@ -247,6 +247,39 @@ def test_columns_of_a_matrix_offsets_and_buckets() -> None:
     np.testing.assert_allclose(got.probs, probabilities(model, (x,)).numpy(), atol=2e-6)
 
 
+class AtOnce(nn.Module):
+    """All fields in one look-up of one table, and their second-order term."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.fields, self.linear = nn.Embedding(20 + 7 + 5, 4), nn.Embedding(20 + 7 + 5, 1)
+        self.register_buffer("offsets", torch.tensor([0, 20, 27]))
+        self.head = nn.Sequential(nn.Linear(12, 8), nn.SiLU(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.fields(x + self.offsets)
+        second = 0.5 * (rows.sum(1).square() - rows.square().sum(1)).sum(1, keepdim=True)
+        return torch.sigmoid(self.head(rows.flatten(1)) + second + self.linear(x + self.offsets).sum(1))
+
+
+def test_fields_of_one_table_looked_up_at_once() -> None:
+    model = AtOnce().eval()
+    day, item, tab = Feature("day", 4, "id"), Feature("item", 4, "id"), Feature("tab", 4, "id")
+    inputs = {"day": 0, "item": 1, "tab": 2}
+    x = torch.stack([torch.randint(0, n, (50,)) for n in (20, 7, 5)], 1)
+    for features in (FeatureSet((day,), (tab, item), "r", "item"), FeatureSet((day,), (item, tab), "r", "item")):
+        made = bundle.from_model(model, x, features, inputs=inputs)
+        assert made.features is not None and [feature.dim for feature in made.features.all] == [5] * 3
+        scorer = Scorer.from_bundle(made)
+        table = pa.table({name: x[:, at].numpy() for name, at in inputs.items()})
+        user, item_rows = scorer.embed_users(table), scorer.embed_items(table)
+        wanted = probabilities(model, (x,)).numpy()
+        np.testing.assert_allclose(scorer.dense_scores(np.concatenate([user, item_rows], 1)).probs, wanted, atol=2e-6)
+        got = scorer.request_scores(user, item_rows, np.arange(51)).probs
+        np.testing.assert_allclose(got, wanted, atol=2e-6)
+
+
 def test_bare_rows() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(9, 12), nn.LayerNorm(12), nn.Mish(), nn.Linear(12, 3), nn.Sigmoid()).eval()

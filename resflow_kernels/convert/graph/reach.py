@@ -94,7 +94,7 @@ class Reach:
         def given(one: fx.Node) -> Any:
             if one in self._moved:
                 return self._moved[one]
-            if self.of(one):
+            if self.of(one) or kind_of(node) in ("cat", "stack"):  # a constant among what is joined is no element
                 raise ValueError("it reads more than it moves")
             return self.values[one]
 
