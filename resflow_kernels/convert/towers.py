@@ -93,6 +93,9 @@ def fuse(model: nn.Module) -> nn.Module:
     heads = [patterns.module(traced, tower.head, nn.Linear) for tower in ordered]
     names = [str(tower.head.target).replace(".", "_") for tower in ordered]
     ranker = ResFlow.from_layers(plan, names, [t.layers for t in ordered], [h for h in heads if h], input_norm)
+    altered = ranker._altered()
+    if altered is not None:
+        raise CannotFuse(f"{type(model).__name__}: as plain towers nothing of it would run in the ops: {altered}")
     ranker.to(ordered[0].layers[0].linear.weight.dtype)  # its fusion weights are the one thing it brings itself
     rows = source.args[0] if input_norm is not None else source
     assert isinstance(rows, fx.Node)

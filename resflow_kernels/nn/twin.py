@@ -47,6 +47,7 @@ class TwinTower(TwinRanker):
         ValueError: arguments that contradict each other; the message names one.
 
     Example:
+        >>> import torch
         >>> from resflow_kernels import Additive
         >>> model = TwinTower(320, 256, tasks=("ctr", "ctcvr"), fusion=Additive((1, 20))).eval()
         >>> table = model.build_table(torch.randn(5000, 256), "int8")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from resflow_kernels.convert import CannotFuse, fuse, towers
+from resflow_kernels.convert.graph.module import is_fused
 from resflow_kernels.serving.bundle import BundleError, save_model
 
 D = 12
@@ -369,3 +370,14 @@ def test_torch_jit_and_onnx_get_the_layers(grad: bool, monkeypatch: pytest.Monke
         monkeypatch.setattr(_flags, "_is_onnx_exporting", True)  # what torch.onnx.export sets
         graph = torch.export.export(fused, (x,)).graph
     assert not any("resflow" in str(node.target) for node in graph.nodes if node.op == "call_function")
+
+
+def test_a_computed_weight_goes_into_a_program() -> None:
+    """As plain towers such a model would score in plain PyTorch, slower than before."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1), nn.Sigmoid()).eval()
+    nn.utils.weight_norm(model[0])
+    fused, x = fuse(model), torch.randn(7, 6)
+    assert is_fused(fused) and not hasattr(fused, "resflow")
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x))
