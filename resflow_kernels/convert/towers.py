@@ -19,6 +19,7 @@ from ..core.plan import Plan
 from ..nn import ResFlow
 from ..nn.layers import TowerLayer
 from . import patterns
+from .names import OwnNames
 from .patterns import CannotFuse
 
 __all__ = ["CannotFuse", "fuse"]
@@ -53,7 +54,7 @@ def fuse(model: nn.Module) -> nn.Module:
     Towers are ``Linear``, ``BatchNorm1d``, activations and ``Dropout``, in ``nn.Sequential`` or called one by one;
     residual adds join hidden outputs, logits, or both; the topology is any forest. The replacement takes and
     returns what ``model`` does, shares its layers (so that training either trains both), and holds the ranker
-    as ``.resflow``. It is in training or eval mode as ``model`` is.
+    as ``.resflow``. It is in training or eval mode as ``model`` is, and loads state dicts of either.
 
     Args:
         model: a module ``torch.fx`` can trace, whose towers read ``[B, D]`` rows.
@@ -92,10 +93,15 @@ def fuse(model: nn.Module) -> nn.Module:
     heads = [patterns.module(traced, tower.head, nn.Linear) for tower in ordered]
     names = [str(tower.head.target).replace(".", "_") for tower in ordered]
     ranker = ResFlow.from_layers(plan, names, [t.layers for t in ordered], [h for h in heads if h], input_norm)
+    altered = ranker._altered()
+    if altered is not None:
+        raise CannotFuse(f"{type(model).__name__}: as plain towers nothing of it would run in the ops: {altered}")
     ranker.to(ordered[0].layers[0].linear.weight.dtype)  # its fusion weights are the one thing it brings itself
     rows = source.args[0] if input_norm is not None else source
     assert isinstance(rows, fx.Node)
-    return _rewrite(traced, ranker, rows, logits, place).train(model.training)
+    made = _rewrite(traced, ranker, rows, logits, place).train(model.training)
+    made.register_load_state_dict_pre_hook(OwnNames(model, made))
+    return made
 
 
 def _switches(model: nn.Module) -> dict[str, Any]:
@@ -335,7 +341,26 @@ def _rewrite(
             else:
                 user.replace_input_with(node, column(own, logit))
     graph.eliminate_dead_code(lambda node: node.is_impure() or "_assert" in str(node.target))
+    ranker.continued = _continued(traced, [probs, own])
     traced.delete_all_unused_submodules()
     graph.lint()
     traced.recompile()
     return traced
+
+
+_NAMES = ("squeeze", "unsqueeze", "view", "reshape", "flatten", "cat", "stack", "getitem", "contiguous", "clone", "to")
+
+
+def _continued(traced: fx.GraphModule, results: list[fx.Node]) -> str | None:
+    """What is computed of a ranker's results before they are returned; ``None``: nothing but their shape."""
+    pending, seen = list(results), set(results)
+    while pending:
+        for user in pending.pop().users:
+            target = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+            if user.op == "output" or user in seen:
+                continue
+            if target not in _NAMES and not patterns.is_sigmoid(traced, user):
+                return f"{user.name} ({target})"
+            seen.add(user)
+            pending.append(user)
+    return None

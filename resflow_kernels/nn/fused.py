@@ -49,6 +49,8 @@ class FusedRanker(LayeredRanker):
     """
 
     backend: str | None = None
+    continued: str | None = None
+    """What a fused model does to this ranker's probabilities; ``None``: they are the model's own."""
     _served: Served | None = None
     _key: int
 
@@ -101,7 +103,7 @@ class FusedRanker(LayeredRanker):
         If they unexpectedly cannot, warn once with the reason. The weights are packed again when anything that they
         were packed from has changed (:mod:`.watch`).
         """
-        if self.training or self._needs_gradient(inputs):
+        if self.training or self._needs_gradient(inputs) or torch._C._get_tracing_state():
             return None
         if torch.compiler.is_compiling():
             return self._traced_weights(form)
@@ -164,7 +166,7 @@ class FusedRanker(LayeredRanker):
         An exported program holds them as a constant if the model has scored since its weights changed, else it packs in
         each call. The graphs of ``torch.compile`` ask for them (:meth:`packed_now`).
         """
-        if not self._decide(form):
+        if torch.onnx.is_in_onnx_export() or not self._decide(form):  # ONNX has no such op: layer by layer
             return None
         if not torch.compiler.is_exporting():
             return cast(Tensor, PackedFrom(_floats(self), self._key))  # the ops take it in graphs

@@ -149,7 +149,8 @@ class LayeredRanker(RankerBase):
         self, op: str, inputs: tuple[Tensor, ...], fusion_weights: Tensor | None, weights_per: str, *k: int
     ) -> Any:
         rows = ("x",) if op.startswith("dense") else ("user", "item")
-        own = [self._own_rows(argument, tensor) for argument, tensor in zip(rows, inputs, strict=False)]
+        pairs = zip(rows, inputs, strict=False)
+        own = [contiguous_rows(self._own_rows(argument, tensor)) for argument, tensor in pairs]
         fusion = self._fusion(fusion_weights, weights_per)
         tensors = (*own, *inputs[len(own) :])
         return layers.run(op, self._logits, tensors, self.plan, *fusion, *k)

@@ -190,6 +190,8 @@ class ResFlow(FusedRanker):
 
     def _logits(self, x: Tensor) -> Tensor:
         """Logits ``[B, K]`` with gradients, by the training ops or, if they do not serve the model, the reference."""
+        if torch._C._get_tracing_state() or torch.onnx.is_in_onnx_export():  # graphs without ops that pack
+            return self._reference_logits(x)
         weight = self._head_layers()[0].weight
         reason = unsupported_dtype(weight.dtype) or ops.unsupported_reason(weight.device.type, training=True)
         reason = reason or training.untrainable_reason(self)

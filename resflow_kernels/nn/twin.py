@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple, cast
+from math import inf
+from typing import cast
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .. import ops, reference
-from ..contract import WEIGHTS_PER
-from ..core.fusion import Additive, Fusion
-from ..core.plan import chain
-from ..reference import Scores, TopK, twin
-from .layers import TowerLayer, check_layer_settings, make_layer
+from ..core.fusion import Fusion
+from ..reference import Layer, twin
+from .layers import check_layer_settings, make_layer
+from .twin_ranker import TwinRanker, TwinTable
 
+__all__ = ["TwinTable", "TwinTower"]
 
-class TwinTable(NamedTuple):
-    """Item vectors of a catalog, as rounded by :meth:`TwinTower.build_table`."""
-
-    rows: Tensor  # [M, K * W] float32, bfloat16 or int8
-    scales: Tensor  # [M, K] float32 for int8 rows, else [0, K]
+_SHORTEST = 1e-12  # the length below which a vector is not brought to length 1, as in F.normalize
 
 
-class TwinTower(nn.Module):
+class TwinTower(TwinRanker):
     """A user tower and an item tower for every task; a task's logit is the dot product of their last outputs.
 
     Args:
@@ -41,18 +37,26 @@ class TwinTower(nn.Module):
         logit_residual: add the parent's logit.
         non_increasing: pass a task's own logit through ``min(., 0)`` so that ``p_k <= p_parent(k)``.
         fusion: how probabilities become a score (:mod:`resflow_kernels.core.fusion`).
+        user_hidden: the user towers' widths instead of ``hidden``; the last one is the items' too.
+        item_hidden: the item towers' widths instead of ``hidden``.
+        linear_last: the last layer of each tower is a Linear alone, without activation and BatchNorm.
+        normalize: bring vectors to length 1 (L2), so that a logit is a cosine.
+        temperature: logits are divided by it.
 
     Raises:
         ValueError: arguments that contradict each other; the message names one.
 
     Example:
+        >>> import torch
+        >>> from resflow_kernels import Additive
         >>> model = TwinTower(320, 256, tasks=("ctr", "ctcvr"), fusion=Additive((1, 20))).eval()
         >>> table = model.build_table(torch.randn(5000, 256), "int8")
         >>> model.twin_topk(torch.randn(2, 320), table, k=10).positions.shape
         torch.Size([2, 10])
+        >>> settings = {"user_hidden": (256, 64), "linear_last": True, "normalize": True, "temperature": 0.05}
+        >>> TwinTower(320, 256, (128, 64), ("click",), **settings).user_vectors(torch.randn(2, 320)).shape
+        torch.Size([2, 64])
     """
-
-    fusion_weights: Tensor
 
     def __init__(
         self,
@@ -69,146 +73,117 @@ class TwinTower(nn.Module):
         logit_residual: bool = True,
         non_increasing: bool = False,
         fusion: Fusion | None = None,
+        user_hidden: Sequence[int] | None = None,
+        item_hidden: Sequence[int] | None = None,
+        linear_last: bool = False,
+        normalize: bool = False,
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__()
         check_layer_settings(activation, norm)
-        self.parents = chain(len(tasks)) if parents is None else tuple(parents)
-        if len(self.parents) != len(tasks):
-            raise ValueError(f"parents must be one per task ({len(tasks)}), got {len(self.parents)}")
-        if non_increasing and not logit_residual:
-            raise ValueError("non_increasing must be False without a logit residual, got True")
-        self.tasks = tuple(tasks)
-        self.feature_residual, self.logit_residual, self.non_increasing = (
+        widths = [tuple(hidden if own is None else own) for own in (user_hidden, item_hidden)]
+        if not all(widths) or widths[0][-1] != widths[1][-1]:
+            raise ValueError(f"user_hidden and item_hidden must end in one width, got {widths[0]} and {widths[1]}")
+        super().__init__(tasks, parents, logit_residual, non_increasing, fusion)
+
+        def tower(features: int, hidden: Sequence[int]) -> nn.ModuleList:
+            settings = [(activation, norm, norm_after_activation, norm_eps)] * len(hidden)
+            if linear_last:
+                settings[-1] = ("identity", None, norm_after_activation, norm_eps)
+            sizes = pairwise((features, *hidden))
+            return nn.ModuleList(make_layer(a, b, *own) for (a, b), own in zip(sizes, settings, strict=True))
+
+        self._hold(
+            [tower(user_features, widths[0]) for _ in tasks],
+            [tower(item_features, widths[1]) for _ in tasks],
             feature_residual,
-            logit_residual,
-            non_increasing,
+            normalize,
+            temperature,
         )
-        self.fusion = Additive() if fusion is None else fusion
-        weights = torch.tensor(self.fusion.weights_for(len(tasks)), dtype=torch.float32)
-        self.register_buffer("fusion_weights", weights, persistent=False)
 
-        def towers(features: int) -> nn.ModuleList:
-            def layers() -> list[nn.Module]:
-                settings = (activation, norm, norm_after_activation, norm_eps)
-                return [make_layer(a, b, *settings) for a, b in pairwise((features, *hidden))]
+    @classmethod
+    def from_layers(
+        cls,
+        tasks: Sequence[str],
+        user_towers: Sequence[nn.Module],
+        item_towers: Sequence[nn.Module],
+        parents: Sequence[int] | None = None,
+        feature_residual: bool = False,
+        logit_residual: bool = True,
+        non_increasing: bool = False,
+        fusion: Fusion | None = None,
+        normalize: bool = False,
+        temperature: float = 1.0,
+    ) -> TwinTower:
+        """A model around a user's own towers, which it shares.
 
-            return nn.ModuleList(nn.ModuleList(layers()) for _ in tasks)
+        Args:
+            tasks: names of the ``K`` tasks.
+            user_towers: one for each task, a module from ``[R, Du]`` to ``[R, W]``; an ``nn.Sequential`` or an
+                ``nn.ModuleList`` is its layers one after another.
+            item_towers: likewise, to ``[M, W]``.
+            feature_residual: add the parent's outputs layer by layer; both towers need as many layers of the same
+                widths.
+            parents, logit_residual, non_increasing, fusion, normalize, temperature: as in :class:`TwinTower`.
 
-        self.user_towers = towers(user_features)
-        self.item_towers = towers(item_features)
+        Raises:
+            ValueError: not one tower on both sides for each task, or settings that contradict each other.
+
+        Example:
+            >>> user, item = nn.Linear(320, 64), nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 64))
+            >>> model = TwinTower.from_layers(["click"], [user], [item], normalize=True, temperature=0.05)
+            >>> model.user_towers[0][0] is user
+            True
+        """
+        made = cls.__new__(cls)
+        TwinRanker.__init__(made, tasks, parents, logit_residual, non_increasing, fusion)
+        for name, towers in (("user_towers", user_towers), ("item_towers", item_towers)):
+            if len(towers) != len(tasks):
+                raise ValueError(f"{name} must be one per task ({len(tasks)}), got {len(towers)}")
+        users, items = ([_layers_of(tower) for tower in side] for side in (user_towers, item_towers))
+        made._hold(users, items, feature_residual, normalize, temperature)
+        return made
+
+    def _hold(
+        self,
+        user_towers: Iterable[nn.ModuleList],
+        item_towers: Iterable[nn.ModuleList],
+        feature_residual: bool,
+        normalize: bool,
+        temperature: float,
+    ) -> None:
+        if not 0 < temperature < inf:
+            raise ValueError(f"temperature must be a number above 0, got {temperature}")
+        self.feature_residual, self.normalize, self.temperature = feature_residual, normalize, float(temperature)
+        self.user_towers = nn.ModuleList(user_towers)
+        self.item_towers = nn.ModuleList(item_towers)
 
     def user_vectors(self, user: Tensor) -> Tensor:
-        """Map ``[R, Du]`` to ``[R, K * W]``, the concatenated vectors of all tasks; differentiable."""
-        return self._vectors(user, self.user_towers)
+        """Map ``[R, Du]`` to ``[R, K * W]``, the concatenated vectors of all tasks; differentiable.
+
+        Their dot products with :meth:`item_vectors` are the tasks' own logits: the temperature is in them.
+        """
+        vectors = self._vectors(user, self.user_towers)
+        return vectors if self.temperature == 1 else vectors / self.temperature
 
     def item_vectors(self, item: Tensor) -> Tensor:
         """Map ``[M, Di]`` to ``[M, K * W]``; differentiable."""
         return self._vectors(item, self.item_towers)
 
-    def forward(self, user: Tensor, item: Tensor, fusion_weights: Tensor | None = None) -> Scores:
-        """Score pairs of users and items, as in training; plain PyTorch, differentiable.
-
-        Args:
-            user: ``[B, Du]``, the user of each candidate.
-            item: ``[B, Di]``.
-            fusion_weights: ``[K]`` or ``[B, K]`` instead of the model's own.
-
-        Returns:
-            :class:`Scores`: logits ``[B, K]``, probs ``[B, K]``, score ``[B]``.
-        """
-        tasks = len(self.tasks)
-        users = self.user_vectors(user).unflatten(1, (tasks, -1))
-        items = self.item_vectors(item).unflatten(1, (tasks, -1))
-        logits = twin.twin_logits(users, items, self._logit_parents, self.non_increasing)
-        return reference.finish(
-            logits, self.fusion_weights if fusion_weights is None else fusion_weights, self.fusion.kind
-        )
-
-    @torch.no_grad()
-    def build_table(self, items: Tensor, dtype: str = "int8", batch: int = 65536) -> TwinTable:
-        """The item vectors of a catalog ``[M, Di]``, rounded to ``dtype`` (``"float32"``, ``"bfloat16"`` or
-        ``"int8"``), ``batch`` items at a time. The module must be in eval mode if it has BatchNorms.
-
-        Raises:
-            ValueError: an unknown ``dtype``, or no compiled ops for this device.
-        """
-        parts = [ops.twin_rows(self.item_vectors(part).float(), len(self.tasks), dtype) for part in items.split(batch)]
-        rows, scales = zip(*parts, strict=True)
-        return TwinTable(torch.cat(rows), torch.cat(scales))
-
-    @torch.no_grad()
-    def twin_topk(
-        self, user: Tensor, table: TwinTable, k: int, fusion_weights: Tensor | None = None, weights_per: str = "call"
-    ) -> TopK:
-        """The ``k`` best items of the whole table for every user.
-
-        Args:
-            user: ``[R, Du]``.
-            table: from :meth:`build_table`.
-            k: number of items per user, at least 1.
-            fusion_weights: instead of the model's own: ``[K]``, ``[R, K]`` with ``weights_per="request"``,
-                or one set per item ``[M, K]`` with ``"candidate"``.
-
-        Returns:
-            :class:`TopK`: scores ``[R, k]`` and positions ``[R, k]``, rows of the table. Equal scores rank by lower
-            position, NaN after every number; a table of fewer than ``k`` items is padded with NaN and -1.
-        """
-        vectors = self.user_vectors(user).float()
-        return ops.twin_topk(vectors, table.rows, table.scales, *self._settings(fusion_weights, weights_per), k)
-
-    @torch.no_grad()
-    def twin_ids_topk(
-        self,
-        user: Tensor,
-        ids: Tensor,
-        offsets: Tensor,
-        table: TwinTable,
-        k: int,
-        fusion_weights: Tensor | None = None,
-        weights_per: str = "call",
-    ) -> TopK:
-        """The ``k`` best of each user's own list: ``ids [N]`` int64, rows of the table, divided by ``offsets [R + 1]``.
-
-        Positions are indices in the list. Weights per candidate are ``[N, K]``; the rest is as in :meth:`twin_topk`.
-        """
-        vectors = self.user_vectors(user).float()
-        return ops.twin_ids_topk(
-            vectors, ids, offsets, table.rows, table.scales, *self._settings(fusion_weights, weights_per), k
-        )
-
-    @torch.no_grad()
-    def twin_ids_scores(
-        self,
-        user: Tensor,
-        ids: Tensor,
-        offsets: Tensor,
-        table: TwinTable,
-        fusion_weights: Tensor | None = None,
-        weights_per: str = "call",
-    ) -> Scores:
-        """:class:`Scores` of the ``N`` candidates of :meth:`twin_ids_topk`."""
-        vectors = self.user_vectors(user).float()
-        return ops.twin_ids_scores(
-            vectors, ids, offsets, table.rows, table.scales, *self._settings(fusion_weights, weights_per)
-        )
+    def _parts(self, items: Tensor, batch: int) -> Iterator[Tensor]:
+        yield from items.split(batch)
 
     def extra_repr(self) -> str:
-        return f"tasks={self.tasks}, parents={self.parents}, fusion={self.fusion}"
-
-    @property
-    def _logit_parents(self) -> tuple[int, ...]:
-        return self.parents if self.logit_residual else (-1,) * len(self.parents)
-
-    def _settings(
-        self, fusion_weights: Tensor | None, weights_per: str
-    ) -> tuple[Tensor, tuple[int, ...], bool, str, str]:
-        """Fusion weights, parents, non_increasing, fusion and weights_per, in the order of the ops' arguments."""
-        if weights_per not in WEIGHTS_PER:
-            raise ValueError(f"weights_per must be one of {', '.join(WEIGHTS_PER)}, got {weights_per!r}")
-        if fusion_weights is None:
-            fusion_weights, weights_per = self.fusion_weights, "call"
-        return fusion_weights, self._logit_parents, self.non_increasing, self.fusion.kind, weights_per
+        own = f"normalize={self.normalize}, temperature={self.temperature}"
+        return f"{super().extra_repr()}, {own}"
 
     def _vectors(self, x: Tensor, towers: nn.ModuleList) -> Tensor:
-        layers = [cast("list[TowerLayer]", list(cast(nn.ModuleList, tower))) for tower in towers]
-        return twin.tower_vectors(x, layers, self.parents, self.feature_residual).flatten(1)
+        layers = [cast("list[Layer]", list(cast(nn.ModuleList, tower))) for tower in towers]
+        vectors = twin.tower_vectors(x, layers, self.parents, self.feature_residual)
+        return (F.normalize(vectors, dim=2, eps=_SHORTEST) if self.normalize else vectors).flatten(1)
+
+
+def _layers_of(tower: nn.Module) -> nn.ModuleList:
+    """A tower's layers one after another."""
+    if isinstance(tower, nn.ModuleList):
+        return tower
+    return nn.ModuleList(tower if isinstance(tower, nn.Sequential) else [tower])

@@ -32,9 +32,12 @@ from ..core import fusion as fusions
 from ..core.fusion import Fusion
 from ..core.plan import Plan
 from ..core.program import AnyPlan, Program
-from ..data.features import FeatureSet, check_table
+from ..data.features import FeatureSet
+from .bundle_check import is_integer, is_strings, validate
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..nn import PackedResFlow, ResFlow
     from ..nn.fused import FusedRanker
 
@@ -66,6 +69,10 @@ class Bundle:
     features: FeatureSet | None = None
     tables: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file; see :func:`save`."""
+        save(path, self.plan, self.tasks, self.weights, self.fusion, self.features, self.tables)
+
 
 def save(
     path: str | os.PathLike[str],
@@ -96,7 +103,7 @@ def save(
     """
     bundle = Bundle(plan, tuple(tasks), list(weights), fusion, features, dict(tables or {}))
     try:
-        _validate(bundle)
+        validate(bundle)
         text = _to_json(bundle)
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in _tensors(bundle).items()}
     except ValueError as error:
@@ -111,13 +118,70 @@ def save_model(
     features: FeatureSet | None = None,
     tables: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
-    """:func:`save` a PyTorch model: its canonical weights, with BatchNorms folded, and its fusion."""
+    """:func:`save` a PyTorch model: its canonical weights, with BatchNorms folded, and its fusion.
+
+    Raises:
+        BundleError: as :func:`save`; or the towers are part of a fused model that does more to their probabilities.
+    """
     import torch
 
+    if model.continued is not None:
+        raise BundleError(
+            f"{os.fspath(path)}: model must be all that makes probabilities, got the towers of a fused model in which "
+            f"{model.continued} follows; bundle.from_model takes the whole model"
+        )
     with torch.no_grad():
         weights = [weight.cpu().numpy() for weight in model.canonical_weights()]
         fusion = type(model.fusion)(tuple(model.fusion_weights.tolist()))
     save(path, model.served_plan, model.tasks, weights, fusion, features, tables)
+
+
+def from_model(
+    model: nn.Module,
+    example_inputs: Any,
+    features: FeatureSet | None = None,
+    tasks: Sequence[str] | None = None,
+    fusion: Fusion | None = None,
+    vocabularies: Mapping[str, Mapping[Any, int] | Sequence[Any]] | None = None,
+    inputs: Mapping[str, str | int] | None = None,
+    tables: Mapping[str, str] | None = None,
+) -> Bundle:
+    """A bundle from a user's own trained model and vocabularies: for ``resflow score``, :class:`Scorer`, catalogs.
+
+    All that the model computes behind its embedding tables must be one tile program (what ``fuse.explain`` calls a
+    region). Its outputs, in order, are the tasks: logits, sigmoids of logits, or the probability of an earlier output
+    times a sigmoid (ESMM: a conditional head). Anything else done to probabilities is refused, not left out.
+
+    Args:
+        model: the trained model.
+        example_inputs: its positional arguments as a tuple, or its one argument; a few rows will do.
+        features: what the columns of a table are; their ``dim`` is taken from the model's tables, side by side where it
+            looks one feature up in several. ``None``: the model takes one matrix of rows.
+        tasks: names of the outputs; by default ``task0``, ``task1``, ...
+        fusion: how probabilities become a score; by default :class:`~resflow_kernels.Additive`.
+        vocabularies: by feature, which value has which row of the model's table: a mapping, or the values in the order
+            of the rows. Without one a fitted feature's vocabulary holds, from row 1 on (from row 0 if the table has
+            no row more than it has values), and of an unfitted feature the values are the rows. Unknown values have
+            row 0 if no value has it, else zeros.
+        inputs: by feature, the argument, the key of a dict or the column of the one matrix that holds its rows; by
+            default that of the feature's name.
+        tables: by feature, the path of the module of its table, where no input tells it (a KeyedJaggedTensor).
+
+    Raises:
+        CannotFuse: the model is no such program, or a table is of no feature; the message names the part.
+        ValueError: vocabularies that do not match the tables, or another number of tasks.
+
+    Example:
+        >>> features = FeatureSet((Feature("user", 8, "id"),), (Feature("video", 8, "id"),), "request", "video")
+        ... # doctest: +SKIP
+        >>> made = from_model(model, (user, video), features, ("click",))  # doctest: +SKIP
+        >>> made.save("ranker.safetensors")  # doctest: +SKIP
+    """
+    from ..convert.bundled import bundle_of
+
+    made = bundle_of(model, example_inputs, features, tasks, fusion, vocabularies or {}, inputs or {}, tables or {})
+    validate(made)
+    return made
 
 
 def load(path: str | os.PathLike[str]) -> Bundle:
@@ -137,9 +201,12 @@ def load(path: str | os.PathLike[str]) -> Bundle:
         # With numpy as the framework, each tensor is copied out of the mapped file once, and only if it is requested.
         with safe_open(name, framework="np") as file:
             bundle = _read(file)
-        _validate(bundle)
+        validate(bundle)
     except SafetensorError as error:
-        raise BundleError(f"{name}: must be a whole safetensors file, got {error}") from None
+        with open(name, "rb") as file:
+            zipped = file.read(2) == b"PK"
+        got = "what torch.save or AOTInductor writes; bundle.from_model makes a bundle of a model" if zipped else error
+        raise BundleError(f"{name}: must be a whole safetensors file, got {got}") from None
     except OSError as error:
         raise BundleError(f"{name}: must be readable, got {error.strerror or error}") from None
     except ValueError as error:
@@ -260,7 +327,7 @@ def _refuse_constant(name: str) -> NoReturn:
 def _plan(content: Any) -> AnyPlan:
     if isinstance(content, dict) and set(content) == {"program"}:
         numbers = content["program"]
-        if not isinstance(numbers, list) or not all(_is_integer(one) and 0 <= one + 1 < 2**63 for one in numbers):
+        if not isinstance(numbers, list) or not all(is_integer(one) and 0 <= one + 1 < 2**63 for one in numbers):
             raise ValueError("plan: program must be a list of integers")
         program = Program.decode(numbers)
         if not program.tasks:
@@ -274,10 +341,10 @@ def _plan(content: Any) -> AnyPlan:
         if not holds:
             raise ValueError(f"plan: {name} must be {kind}, got {content[name]!r}")
 
-    require("in_features", _is_integer(content["in_features"]), "an integer")
+    require("in_features", is_integer(content["in_features"]), "an integer")
     for name in ("hidden", "parents"):
-        require(name, isinstance(content[name], list) and all(map(_is_integer, content[name])), "a list of integers")
-    require("activations", _is_strings(content["activations"]), "a list of names")
+        require(name, isinstance(content[name], list) and all(map(is_integer, content[name])), "a list of integers")
+    require("activations", is_strings(content["activations"]), "a list of names")
     for name in _PLAN_BOOLS:
         require(name, isinstance(content[name], bool), "true or false")
     for name in ("head", "precision"):
@@ -286,7 +353,7 @@ def _plan(content: Any) -> AnyPlan:
 
 
 def _tasks(content: Any) -> tuple[str, ...]:
-    if not _is_strings(content):
+    if not is_strings(content):
         raise ValueError(f"tasks must be a list of names, got {content!r}")
     return tuple(content)
 
@@ -295,7 +362,7 @@ def _fusion(content: Any) -> Fusion:
     if not isinstance(content, dict) or set(content) != {"kind", "weights"} or not isinstance(content["kind"], str):
         raise ValueError(f"fusion must be an object of kind and weights, got {content!r}")
     weights = content["weights"]
-    numbers = isinstance(weights, list) and all(_is_integer(w) or isinstance(w, float) for w in weights)
+    numbers = isinstance(weights, list) and all(is_integer(w) or isinstance(w, float) for w in weights)
     if weights is not None and not numbers:
         raise ValueError(f"fusion weights must be a list of numbers or null, got {weights!r}")
     return fusions.by_name(content["kind"], None if weights is None else tuple(weights))
@@ -324,53 +391,3 @@ def _tensor(file: Any, names: set[str], name: str) -> NDArray[Any]:
     except (TypeError, AttributeError):  # bfloat16, float8: NumPy has no such dtype
         raise ValueError(f"tensor {name} must be of a NumPy dtype, got {file.get_slice(name).get_dtype()}") from None
     return array
-
-
-def _validate(bundle: Bundle) -> None:
-    """Check that plan, tasks, weights, fusion, features and tables match each other."""
-    tasks, plan = bundle.tasks, bundle.plan
-    if len(tasks) != plan.tasks or len(set(tasks)) != len(tasks) or not all(tasks) or not _is_strings(list(tasks)):
-        raise ValueError(f"tasks must be {plan.tasks} different names, got {list(tasks)}")
-    finite = all(map(np.isfinite, bundle.fusion.weights_for(plan.tasks)))
-    if not finite:
-        raise ValueError(f"fusion weights must be finite, got {bundle.fusion.weights}")
-    shapes = plan.weight_shapes
-    if len(bundle.weights) != len(shapes):
-        raise ValueError(f"weights must be the {len(shapes)} arrays of this plan, got {len(bundle.weights)}")
-    for at, (weight, (name, shape)) in enumerate(zip(bundle.weights, shapes, strict=True)):
-        _check_array(f"weights.{at} ({name})", weight, shape)
-    _validate_features(bundle)
-
-
-def _validate_features(bundle: Bundle) -> None:
-    features, tables = bundle.features, bundle.tables
-    if features is None:
-        if tables:
-            raise ValueError(f"tables must be none without features, got {sorted(tables)}")
-        return
-    width = features.user_width + features.item_width
-    if width != bundle.plan.in_features:
-        raise ValueError(f"features must be {bundle.plan.in_features} wide in all, got {width}")
-    extra = sorted(tables.keys() - {feature.name for feature in features.all})
-    if extra:
-        raise ValueError(f"tables must be those of the features, got also {extra}")
-    for feature in features.all:
-        check_table(feature, tables.get(feature.name))
-        _check_array(f"table.{feature.name}", tables[feature.name], (feature.rows, feature.dim))
-
-
-def _check_array(name: str, array: Any, shape: tuple[int, ...]) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != shape:
-        got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"{name} must be float32 of shape {list(shape)}, got {got}")
-    # min and max propagate NaN and infinities and, unlike isfinite, need no array of flags as long as the table.
-    if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
-        raise ValueError(f"{name} must be finite, got NaN or Inf")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..core import build
 
@@ -31,3 +31,20 @@ def compiled() -> ModuleType:
         raise ImportError(
             f"resflow_kernels' compiled library cannot be loaded: {build.why_no_runtime()} ({error})"
         ) from error
+
+
+def as_rows(value: ArrayLike) -> NDArray[Any]:
+    """Rows as the library takes them: contiguous elements at any row stride, numbers of other types as float32."""
+    rows = np.asarray(value)
+    if rows.dtype.kind in "fi" and rows.dtype != np.float32:  # float64 is what pandas gives
+        rows = rows.astype(np.float32)
+    if rows.ndim != 2 or rows.shape[1] <= 1 or rows.strides[1] == rows.itemsize:
+        return rows
+    # NumPy may give an empty array strides of 0; a slice of one row has that row's strides.
+    return np.ascontiguousarray(rows) if len(rows) else np.empty((1, rows.shape[1]), rows.dtype)[:0]
+
+
+def as_int64(value: ArrayLike) -> NDArray[Any]:
+    """Ids or offsets; smaller integers as int64."""
+    places = np.asarray(value)
+    return places.astype(np.int64) if places.dtype.kind == "i" else places

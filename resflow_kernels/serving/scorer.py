@@ -23,7 +23,7 @@ from ..data.embedding import Encoded, looked_up
 from ..data.features import Feature, FeatureSet, check_table
 from .bundle import Bundle, weights_digest
 from .bundle import load as load_bundle
-from .library import Table, compiled
+from .library import Table, as_int64, as_rows, compiled
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,7 +120,7 @@ class Scorer:
         """Score candidates.
 
         Args:
-            x: float32 ``[B, D]``.
+            x: float32 ``[B, D]``; float64 (pandas), float16 and integers are rounded to it, here and in all forms.
             fusion_weights: replace the model's own in this call: ``[K]``, or ``[B, K]`` with
                 ``weights_per="candidate"`` (``K + 1`` values for ``ExpectedValue``).
             weights_per: ``"call"`` or ``"candidate"``.
@@ -131,7 +131,7 @@ class Scorer:
         Raises:
             ValueError: an input of the wrong shape or dtype; the message names it.
         """
-        return Scores(*self._run("dense_scores", (_rows(x),), fusion_weights, weights_per))
+        return Scores(*self._run("dense_scores", (as_rows(x),), fusion_weights, weights_per))
 
     def request_scores(
         self,
@@ -152,7 +152,7 @@ class Scorer:
         Returns:
             :class:`Scores` of the ``N`` candidates.
         """
-        inputs = (_rows(user), _rows(item), np.asarray(offsets))
+        inputs = (as_rows(user), as_rows(item), as_int64(offsets))
         return Scores(*self._run("request_scores", inputs, fusion_weights, weights_per))
 
     def dense_topk(
@@ -176,8 +176,8 @@ class Scorer:
             lower position, NaN after every number; a request with fewer than ``k`` candidates is padded with
             score NaN and position -1.
         """
-        rows = _rows(x)
-        places = np.array([0, *rows.shape[:1]], np.int64) if offsets is None else np.asarray(offsets)
+        rows = as_rows(x)
+        places = np.array([0, *rows.shape[:1]], np.int64) if offsets is None else as_int64(offsets)
         return TopK(*self._run("dense_topk", (rows, places), fusion_weights, weights_per, _count(k)))
 
     def request_topk(
@@ -190,7 +190,7 @@ class Scorer:
         weights_per: str = "call",
     ) -> TopK:
         """:meth:`dense_topk` of the request form; arguments as in :meth:`request_scores`."""
-        inputs = (_rows(user), _rows(item), np.asarray(offsets))
+        inputs = (as_rows(user), as_rows(item), as_int64(offsets))
         return TopK(*self._run("request_topk", inputs, fusion_weights, weights_per, _count(k)))
 
     def catalog_rows(self, items: ArrayLike, dtype: str = "bfloat16") -> Table:
@@ -206,7 +206,7 @@ class Scorer:
         if dtype not in TABLE_PRECISIONS:
             raise ValueError(f"catalog_rows: dtype must be one of {', '.join(TABLE_PRECISIONS)}, got {dtype!r}")
         code = PRECISION_ROWS[dtype].code
-        return Table(*self._library.catalog_rows(_rows(items), self.packed, self.plan.encoded, code, self._threads))
+        return Table(*self._library.catalog_rows(as_rows(items), self.packed, self.plan.encoded, code, self._threads))
 
     def catalog_scores(
         self,
@@ -234,7 +234,7 @@ class Scorer:
             ValueError: an input of the wrong shape or dtype, an id out of range; the message names it.
             CatalogError: a catalog built with other weights.
         """
-        inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *self._table(table))
+        inputs = (as_rows(user), as_int64(ids), as_int64(offsets), *self._table(table))
         return Scores(*self._run("catalog_scores", inputs, fusion_weights, weights_per))
 
     def catalog_topk(
@@ -248,7 +248,7 @@ class Scorer:
         weights_per: str = "call",
     ) -> TopK:
         """:meth:`dense_topk` of the catalog form; positions are indices in the request's list of ids."""
-        inputs = (_rows(user), np.asarray(ids), np.asarray(offsets), *self._table(table))
+        inputs = (as_rows(user), as_int64(ids), as_int64(offsets), *self._table(table))
         return TopK(*self._run("catalog_topk", inputs, fusion_weights, weights_per, _count(k)))
 
     def feature_scores(
@@ -298,7 +298,7 @@ class Scorer:
     ) -> TopK:
         """:meth:`dense_topk` for encoded features; see :meth:`feature_scores`."""
         looked_up = self._looked_up(encoded, self._features().all)
-        places = np.array([0, len(looked_up[0])], np.int64) if offsets is None else np.asarray(offsets)
+        places = np.array([0, len(looked_up[0])], np.int64) if offsets is None else as_int64(offsets)
         inputs = (*looked_up, *self._tables, places)
         return TopK(*self._run("feature_topk", inputs, fusion_weights, weights_per, _count(k)))
 
@@ -351,7 +351,7 @@ class Scorer:
     def _split(self, user: Encoded, item: Encoded, offsets: ArrayLike) -> tuple[Any, ...]:
         features = self._features()
         sides = (*self._looked_up(user, features.user), *self._looked_up(item, features.item))
-        return (*sides, np.asarray(offsets), *self._tables, len(features.user))
+        return (*sides, as_int64(offsets), *self._tables, len(features.user))
 
     @cached_property
     def _tables(self) -> tuple[list[Floats], list[Floats], list[int]]:
@@ -384,12 +384,3 @@ def _count(k: int) -> int:
         return index(k)
     except TypeError:
         raise ValueError(f"k must be an integer, got {k!r}") from None
-
-
-def _rows(value: ArrayLike) -> NDArray[Any]:
-    """Rows with contiguous elements, which the library requires; it reads rows in place at any row stride."""
-    rows = np.asarray(value)
-    if rows.ndim != 2 or rows.shape[1] <= 1 or rows.strides[1] == rows.itemsize:
-        return rows
-    # NumPy may give an empty array strides of 0; a slice of one row has that row's strides.
-    return np.ascontiguousarray(rows) if len(rows) else np.empty((1, rows.shape[1]), rows.dtype)[:0]

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from resflow_kernels.convert import CannotFuse, fuse, towers
+from resflow_kernels.convert.graph.module import is_fused
+from resflow_kernels.serving.bundle import BundleError, save_model
 
 D = 12
 
@@ -295,3 +298,86 @@ class Bad(nn.Module):
 def test_what_cannot_be_fused_is_named(fault: str, text: str) -> None:
     with pytest.raises(CannotFuse, match=text):
         towers.fuse(Bad(fault))
+
+
+class Product(nn.Module):
+    """ESMM, whose product stays in the user's graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_norm = nn.BatchNorm1d(6)
+        self.first, self.second = (nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU()) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.input_norm(x)
+        click, order = self.heads[0](self.first(x)).sigmoid(), self.heads[1](self.second(x)).sigmoid()
+        return click, click * order
+
+
+class Apart(Product):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.input_norm(x)
+        return self.heads[0](self.first(x)).sigmoid(), self.heads[1](self.second(x)).sigmoid()
+
+
+def test_a_state_dict_of_the_original_loads() -> None:
+    torch.manual_seed(0)
+    model, other = Product().eval(), Product().eval()
+    other.input_norm.running_mean.fill_(0.5)
+    fused = fuse(model)
+    fused.load_state_dict(other.state_dict())
+    x = torch.randn(5, 6)
+    with torch.no_grad():
+        for ours, theirs in zip(fused(x), other(x), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        fused.load_state_dict(fuse(Product().eval()).state_dict())  # its own names as well
+    part = dict(other.state_dict())
+    del part["heads.0.bias"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fused.load_state_dict(part)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        fused.load_state_dict({**other.state_dict(), "wide.weight": torch.zeros(1)})
+
+
+def test_towers_whose_product_stays_outside_are_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"got the towers of a fused model in which mul \(mul\) follows"):
+        save_model(tmp_path / "model", fuse(Product().eval()).resflow)
+    save_model(tmp_path / "model", fuse(Apart().eval()).resflow)
+
+
+def test_rows_of_columns_one_after_another() -> None:
+    """What torch.from_numpy makes of a pandas frame, with gradients and in training."""
+    torch.manual_seed(0)
+    columns = torch.randn(6, 9).T
+    for training in (False, True):
+        model = Apart().train(training)
+        expected = model(columns)
+        for ours, theirs in zip(fuse(model)(columns), expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_torch_jit_and_onnx_get_the_layers(grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither can hold an op that packs weights; ``packed()`` is the form that torch.jit traces as an op."""
+    from torch.onnx._internal.exporter import _flags
+
+    fused, x = fuse(Product().eval()), torch.randn(5, 6)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(fused, (x,))
+        for ours, theirs in zip(traced(x[:2]), fused(x[:2]), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        monkeypatch.setattr(_flags, "_is_onnx_exporting", True)  # what torch.onnx.export sets
+        graph = torch.export.export(fused, (x,)).graph
+    assert not any("resflow" in str(node.target) for node in graph.nodes if node.op == "call_function")
+
+
+def test_a_computed_weight_goes_into_a_program() -> None:
+    """As plain towers such a model would score in plain PyTorch, slower than before."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1), nn.Sigmoid()).eval()
+    nn.utils.weight_norm(model[0])
+    fused, x = fuse(model), torch.randn(7, 6)
+    assert is_fused(fused) and not hasattr(fused, "resflow")
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x))

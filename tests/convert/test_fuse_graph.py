@@ -394,3 +394,23 @@ def test_on_another_device_it_runs_its_own_forward_and_says_so() -> None:
     module._warned.clear()
     with torch.no_grad(), pytest.warns(UserWarning, match="its own forward: tile programs run on the CPU"):
         assert fused(rows.to("meta")).device.type == "meta"
+
+
+def test_an_example_may_hold_one_tensor_twice() -> None:
+    """torch.export takes the same tensor for one argument; the other one was then ignored."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(8, 16)
+            self.head = nn.Linear(32, 1)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            made: Tensor = self.head(torch.relu(torch.cat([self.first(a), self.second(b)], 1)))
+            return made
+
+    model = Pair().eval()
+    same, a, b = torch.randn(3, 5, 8)
+    fused = fuse(model, (same, same))
+    with torch.no_grad():
+        torch.testing.assert_close(fused(a, b), model(a, b))

@@ -253,7 +253,7 @@ X = rows(4, 37)
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda s: s.dense_scores(X.astype(np.float64)), "dense_scores: x must be float32 or bfloat16, got float64"),
+        (lambda s: s.dense_scores(X.astype(bool)), "dense_scores: x must be float32 or bfloat16, got bool"),
         (lambda s: s.dense_scores(X[:, :5]), r"dense_scores: x must be a matrix with 37 columns, got \[4, 5\]"),
         (lambda s: s.dense_scores(X[0]), r"dense_scores: x must be a matrix with 37 columns, got \[37\]"),
         (lambda s: s.dense_scores(X, [1, 2]), r"fusion_weights must be a vector of 3, got \[2\]"),
@@ -271,7 +271,7 @@ X = rows(4, 37)
             r"offsets\[2\] must be offsets that do not decrease, got 2 after 3",
         ),
         (lambda s: s.dense_topk(X, 1, [1, 4]), r"offsets\[0\] must be offsets that start at 0"),
-        (lambda s: s.dense_topk(X, 1, np.array([0, 4], np.int32)), "offsets must be int64, got int32"),
+        (lambda s: s.dense_topk(X, 1, np.array([0, 4], np.float32)), "offsets must be int64, got float32"),
         (lambda s: s.request_scores(X[:1], X, [0, 4]), "user and item must be matrices of 37 columns in all"),
         (lambda s: s.request_scores(X[:1, :7], X[:, 7:], [0, 2, 4]), r"offsets must be a vector of 2 offsets"),
         (lambda s: s.embed_users(None), "features must be in the bundle"),
@@ -328,3 +328,18 @@ def test_package_names() -> None:
     assert {"ResFlow", "Scorer", "metrics", "fuse"} <= set(dir(package))
     with pytest.raises(AttributeError, match="has no attribute 'Resflow'"):
         _ = package.Resflow
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64, np.int32])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_of_other_numbers_are_rounded(dtype: Any, order: Any) -> None:
+    """A pandas frame gives float64, of columns one after another."""
+    scorer, _ = make(PLANS["chain"])
+    x = np.asarray(10 * X, dtype, order=order)
+    same = np.ascontiguousarray(x, np.float32)
+    for ours, theirs in zip(scorer.dense_scores(x), scorer.dense_scores(same), strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+    offsets = np.array([0, 4], np.int32)
+    got = scorer.request_topk(x[:1, :20], x[:, 20:], offsets, 3)
+    expected = scorer.request_topk(same[:1, :20], same[:, 20:], offsets.astype(np.int64), 3)
+    assert got.scores.tobytes() == expected.scores.tobytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -52,8 +52,8 @@ class Emitted:
     lookups: list[Any] = field(default_factory=list)  # per source the table that it is rows of, or None
 
 
-def emit(low: Lowering, region: Region) -> Emitted:
-    """The program of a region."""
+def emit(low: Lowering, region: Region, order: Callable[[Source], Any] | None = None) -> Emitted:
+    """The program of a region; ``order`` sorts its inputs."""
     rows = [low.env[node].flat for node in region.outputs]
     rows += [ids_of(place, low.values[place].width) for place in region.exports]
     drafts: dict[int, Draft] = {}
@@ -64,6 +64,8 @@ def emit(low: Lowering, region: Region) -> Emitted:
     simple = Simplifier(drafts, rows)
     simple.run()
     sources = _sources(low, simple)
+    if order is not None:
+        sources.sort(key=order)
     writer = _Writer(sources)
     for place in simple.order:
         writer.write(place, simple.drafts[place])

@@ -56,7 +56,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise CannotFuse(f"{type(model).__name__}: it is TorchScript; fuse the model that it was made from")
-    args, kwargs = _with_two_rows(args, kwargs)
+    args, kwargs = _with_two_rows(*_distinct(args, kwargs))
     with _quiet(), in_eval_mode(model), torch.no_grad(), torch.inference_mode(False):
         exported = _exported(model, args, kwargs)
     return _read(model, exported, args, kwargs)
@@ -103,6 +103,20 @@ def _all_but_last(tensor: Tensor) -> dict[int, Any] | None:
     """Padded requests ``[R, N, D]`` are rows in two dimensions."""
     leading = tensor.dim() - 1 if tensor.dim() > 2 and tensor.is_floating_point() else min(1, tensor.dim())
     return dict.fromkeys(range(leading), Dim.AUTO) or None
+
+
+def _distinct(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """A call with a copy of each tensor that it holds again: torch.export takes equal ones for one argument."""
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        again = id(leaf) in seen
+        seen.add(id(leaf))
+        return leaf.clone() if again and isinstance(leaf, Tensor) else leaf
+
+    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    made = pytree.tree_unflatten([own(leaf) for leaf in leaves], spec)
+    return made[0], made[1]
 
 
 def _with_two_rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
