@@ -83,9 +83,9 @@ FORMS: dict[str, Form] = {
 }
 TRAINING_OPS = _names("ops.def", "TRAINING_OP")
 OP_SCHEMAS: dict[str, str] = {
-    f"{form}_{ending}": f"({inputs}{topk if ending == 'topk' else ''}, {MODELS[model]}{arguments}{options}) -> {results}"
+    f"{form}_{ending}": f"({inputs}{topk if ending == 'topk' else ''}, {MODELS[model]}{own}{options}) -> {results}"
     for form, model, inputs, topk, options, _ in _rows_of("ops.def", "FORM")
-    for ending, arguments, results in _rows_of("ops.def", "ENDING")
+    for ending, own, results in _rows_of("ops.def", "ENDING")
 }
 PLAN_OPS = _names("ops.def", "PLAN_OP")
 OP_SCHEMAS |= _values("ops.def", "OP") | _values("ops.def", "TRAINING_OP") | _values("ops.def", "PLAN_OP")

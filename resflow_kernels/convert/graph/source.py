@@ -23,7 +23,7 @@ from .emit import Emitted
 from .lowering import Lowering, name_of
 from .regions import Cut
 from .rows import Draft, shape_of
-from .run import matrix, places
+from .run import HELPERS
 from .trace import Traced
 
 Table = dict[str, tuple[str, Any]]  # a name in the source: what kind of thing it is, and which
@@ -35,7 +35,7 @@ class Other:
 
 def namespace(table: Table, runners: Sequence[Any]) -> dict[str, Any]:
     """What a source's names stand for."""
-    made: dict[str, Any] = {"OTHER": Other, "cat": torch.cat, "matrix": matrix, "places": places, "Tensor": Tensor}
+    made: dict[str, Any] = {"OTHER": Other, "Tensor": Tensor, **HELPERS}
     made |= {f"run{at}": runner for at, runner in enumerate(runners)}
     kinds = {
         "aten": resolve,
