@@ -70,7 +70,7 @@ class RegionCalls(ABC):
             if not isinstance(lookup, Pool)
         ]
         if not single:
-            return f"no_ids({self._count_of(next(one for one in emitted.lookups if one is not None))})"
+            return f"no_ids({self._candidates([one for one in emitted.lookups if isinstance(one, Pool)])})"
         base = one_base(emitted.lookups)
         if base is not None:
             parts = self._by_base(base, single)
@@ -84,8 +84,13 @@ class RegionCalls(ABC):
     def _column(self, ids: fx.Node) -> str:
         return self._names[ids] if len(shape_of(ids) or ()) == 2 else f"{self._names[ids]}.unsqueeze(1)"
 
+    def _candidates(self, pools: Sequence[Pool]) -> str:
+        """The number of lists that each feature has."""
+        whole = keyed(pools)
+        return self._count_of(pools[0]) if whole is None else f"{self._names[whole.lengths]}.shape[0] // {len(pools)}"
+
     def _count_of(self, pool: Pool) -> str:
-        """The number of lists."""
+        """The number of a feature's lists."""
         lists = pool.values if pool.offsets is None else pool.offsets
         return f"{self._names[lists]}.shape[0]{' - 1' if pool.ends else ''}"
 
