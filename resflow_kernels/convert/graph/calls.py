@@ -121,7 +121,7 @@ class RegionCalls(ABC):
             sizes = ", ".join(f"{one}.shape[0]" for one in values)
             offsets = f"joined([{', '.join(map(self._begins, pools))}], {self._count_of(pools[0])}, [{sizes}])"
         weights = "None"
-        if any(one.mask.weights is not None for one in pools):
+        if any(one.mask.weights is not None or one.divisor is not None for one in pools):
             values = [self._assigned(one) for one in values]
             weights = _joined([self._weights(one, ids) for one, ids in zip(pools, values, strict=True)])
         return f"{_joined(values)}, {offsets}, {weights}"
@@ -133,12 +133,17 @@ class RegionCalls(ABC):
         return self._integers(pool.offsets)
 
     def _weights(self, pool: Pool, values: str) -> str:
-        weights = pool.mask.weights
-        if weights is None:
-            return f"ones({values}.shape[0])"
-        return (
-            self._names[weights] + ("" if weights.meta["val"].dtype == torch.float32 else ".float()") + ".reshape(-1)"
-        )
+        """The weights of a feature's ids, given those."""
+        weights, length = pool.mask.weights, pool.length
+        factor = "" if weights is None else self._names[weights]
+        if weights is not None and weights.meta["val"].dtype != torch.float32:
+            factor += ".float()"
+        if pool.divisor is None:
+            return f"{factor}.reshape(-1)" if factor else f"ones({values}.shape[0])"
+        divisor = f"{self._names[pool.divisor]}.reshape(-1, 1)"
+        if not factor:
+            return f"{divisor}.reciprocal().expand(-1, {length}).reshape(-1)"
+        return f"({factor}.reshape(-1, {length}) / {divisor}).reshape(-1)"
 
     def _integers(self, node: fx.Node) -> str:
         return self._names[node] + ("" if node.meta["val"].dtype == torch.int64 else ".long()")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
+from .constants import Const
 from .lowering import name_of
 from .rows import Size, shape_of
 from .trace import Traced
@@ -17,7 +19,8 @@ _INTEGERS = (torch.int64, torch.int32)
 _CASTS = ("to.dtype", "_to_copy.default", "type_as.default", "to.dtype_layout")
 _VIEWS = (
     "unsqueeze.default", "squeeze.dim", "squeeze.dims", "squeeze.default", "view.default", "reshape.default",
-    "transpose.int", "permute.default", "alias.default", "contiguous.default", "clone.default", "detach.default",
+    "transpose.int", "permute.default", "alias.default",
+    "lift_fresh_copy.default", "contiguous.default", "clone.default", "detach.default",
     "flatten.using_ints",
 )  # fmt: skip
 _REPEATS = ("expand.default", "expand_as.default", "repeat_interleave.self_int", "repeat.default")
@@ -50,6 +53,7 @@ class Pool:
     mode: str  # "sum" or "mean"
     mask: Mask
     covered: tuple[fx.Node, ...]  # look-ups that the graph does not need beside it
+    divisor: fx.Node | None = None  # [B, 1], by which a candidate's sum is divided
 
     @property
     def length(self) -> int | None:
@@ -62,7 +66,7 @@ def find_pools(traced: Traced) -> dict[fx.Node, Pool]:
     """All nodes of a graph that are pooled rows, without the sums inside of means."""
     found: dict[fx.Node, Pool] = {}
     for node in traced.graph.nodes:
-        pool = _bag(node) or _masked_mean(node, found) or _masked_sum(node)
+        pool = _bag(node) or _masked_mean(node, found, traced.constants) or _masked_sum(node)
         if pool is not None and _fits(traced, pool):
             found[node] = pool
     return found
@@ -188,11 +192,12 @@ def _mask_of(node: fx.Node, ids: Any) -> Mask | None:
     padding = _padding_of(core, ids)
     if padding is not None:
         return Mask(padding)
-    weights, shape = _bare(node), shape_of(ids)
+    zero_one = core.meta["val"].dtype == torch.bool
+    weights, shape = core if zero_one else _bare(node), shape_of(ids)
     own = shape_of(weights)
     if own is None or shape is None or _long(own) != _long(shape) or len(_long(shape)) != 2:
         return None
-    return Mask(-1, weights, core.meta["val"].dtype == torch.bool)
+    return Mask(-1, weights, zero_one)
 
 
 def _padding_of(node: fx.Node, ids: Any, negated: bool = False) -> int | None:
@@ -219,23 +224,32 @@ def _padding_of(node: fx.Node, ids: Any, negated: bool = False) -> int | None:
 # Means
 
 
-def _masked_mean(node: fx.Node, sums: dict[fx.Node, Pool]) -> Pool | None:
-    """A masked sum over how many rows it counts, which has to be safe where that is none."""
+def _masked_mean(node: fx.Node, sums: dict[fx.Node, Pool], constants: Mapping[fx.Node, Const]) -> Pool | None:
+    """A masked sum over how many rows it counts, or over any other number of the candidate."""
     if name_of(node) != "div.Tensor" or not all(isinstance(one, fx.Node) for one in node.args):
         return None
-    total, count = node.args
-    total = _bare(total)  # type: ignore[arg-type]
+    dividend, divisor = _nodes(node.args)
+    total = _bare(dividend)
     pool = sums.get(total)
-    if pool is None or pool.mode != "sum" or pool.offsets is not None or not pool.mask.zero_one:
+    if pool is None or pool.mode != "sum" or pool.offsets is not None or pool.divisor is not None:
         return None
-    shapes = [shape_of(one) or () for one in (node, *node.args)]  # type: ignore[arg-type]
-    if shapes[0] != shapes[1] or len(shapes[2]) != len(shapes[0]) or shapes[2][0] != shapes[0][0]:
+    made, above, below = (shape_of(one) or () for one in (node, dividend, divisor))
+    if made != above or len(below) != len(above) or _long(below) != [above[0]]:
         return None
-    if not _counts(count, pool):
+    count = _positive(divisor, constants)
+    if count is not None and pool.mask.zero_one and _counts(count, pool):
+        pool = replace(pool, node=node, mode="mean")
+    elif count is not None or pool.mask.padding < 0:  # a list of the padding alone would be 0 / 0
+        pool = replace(pool, node=node, divisor=divisor)
+    else:
         return None
-    if all(user is node or _leads_to(user, node) for user in total.users):
+    if all(_leads_to(user, node) for user in total.users):
         sums.pop(total)
-    return Pool(node, pool.table, pool.values, None, False, "mean", pool.mask, pool.covered)
+    return pool
+
+
+def _nodes(values: Any) -> list[fx.Node]:
+    return list(values)
 
 
 def _leads_to(node: fx.Node, end: fx.Node) -> bool:
@@ -247,19 +261,29 @@ def _leads_to(node: fx.Node, end: fx.Node) -> bool:
     return True
 
 
-def _counts(node: Any, pool: Pool) -> bool:
-    """Whether a node is the number of ids that count, at least 1 or with a trace of a number added."""
+def _positive(node: fx.Node, constants: Mapping[fx.Node, Const]) -> fx.Node | None:
+    """What a node is before it is kept from being 0: by a least value of 1 or less, or a trace of a number added."""
     node = _bare(node, _CASTS)
     name = name_of(node)
-    bound = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+    bound = _number(node.args[1] if len(node.args) > 1 else node.kwargs.get("min"), constants)
     if name in ("clamp.default", "clamp_min.default", "clip.default"):
-        safe = isinstance(bound, (int, float)) and 0 < bound <= 1 and len(node.args) < 3 and "max" not in node.kwargs
+        safe = bound is not None and 0 < bound <= 1 and len(node.args) < 3 and "max" not in node.kwargs
     else:
-        safe = name in ("add.Tensor", "add.Scalar") and isinstance(bound, float) and 0 < bound <= _LARGEST_EPSILON
+        safe = name in ("add.Tensor", "add.Scalar") and bound is not None and 0 < bound <= _LARGEST_EPSILON
         safe = safe and not node.kwargs
-    if not safe:
-        return False
-    count = _bare(node.args[0], _CASTS)  # type: ignore[arg-type]
+    return _nodes(node.args)[0] if safe else None
+
+
+def _number(value: Any, constants: Mapping[fx.Node, Const]) -> float | None:
+    if isinstance(value, fx.Node):
+        const = constants.get(_bare(value, _CASTS))
+        return float(const.now) if const is not None and const.op == "literal" and const.now.numel() == 1 else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _counts(node: fx.Node, pool: Pool) -> bool:
+    """Whether a node is the number of ids that count."""
+    count = _bare(node, _CASTS)
     if name_of(count) != "sum.dim_IntList" or not isinstance(count.args[0], fx.Node):
         return False
     shape, axes = shape_of(count.args[0]), dims(count)
