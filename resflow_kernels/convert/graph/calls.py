@@ -114,15 +114,16 @@ class RegionCalls(ABC):
             return f"{self._integers(whole.values)}, starts({self._names[whole.lengths]}), {weights}"
         values = [self._integers(one.values) + (".reshape(-1)" if one.offsets is None else "") for one in pools]
         lengths = [one.length for one in pools]
+        weighted = any(one.mask.weights is not None or one.divisor is not None for one in pools)
+        if weighted or None in lengths:
+            values = [self._assigned(one) for one in values]
         if None not in lengths:
             offsets = f"evenly({self._count_of(pools[0])}, {(*lengths,)})"
         else:
-            values = [self._assigned(one) for one in values]
             sizes = ", ".join(f"{one}.shape[0]" for one in values)
             offsets = f"joined([{', '.join(map(self._begins, pools))}], {self._count_of(pools[0])}, [{sizes}])"
         weights = "None"
-        if any(one.mask.weights is not None or one.divisor is not None for one in pools):
-            values = [self._assigned(one) for one in values]
+        if weighted:
             weights = _joined([self._weights(one, ids) for one, ids in zip(pools, values, strict=True)])
         return f"{_joined(values)}, {offsets}, {weights}"
 

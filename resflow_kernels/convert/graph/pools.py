@@ -236,8 +236,8 @@ def _masked_mean(node: fx.Node, sums: dict[fx.Node, Pool], constants: Mapping[fx
     made, above, below = (shape_of(one) or () for one in (node, dividend, divisor))
     if made != above or len(below) != len(above) or _long(below) != [above[0]]:
         return None
-    count = _positive(divisor, constants)
-    if count is not None and pool.mask.zero_one and _counts(count, pool):
+    count, least = _positive(divisor, constants)
+    if count is not None and least <= 1 and pool.mask.zero_one and _counts(count, pool):
         pool = replace(pool, node=node, mode="mean")
     elif count is not None or pool.mask.padding < 0:  # a list of the padding alone would be 0 / 0
         pool = replace(pool, node=node, divisor=divisor)
@@ -261,17 +261,18 @@ def _leads_to(node: fx.Node, end: fx.Node) -> bool:
     return True
 
 
-def _positive(node: fx.Node, constants: Mapping[fx.Node, Const]) -> fx.Node | None:
-    """What a node is before it is kept from being 0: by a least value of 1 or less, or a trace of a number added."""
+def _positive(node: fx.Node, constants: Mapping[fx.Node, Const]) -> tuple[fx.Node | None, float]:
+    """What a node is before it is kept from being 0, and how: by a least value, or a trace of a number added."""
     node = _bare(node, _CASTS)
     name = name_of(node)
     bound = _number(node.args[1] if len(node.args) > 1 else node.kwargs.get("min"), constants)
+    if bound is None or bound <= 0:
+        return None, 0.0
     if name in ("clamp.default", "clamp_min.default", "clip.default"):
-        safe = bound is not None and 0 < bound <= 1 and len(node.args) < 3 and "max" not in node.kwargs
+        safe = len(node.args) < 3 and "max" not in node.kwargs
     else:
-        safe = name in ("add.Tensor", "add.Scalar") and bound is not None and 0 < bound <= _LARGEST_EPSILON
-        safe = safe and not node.kwargs
-    return _nodes(node.args)[0] if safe else None
+        safe = name in ("add.Tensor", "add.Scalar") and bound <= _LARGEST_EPSILON and not node.kwargs
+    return (_nodes(node.args)[0], bound) if safe else (None, 0.0)
 
 
 def _number(value: Any, constants: Mapping[fx.Node, Const]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -109,7 +109,7 @@ def joined(offsets: Sequence[Tensor], count: int, sizes: Sequence[int]) -> Tenso
 # What a fused module's source calls.
 HELPERS: dict[str, Callable[..., Tensor]] = {
     "cat": torch.cat,
-    "ones": torch.ones,
+    "ones": partial(torch.ones, dtype=torch.float32),
     "matrix": matrix,
     "starts": starts,
     "joined": joined,
