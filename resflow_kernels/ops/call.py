@@ -51,7 +51,7 @@ class ScoringOp:
             self._refuse_gradients(inputs, fusion_weights, options)
         codes = _codes(name, fusion, weights_per)
         if type(packed) is PackedFrom:
-            return library.call(name_of(name), *inputs, *packed, fusion_weights, plan.encoded, *codes, *k)
+            return library.call(name_of(name), *inputs, *packed, fusion_weights, plan.encoded, *codes, *k, *options)
         if self._has_backends:
             first = inputs[0]
             if backend is not None or not (backends.direct_cpu if first.is_cpu else backends.direct_cuda):
