@@ -20,7 +20,10 @@ from .pools import Pool
 from .rows import Root, shape_of
 from .trace import Traced
 
-_FEWEST = 2  # tables: one alone is as fast in front, unless it is pooled
+# Tables: one alone is as fast in front, unless it is pooled. Of a table of 32 columns and a tower of 64, medians in turns
+# on one thread: an EmbeddingBag inside 27 us at one candidate and 543 at 4096, in front 28 and 579; the masked mean of 20
+# padded ids inside 22 and 888, in front 31 and 2730.
+_FEWEST = 2
 
 
 @dataclass(frozen=True)
