@@ -201,6 +201,17 @@ def test_embedding_bags(padding: int | None) -> None:
     assert_fuses_like(model, bag_inputs, ["mean (mean)", "ends (sum)", "even (mean)", "weighted (sum)"])
 
 
+def test_ids_of_int32() -> None:
+    torch.manual_seed(0)
+
+    def inputs(batch: int) -> tuple[Any, ...]:
+        named, even, weights = bag_inputs(batch)
+        return {name: one.int() for name, one in named.items()}, even.int(), weights
+
+    tables = ["mean (mean)", "ends (sum)", "even (mean)", "weighted (sum)"]
+    assert_fuses_like(Bags().eval(), inputs, tables)
+
+
 class Alone(nn.Module):
     """A bag, and no other table."""
 
