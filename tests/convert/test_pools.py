@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -254,6 +255,15 @@ def test_tables_are_read_as_they_are_and_bad_ids_are_named() -> None:
         pytest.raises(ValueError, match=rf"values\[{LENGTH}\] must be a row of tables\[\d\], 0 to 29, got 30"),
     ):
         fused(*given)
+
+
+def test_a_plan_holds_none_of_the_models_memory() -> None:
+    """What shares it would be compared byte by byte in each call."""
+    model = Ranker(POOLS["clamped mean"][0]).eval()
+    before = [torch._C._storage_Use_Count(one.untyped_storage()._cdata) for one in model.parameters()]
+    fused = fuse(model, ranker_inputs(9))
+    gc.collect()
+    assert [torch._C._storage_Use_Count(one.untyped_storage()._cdata) for one in fused.parameters()] == before
 
 
 def test_packed_models_export_for_any_batch() -> None:

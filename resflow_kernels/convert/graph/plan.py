@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ...core.program import Program
 from ..patterns import CannotFuse
 from . import elementwise, norms, products, views  # register what they lower
-from .constants import Const
+from .constants import Const, release
 from .emit import Emitted, emit
 from .lookups import look_up, scored
 from .lowering import FLOATS, Lowering
@@ -62,13 +62,16 @@ def make_plan(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         raise CannotFuse(f"{type(model).__name__}: no part of it fuses.\n{report.reasons()}")
     writer = Writer(traced, low, cut, emitted)
     source = writer.write()
+    structure = [(const, const.now.clone()) for const in low.structure]
+    # A watch of the model's tensors compares what others share by its bytes, in each call.
+    release([const for one in emitted for const in one.weights] + low.structure + [*traced.constants.values()])
     return FusedPlan(
         source,
         writer.table,
         [one.program for one in emitted],
         [one.weights for one in emitted],
         traced.tensors,
-        [(const, const.now.clone()) for const in low.structure],
+        structure,
         _dtype(emitted, low),
         (len(args), tuple(kwargs)),
         traced.guards,
