@@ -51,8 +51,8 @@ PYBIND11_MODULE(_runtime, m) {
   using namespace resflow::runtime;
   namespace ops = resflow::bindings::ops;
   m.doc() = "The CPU kernels on NumPy arrays; see resflow_kernels.serving.scorer.";
-#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)    \
-  define<ops::form##_scores<NumpyCall, cpu::model##_scores>>(m); \
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, options, flags) \
+  define<ops::form##_scores<NumpyCall, cpu::model##_scores>>(m);       \
   define<ops::form##_topk<NumpyCall, cpu::model##_topk>>(m);
 #define RESFLOW_OP(name, schema) define<ops::name<NumpyCall>>(m);
 #include "contract/ops.def"

@@ -100,6 +100,8 @@ class Checks:
             ],
             [torch.rand(30, generator=self.generator) / 100],
             [1],
+            ["mean"],
+            [3],
         )
         plan = Plan(tables.width, (40, 8), (-1, 0))
         packed, _ = self._packed(plan)
@@ -111,8 +113,10 @@ class Checks:
                 torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0))),
             )
             wide = [table if table.dtype == torch.int8 else table.float() for table in tables.tables]
-            rows = reference.feature_rows(*ids, wide, tables.scales, tables.ragged)
-            got = self.device.feature_scores(ids, tables, packed, plan, torch.ones(2))
+            weights = torch.rand(len(ids.values), generator=self.generator)
+            lists = (tables.ragged, ops.pooling_codes("feature_rows", tables.pooling), tables.padding, weights)
+            rows = reference.feature_rows(*ids, wide, tables.scales, *lists)
+            got = self.device.feature_scores(ids, tables, packed, plan, torch.ones(2), value_weights=weights)
             _assert_same(got, self.device.dense_scores(rows, packed, plan, torch.ones(2)))
 
     def twin(self) -> None:

@@ -16,6 +16,7 @@
 //   resources()                      the last argument of kernels: a number of threads, or a GPU's queue
 #pragma once
 
+#include <optional>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -78,7 +79,8 @@ struct Op {
   static constexpr const char* kName = kNameText.characters;
 
   // The type of a binding function's argument, by its Kind.
-  using Types = std::tuple<typename Policy::Tensor, std::vector<typename Policy::Tensor>, Integers, int64_t, bool>;
+  using Types = std::tuple<typename Policy::Tensor, std::vector<typename Policy::Tensor>, Integers, int64_t, bool,
+                           std::optional<typename Policy::Tensor>>;
   template <size_t kIndex>
   using ArgumentOf = std::tuple_element_t<static_cast<size_t>(kArguments.all[kIndex].kind), Types>;
 };
@@ -93,6 +95,8 @@ decltype(auto) view_of(P& call, std::string_view name, const Input& input) {
     views.reserve(input.size());
     for (const auto& tensor : input) views.push_back(call.view(name, tensor));
     return views;
+  } else if constexpr (std::is_same_v<Input, std::optional<typename P::Tensor>>) {
+    return input ? std::optional<TensorView>(call.view(name, *input)) : std::nullopt;
   } else {
     return (input);
   }
@@ -106,17 +110,20 @@ auto apply_part(const All& all, Function function) {
   }(std::make_index_sequence<kCount>());
 }
 
-template <class P, class Form, class Model, size_t kModelArguments, class Ending, size_t kEndingArguments, auto kKernel,
-          Text kSchema>
+template <class P, class Form, size_t kOptions, class Model, size_t kModelArguments, class Ending,
+          size_t kEndingArguments, auto kKernel, Text kSchema>
 struct ScoringOp : Op<P, kSchema> {
   template <class... T>
   static auto run(P& call, const T&... arguments) {
-    constexpr size_t kInputs = sizeof...(T) - kModelArguments - kEndingArguments;
+    constexpr size_t kAll = sizeof...(T), kInputs = kAll - kModelArguments - kEndingArguments - kOptions;
     const auto parse = [&](Form& form) {
       const auto views = views_of(call, std::index_sequence_for<T...>(), arguments...);
       const auto args =
           apply_part<kInputs, kModelArguments>(views, [&](const auto&... own) { return Model{call.op(), own...}; });
-      return apply_part<0, kInputs>(views, [&](const auto&... input) { return form.parse(args, input...); });
+      return apply_part<kAll - kOptions, kOptions>(views, [&](const auto&... option) {
+        return apply_part<0, kInputs>(views,
+                                      [&](const auto&... input) { return form.parse(args, input..., option...); });
+      });
     };
     Form form;
     const auto checked = parse(form);
@@ -166,15 +173,15 @@ constexpr int64_t scaled_rows(int64_t dtype, int64_t count) {
 // The ops by name: those of forms, and those that prepare a form's inputs.
 namespace ops {
 
-#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)                                                         \
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, options, flags)                                                \
   template <class P, auto kKernel>                                                                                    \
-  using form##_scores =                                                                                               \
-      ScoringOp<P, forms::form, models::model, argument_count(schemas::model##_arguments.view()), endings::scores<P>, \
-                argument_count(schemas::scores_arguments.view()), kKernel, schemas::form##_scores>;                   \
+  using form##_scores = ScoringOp<P, forms::form, argument_count(options), models::model,                             \
+                                  argument_count(schemas::model##_arguments.view()), endings::scores<P>,              \
+                                  argument_count(schemas::scores_arguments.view()), kKernel, schemas::form##_scores>; \
   template <class P, auto kKernel>                                                                                    \
-  using form##_topk =                                                                                                 \
-      ScoringOp<P, forms::form, models::model, argument_count(schemas::model##_arguments.view()), endings::topk<P>,   \
-                argument_count(schemas::topk_arguments.view()), kKernel, schemas::form##_topk>;
+  using form##_topk = ScoringOp<P, forms::form, argument_count(options), models::model,                               \
+                                argument_count(schemas::model##_arguments.view()), endings::topk<P>,                  \
+                                argument_count(schemas::topk_arguments.view()), kKernel, schemas::form##_topk>;
 #include "contract/ops.def"
 
 template <class P>

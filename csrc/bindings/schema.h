@@ -27,7 +27,7 @@ struct Text {
 template <size_t kArraySize>
 Text(const char (&)[kArraySize]) -> Text<kArraySize - 1>;
 
-enum class Kind { tensor, tensors, integers, integer, boolean };
+enum class Kind { tensor, tensors, integers, integer, boolean, optional_tensor };
 
 struct Argument {
   std::string_view name;
@@ -43,11 +43,12 @@ constexpr Kind kind_of(std::string_view type) {
   if (type == "Tensor") return Kind::tensor;
   if (type == "Tensor[]") return Kind::tensors;
   if (type == "int[]") return Kind::integers;
+  if (type == "Tensor?") return Kind::optional_tensor;
   if (type == "bool") return Kind::boolean;
   return type == "int" ? Kind::integer : throw "a type of contract/ops.def that no op has taken so far";
 }
 
-// Returns the arguments of a schema, "name(Tensor x, int[] plan) -> Tensor", or of a part of one, ", int k".
+// Returns the arguments of a schema, "name(Tensor x, int[] plan) -> Tensor", or of a part of one, ", int k=1".
 constexpr Arguments arguments_of(std::string_view text) {
   Arguments arguments;
   text = text.substr(0, text.find(')'));
@@ -57,7 +58,8 @@ constexpr Arguments arguments_of(std::string_view text) {
     if (text.empty()) return arguments;
     const std::string_view own = text.substr(0, text.find(','));
     const size_t space = own.find(' ');
-    arguments.all[arguments.count++] = {own.substr(space + 1), kind_of(own.substr(0, space))};
+    const std::string_view name = own.substr(space + 1);
+    arguments.all[arguments.count++] = {name.substr(0, name.find('=')), kind_of(own.substr(0, space))};
     text.remove_prefix(own.size());
   }
 }
@@ -67,10 +69,13 @@ namespace schemas {
 #define RESFLOW_MODEL(model, arguments) constexpr Text model##_arguments(arguments);
 #define RESFLOW_ENDING(ending, arguments, results) \
   constexpr Text ending##_arguments(arguments);    \
-  constexpr Text ending##_end(arguments ") -> " results);
-#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)                                         \
-  constexpr auto form##_scores = Text(#form "_scores(" inputs ", ") + model##_arguments + scores_end; \
-  constexpr auto form##_topk = Text(#form "_topk(" inputs topk_inputs ", ") + model##_arguments + topk_end;
+  constexpr Text ending##_results(") -> " results);
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, options, flags)                                             \
+  constexpr Text form##_options(options);                                                                          \
+  constexpr auto form##_scores =                                                                                   \
+      Text(#form "_scores(" inputs ", ") + model##_arguments + scores_arguments + form##_options + scores_results; \
+  constexpr auto form##_topk = Text(#form "_topk(" inputs topk_inputs ", ") + model##_arguments + topk_arguments + \
+                               form##_options + topk_results;
 #define RESFLOW_OP(name, schema) constexpr Text name(#name schema);
 #define RESFLOW_TRAINING_OP(name, schema) constexpr Text name(#name schema);
 #include "contract/ops.def"

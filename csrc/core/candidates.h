@@ -21,7 +21,7 @@ struct Rows {
   }
 };
 
-// One feature of the input row: the sum of the embedding-table rows that a candidate refers to.
+// One feature of the input row: the embedding-table row that a candidate refers to, or the pooled rows of its list.
 struct Feature {
   Rows table;
   int64_t width;
@@ -34,6 +34,11 @@ struct Feature {
   int64_t stride;
   const int64_t* offsets;  // null in a feature of one id
   int64_t listed;          // total number of ids in all lists
+
+  // Of a list. An id that is the padding is left out, and does not count in a mean.
+  Pooling pooling;
+  int64_t padding;       // -1 for none
+  const float* weights;  // [listed], by which rows are multiplied, or null
 };
 
 // Concatenated features: input rows of `width` columns.

@@ -12,6 +12,11 @@ std::string place(const std::string& argument, int64_t at) { return argument + "
 
 int64_t count_of(const std::vector<TensorView>& tensors) { return static_cast<int64_t>(tensors.size()); }
 
+// The place of a value that an ascending list holds.
+int64_t place_in(const std::vector<int64_t>& list, int64_t value) {
+  return std::lower_bound(list.begin(), list.end(), value) - list.begin();
+}
+
 int64_t ragged_of(const FeatureTables& tables, const FeatureIds& ids) {
   int64_t count = 0;
   for (const int64_t at : tables.ragged) count += at >= ids.first && at < ids.last;
@@ -58,6 +63,33 @@ void check_ragged(const char* op, const FeatureTables& tables) {
   }
 }
 
+void check_pooling(const char* op, const FeatureTables& tables) {
+  static constexpr const char* kNames[] = {
+#define RESFLOW_POOLING(name) #name,
+#include "contract/enums.def"
+  };
+  const auto& codes = tables.pooling;
+  const auto known = [](int64_t code) { return code >= 0 && code < static_cast<int64_t>(Pooling::count); };
+  if (codes.empty() || (codes.size() == tables.ragged.size() && std::all_of(codes.begin(), codes.end(), known))) return;
+  std::string names;
+  for (size_t code = 0; code < std::size(kNames); ++code) {
+    names += (code ? " or " : "") + std::to_string(code) + " (" + kNames[code] + ")";
+  }
+  fail(op, "pooling", expected::pooling, list_text(codes.data(), static_cast<int64_t>(codes.size())), names,
+       std::to_string(tables.ragged.size()));
+}
+
+void check_padding(const char* op, const FeatureTables& tables) {
+  const auto& ids = tables.padding;
+  bool holds = ids.empty() || ids.size() == tables.ragged.size();
+  for (size_t at = 0; holds && at < ids.size(); ++at) {
+    holds = ids[at] >= -1 && ids[at] < tables.tables[tables.ragged[at]].sizes[0];
+  }
+  if (holds) return;
+  fail(op, "padding", expected::padding, list_text(ids.data(), static_cast<int64_t>(ids.size())),
+       std::to_string(tables.ragged.size()));
+}
+
 void check_list_offsets(const char* op, const std::string& argument, const TensorView& offsets, int64_t total) {
   const auto* const values = offsets.as<int64_t>();
   const int64_t last = offsets.sizes[0] - 1;
@@ -85,6 +117,14 @@ int64_t first_outside(const int64_t* ids, int64_t count, int64_t stride, int64_t
 
 bool FeatureTables::is_ragged(int64_t table) const { return std::binary_search(ragged.begin(), ragged.end(), table); }
 
+Pooling FeatureTables::pooling_of(int64_t table) const {
+  return pooling.empty() ? Pooling::sum : static_cast<Pooling>(pooling[place_in(ragged, table)]);
+}
+
+int64_t FeatureTables::padding_of(int64_t table) const {
+  return padding.empty() ? -1 : padding[place_in(ragged, table)];
+}
+
 const float* FeatureTables::scales_of(int64_t table) const {
   if (element_of(tables[table]) != Precision::int8) return nullptr;
   int64_t before = 0;
@@ -104,6 +144,8 @@ void check_feature_tables(const char* op, const Plan& plan, const FeatureTables&
   }
   check_scales(op, tables);
   check_ragged(op, tables);
+  check_pooling(op, tables);
+  check_padding(op, tables);
 }
 
 void check_user_features(const char* op, const FeatureTables& tables, int64_t user_features) {
@@ -129,6 +171,14 @@ void check_feature_ids(const char* op, const FeatureTables& tables, const Featur
   }
   check_dtype(op, offsets_name, ids.value_offsets, "int64");
   check_vector(op, offsets_name, ids.value_offsets);
+  if (!ids.value_weights) return;
+  const std::string weights_name = ids.prefix + "value_weights";
+  const TensorView& weights = *ids.value_weights;
+  if (weights.dim != 1 || weights.sizes[0] != ids.values.sizes[0]) {
+    fail(op, weights_name, expected::vector, sizes_text(weights), std::to_string(ids.values.sizes[0]));
+  }
+  check_dtype(op, weights_name, weights, "float32");
+  check_vector(op, weights_name, weights);
 }
 
 void check_feature_id_values(const char* op, const FeatureTables& tables, const FeatureIds& ids) {

@@ -38,6 +38,12 @@ enum class WeightsPer : int32_t {
   count
 };
 
+enum class Pooling : int64_t {
+#define RESFLOW_POOLING(name) name,
+#include "contract/enums.def"
+  count
+};
+
 enum class Precision : int32_t {
 #define RESFLOW_PRECISION(name, code, bytes, flags) name = code,
 #include "contract/enums.def"

@@ -36,11 +36,15 @@ class FeatureForm {
     const int64_t width = view.sizes[1];
     // A negative stride (possible in NumPy) leads to lower addresses: nothing past the first row's end may be read.
     const int64_t elements = width + (view.sizes[0] > 0 && rows.stride > 0 ? (view.sizes[0] - 1) * rows.stride : 0);
-    Feature feature{rows, width, view.sizes[0], elements, tables.scales_of(table), nullptr, 0, nullptr, 0};
+    Feature feature{rows,         width, view.sizes[0], elements, tables.scales_of(table), nullptr, 0, nullptr, 0,
+                    Pooling::sum, -1,    nullptr};
     if (tables.is_ragged(table)) {
       feature.ids = ids.values.as<int64_t>();
       feature.listed = ids.values.sizes[0];
       feature.offsets = ids.value_offsets.as<int64_t>() + list * ids.rows();
+      feature.pooling = tables.pooling_of(table);
+      feature.padding = tables.padding_of(table);
+      feature.weights = ids.value_weights ? ids.value_weights->as<float>() : nullptr;
     } else {
       feature.ids = ids.ids.as<int64_t>() + column * ids.ids.strides[1];
       feature.stride = ids.ids.strides[0];

@@ -51,17 +51,23 @@ struct catalog {
   }
 };
 
+using OptionalView = std::optional<TensorView>;
+
 // See FeatureTables and FeatureIds.
 struct feature : FeatureForm {
   ScoringCall parse(const ScoringArgs& args, const TensorView& ids, const TensorView& values,
-                    const TensorView& value_offsets, const Views& tables, const Views& scales, const Integers& ragged) {
-    const Source x = checked(args, {tables, scales, ragged}, {"", ids, values, value_offsets, 0, 0});
+                    const TensorView& value_offsets, const Views& tables, const Views& scales, const Integers& ragged,
+                    const OptionalView& value_weights, const Integers& pooling, const Integers& padding) {
+    const Source x = checked(args, {tables, scales, ragged, pooling, padding},
+                             {"", ids, values, value_offsets, value_weights, 0, 0});
     return args.of_rows(x, ids.sizes[0]);
   }
   ScoringCall parse(const ScoringArgs& args, const TensorView& ids, const TensorView& values,
                     const TensorView& value_offsets, const Views& tables, const Views& scales, const Integers& ragged,
-                    const TensorView& offsets) {
-    const Source x = checked(args, {tables, scales, ragged}, {"", ids, values, value_offsets, 0, 0});
+                    const TensorView& offsets, const OptionalView& value_weights, const Integers& pooling,
+                    const Integers& padding) {
+    const Source x = checked(args, {tables, scales, ragged, pooling, padding},
+                             {"", ids, values, value_offsets, value_weights, 0, 0});
     return args.of_requests(x, ids.sizes[0], offsets);
   }
 
@@ -79,12 +85,15 @@ struct feature_request : FeatureForm {
   ScoringCall parse(const ScoringArgs& args, const TensorView& user_ids, const TensorView& user_values,
                     const TensorView& user_value_offsets, const TensorView& item_ids, const TensorView& item_values,
                     const TensorView& item_value_offsets, const TensorView& offsets, const Views& tables,
-                    const Views& scales, const Integers& ragged, int64_t user_features) {
-    const FeatureTables all{tables, scales, ragged};
+                    const Views& scales, const Integers& ragged, int64_t user_features,
+                    const OptionalView& user_value_weights, const OptionalView& item_value_weights,
+                    const Integers& pooling, const Integers& padding) {
+    const FeatureTables all{tables, scales, ragged, pooling, padding};
     check_feature_tables(args.op, args.plan, all);
     check_user_features(args.op, all, user_features);
-    const FeatureIds user{"user_", user_ids, user_values, user_value_offsets, 0, user_features};
-    const FeatureIds item{"item_", item_ids, item_values, item_value_offsets, user_features, all.count()};
+    const FeatureIds user{"user_", user_ids, user_values, user_value_offsets, user_value_weights, 0, user_features};
+    const FeatureIds item{"item_",       item_ids,   item_values, item_value_offsets, item_value_weights,
+                          user_features, all.count()};
     check_ids(args, all, user);
     check_ids(args, all, item);
     ScoringCall call = args.of_users(user.rows(), offsets, item.rows());

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <memory>
+#include <optional>
 
 #include "bindings/op.h"
 #include "core/precision.h"
@@ -52,6 +53,9 @@ template <class T>
 T taken(StableIValue value) {
   if constexpr (std::is_same_v<T, OwnedTensor>) {
     return OwnedTensor(torch::stable::detail::to<AtenTensorHandle>(value));
+  } else if constexpr (std::is_same_v<T, std::optional<OwnedTensor>>) {
+    const auto tensor = torch::stable::detail::to<std::optional<AtenTensorHandle>>(value);
+    return tensor ? T(OwnedTensor(*tensor)) : T();
   } else if constexpr (requires { typename T::value_type; }) {
     const std::unique_ptr<StableListOpaque, Deleted> list(torch::stable::detail::to<StableListHandle>(value));
     size_t size = 0;

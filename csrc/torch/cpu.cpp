@@ -52,8 +52,8 @@ STABLE_TORCH_LIBRARY_IMPL(resflow, CPU, m) {
   using namespace resflow::torch_ops;
   namespace cpu = resflow::cpu;
   namespace ops = resflow::bindings::ops;
-#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)     \
-  implement<ops::form##_scores<CpuCall, cpu::model##_scores>>(m); \
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, options, flags) \
+  implement<ops::form##_scores<CpuCall, cpu::model##_scores>>(m);      \
   implement<ops::form##_topk<CpuCall, cpu::model##_topk>>(m);
 #define RESFLOW_OP(name, schema) implement<ops::name<CpuCall>>(m);
 #define RESFLOW_TRAINING_OP(name, schema) m.impl(#name, TORCH_BOX(&name));

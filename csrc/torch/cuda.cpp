@@ -5,8 +5,8 @@
 #if defined(RESFLOW_EMULATED)
 STABLE_TORCH_LIBRARY(resflow_emulated, m) {
   namespace schemas = resflow::bindings::schemas;
-#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags) \
-  m.def(schemas::form##_scores.characters);                   \
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, options, flags) \
+  m.def(schemas::form##_scores.characters);                            \
   m.def(schemas::form##_topk.characters);
 #define RESFLOW_OP(name, schema) m.def(schemas::name.characters);
 #include "contract/ops.def"
@@ -18,8 +18,8 @@ STABLE_TORCH_LIBRARY_IMPL(resflow, CUDA, m) {
   using namespace resflow::torch_ops;
   namespace cuda = resflow::cuda;
   namespace ops = resflow::bindings::ops;
-#define RESFLOW_FORM(form, model, inputs, topk_inputs, flags)         \
-  implement<ops::form##_scores<DeviceCall, cuda::model##_scores>>(m); \
+#define RESFLOW_FORM(form, model, inputs, topk_inputs, options, flags) \
+  implement<ops::form##_scores<DeviceCall, cuda::model##_scores>>(m);  \
   implement<ops::form##_topk<DeviceCall, cuda::model##_topk>>(m);
 #define RESFLOW_OP(name, schema) implement<ops::name<DeviceCall>>(m);
 #include "contract/ops.def"

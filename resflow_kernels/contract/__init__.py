@@ -43,6 +43,7 @@ class Form(NamedTuple):
     model: str  # "towers" or "twin"
     inputs: tuple[str, ...]  # names of the arguments before the model's
     topk_inputs: tuple[str, ...]  # names of the further arguments that only the topk ending has
+    options: dict[str, tuple[()] | None]  # names of the arguments at the end, with their defaults: none, or nothing
     flags: frozenset[str]  # any of "autocast", "triton", "reference"
 
 
@@ -66,20 +67,25 @@ def precision_of_code(code: int) -> str | None:
 
 
 def _arguments(text: str) -> tuple[str, ...]:
-    """The names of a schema's arguments: ``("x", "plan")`` for ``"Tensor x, int[] plan"``."""
-    return tuple(part.split()[-1] for part in text.split(",") if part.strip())
+    """The names of a schema's arguments: ``("x", "plan")`` for ``"Tensor x, int[] plan=[]"``."""
+    return tuple(part.split()[-1].partition("=")[0] for part in text.split(",") if part.strip())
+
+
+def _defaults(text: str) -> dict[str, tuple[()] | None]:
+    """The defaults of a schema's arguments, ``None`` or ``[]``, by their names."""
+    return {name: None if f"{name}=None" in text else () for name in _arguments(text)}
 
 
 MODELS = _values("ops.def", "MODEL")
 FORMS: dict[str, Form] = {
-    name: Form(name, model, _arguments(inputs), _arguments(topk), frozenset(flags.split()))
-    for name, model, inputs, topk, flags in _rows_of("ops.def", "FORM")
+    name: Form(name, model, _arguments(inputs), _arguments(topk), _defaults(options), frozenset(flags.split()))
+    for name, model, inputs, topk, options, flags in _rows_of("ops.def", "FORM")
 }
 TRAINING_OPS = _names("ops.def", "TRAINING_OP")
 OP_SCHEMAS: dict[str, str] = {
-    f"{form}_{ending}": f"({inputs}{topk if ending == 'topk' else ''}, {MODELS[model]}{arguments}) -> {results}"
-    for form, model, inputs, topk, _ in _rows_of("ops.def", "FORM")
-    for ending, arguments, results in _rows_of("ops.def", "ENDING")
+    f"{form}_{ending}": f"({inputs}{topk if ending == 'topk' else ''}, {MODELS[model]}{own}{options}) -> {results}"
+    for form, model, inputs, topk, options, _ in _rows_of("ops.def", "FORM")
+    for ending, own, results in _rows_of("ops.def", "ENDING")
 }
 PLAN_OPS = _names("ops.def", "PLAN_OP")
 OP_SCHEMAS |= _values("ops.def", "OP") | _values("ops.def", "TRAINING_OP") | _values("ops.def", "PLAN_OP")
@@ -90,6 +96,7 @@ FUSIONS = _names("enums.def", "FUSION")
 FUSION_EXTRA_WEIGHTS = {
     name: int(extra) for name, extra in _values("enums.def", "FUSION").items()
 }  # beyond one per task
+POOLING = _names("enums.def", "POOLING")
 WEIGHTS_PER = _names("enums.def", "WEIGHTS_PER")
 # Every precision by name; then the names of those in which the CPU's kernels multiply, of those of GPUs alone, and of
 # those of tables.

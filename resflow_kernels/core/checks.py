@@ -16,6 +16,7 @@ from torch import Tensor
 from ..contract import (
     FUSIONS,
     PLAN_LIMITS,
+    POOLING,
     PRECISION_ROWS,
     TABLE_PRECISIONS,
     WEIGHTS_PER,
@@ -275,9 +276,15 @@ def id_values(op: str, tensor: Tensor, items: int) -> None:
 
 
 def feature_tables(
-    op: str, tables: Sequence[Tensor], scales: Sequence[Tensor], ragged: Sequence[int], plan: Plan
+    op: str,
+    tables: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    ragged: Sequence[int],
+    pooling: Sequence[int],
+    padding: Sequence[int],
+    plan: Plan,
 ) -> None:
-    """Check the tables of all features, the scales of the int8 ones, and the positions of those that take lists."""
+    """Check the tables of all features, the scales of the int8 ones, and which of them take lists, pooled how."""
     _require(len(tables) > 0, op, "tables", "tables", "none")
     for at, table in enumerate(tables):
         argument = f"tables[{at}]"
@@ -297,6 +304,13 @@ def feature_tables(
     places = list(ragged)
     ascending = all(a < b for a, b in pairwise([-1, *places, len(tables)]))
     _require(ascending, op, "ragged", "ragged", places, len(tables) - 1)
+    known = all(0 <= code < len(POOLING) for code in pooling) and len(pooling) in (0, len(places))
+    names = " or ".join(f"{code} ({name})" for code, name in enumerate(POOLING))
+    _require(known, op, "pooling", "pooling", list(pooling), names, len(places))
+    inside = len(padding) in (0, len(places)) and all(
+        -1 <= row < tables[at].shape[0] for row, at in zip(padding, places, strict=False)
+    )
+    _require(inside, op, "padding", "padding", list(padding), len(places))
 
 
 def user_features(op: str, count: int, tables: int) -> None:
@@ -304,7 +318,14 @@ def user_features(op: str, count: int, tables: int) -> None:
 
 
 def feature_ids(
-    op: str, prefix: str, ids: Tensor, values: Tensor, value_offsets: Tensor, columns: int, lists: int
+    op: str,
+    prefix: str,
+    ids: Tensor,
+    values: Tensor,
+    value_offsets: Tensor,
+    value_weights: Tensor | None,
+    columns: int,
+    lists: int,
 ) -> None:
     """Check the lookups of ``columns`` features of one id and ``lists`` ragged ones, but not their values."""
     _require(ids.dim() == 2 and ids.shape[1] == columns, op, f"{prefix}ids", "matrix", ids, columns)
@@ -317,6 +338,12 @@ def feature_ids(
     _require(holds, op, argument, "list_offsets", value_offsets, count)
     dtype(op, argument, value_offsets, torch.int64)
     vector(op, argument, value_offsets)
+    if value_weights is not None:
+        argument = f"{prefix}value_weights"
+        holds = value_weights.dim() == 1 and value_weights.shape[0] == values.shape[0]
+        _require(holds, op, argument, "vector", value_weights, values.shape[0])
+        dtype(op, argument, value_weights, torch.float32)
+        vector(op, argument, value_weights)
 
 
 def feature_id_values(

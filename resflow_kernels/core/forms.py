@@ -6,7 +6,7 @@ of ``csrc/core``. Fakes, the reference and Triton's kernels all start from its r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from ..contract import FORMS, FUSIONS, WEIGHTS_PER, Form
 from . import checks
 from .plan import Plan
 from .program import decode_plan
+
+_MODEL_ARGUMENTS = 5  # of each model of ops.def
 
 Dtypes = tuple[torch.dtype, ...]  # dtypes that rows may have; empty: those the ops accept on the tensor's device
 
@@ -91,14 +93,15 @@ def check(op: str, arguments: tuple[Any, ...], rows: Dtypes = (), device: str | 
     names = (*form.inputs, *(form.topk_inputs if ranks else ()))
     inputs = dict(zip(names, arguments, strict=False))
     model = arguments[len(names) :]
-    k = model[-1] if ranks else None
+    k = model[_MODEL_ARGUMENTS] if ranks else None
+    inputs |= _options(form, model[_MODEL_ARGUMENTS + ranks :])
     if form.model == "towers":
-        packed, fusion_weights, encoded, fusion, weights_per = model[:5]
+        packed, fusion_weights, encoded, fusion, weights_per = model[:_MODEL_ARGUMENTS]
         plan = decoded(tuple(encoded))
         parents, tasks = plan.parents, plan.tasks
         counts = _CHECKS[form.name](op, plan, rows, **inputs)
     else:
-        fusion_weights, parents, _, fusion, weights_per = model[:5]
+        fusion_weights, parents, _, fusion, weights_per = model[:_MODEL_ARGUMENTS]
         packed, plan, parents, tasks = None, None, tuple(parents), len(parents)
         counts = _CHECKS[form.name](op, parents, rows, **inputs)
     if plan is not None:
@@ -110,6 +113,11 @@ def check(op: str, arguments: tuple[Any, ...], rows: Dtypes = (), device: str | 
         checks.positive(op, "k", k)
     how = FUSIONS[fusion], WEIGHTS_PER[weights_per]
     return Call(op, form, inputs, packed, fusion_weights, plan, parents, *how, k, counts)
+
+
+def _options(form: Form, given: tuple[Any, ...]) -> dict[str, Any]:
+    """The arguments at a schema's end; PyTorch leaves out the last ones that have their defaults."""
+    return form.options | dict(zip(form.options, given, strict=False))
 
 
 def check_dense(op: str, plan: Plan, rows: Dtypes, x: Tensor, offsets: Tensor | None = None) -> Counts:
@@ -148,11 +156,14 @@ def check_feature(
     scales: list[Tensor],
     ragged: list[int],
     offsets: Tensor | None = None,
+    value_weights: Tensor | None = None,
+    pooling: Sequence[int] = (),
+    padding: Sequence[int] = (),
 ) -> Counts:
     """Check the ids of ``B`` candidates in all tables; offsets divide the candidates into requests."""
-    checks.feature_tables(op, tables, scales, ragged, plan)
+    checks.feature_tables(op, tables, scales, ragged, pooling, padding, plan)
     lists = len(ragged)
-    checks.feature_ids(op, "", ids, values, value_offsets, len(tables) - lists, lists)
+    checks.feature_ids(op, "", ids, values, value_offsets, value_weights, len(tables) - lists, lists)
     return _cut(op, ids.shape[0], offsets)
 
 
@@ -171,14 +182,19 @@ def check_feature_request(
     scales: list[Tensor],
     ragged: list[int],
     user_features: int,
+    user_value_weights: Tensor | None = None,
+    item_value_weights: Tensor | None = None,
+    pooling: Sequence[int] = (),
+    padding: Sequence[int] = (),
 ) -> Counts:
     """Check the ids of ``R`` users in the first ``user_features`` tables, and of ``N`` candidates in the others."""
-    checks.feature_tables(op, tables, scales, ragged, plan)
+    checks.feature_tables(op, tables, scales, ragged, pooling, padding, plan)
     checks.user_features(op, user_features, len(tables))
     lists = sum(index < user_features for index in ragged)
-    checks.feature_ids(op, "user_", user_ids, user_values, user_value_offsets, user_features - lists, lists)
+    user = user_ids, user_values, user_value_offsets, user_value_weights
+    checks.feature_ids(op, "user_", *user, user_features - lists, lists)
     singles, lists = len(tables) - user_features - (len(ragged) - lists), len(ragged) - lists
-    checks.feature_ids(op, "item_", item_ids, item_values, item_value_offsets, singles, lists)
+    checks.feature_ids(op, "item_", item_ids, item_values, item_value_offsets, item_value_weights, singles, lists)
     return _of_requests(op, user_ids.shape[0], item_ids.shape[0], offsets)
 
 

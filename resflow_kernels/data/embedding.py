@@ -1,4 +1,4 @@
-"""Turns encoded columns into embeddings: gather and sum pooling, in NumPy.
+"""Turns encoded columns into embeddings: gathers and pools, in NumPy.
 
 A column is encoded as int64 row numbers ``[n]`` of its table, or, if a row has a list, as values ``[total]`` and
 offsets ``[n + 1]``: row ``r`` owns ``values[offsets[r] : offsets[r + 1]]``.
@@ -60,10 +60,10 @@ def rows_of(encoded: Encoded, start: int, stop: int) -> Encoded:
 
 
 def gather(
-    name: str, column: Indices | Ragged, table: NDArray[np.float32], out: NDArray[np.float32], ragged: bool
+    name: str, column: Indices | Ragged, table: NDArray[np.float32], out: NDArray[np.float32], pooling: str | None
 ) -> None:
-    """Fill ``out [n, dim]`` with a column's rows of ``table [V, dim]``, lists summed."""
-    _check_kind(name, column, ragged)
+    """Fill ``out [n, dim]`` with a column's rows of ``table [V, dim]``; lists become the sum or the mean of theirs."""
+    _check_kind(name, column, pooling is not None)
     indices = column[0] if isinstance(column, tuple) else column
     if len(indices):
         low, high = int(indices.min()), int(indices.max())
@@ -74,7 +74,10 @@ def gather(
         return
     for start in range(0, len(out), _POOLED_ROWS):
         stop = min(start + _POOLED_ROWS, len(out))
-        _pool(column[0], column[1][start : stop + 1], table, out[start:stop])
+        offsets = column[1][start : stop + 1]
+        _pool(column[0], offsets, table, out[start:stop])
+        if pooling == "mean":
+            out[start:stop] /= np.maximum(np.diff(offsets), 1).astype(np.float32)[:, None]
 
 
 def _check_kind(name: str, column: Indices | Ragged, ragged: bool) -> None:

@@ -1,7 +1,7 @@
 """Features of a candidate: its columns, how their values become row numbers, and how those become an input row.
 
 A value is encoded as a row number of its feature's embedding table; row 0 always means *unknown or null*, and is a
-trained vector like any other. The table's rows, gathered (and, for lists, summed) and concatenated, are a candidate's
+trained vector like any other. The table's rows, gathered (and, for lists, pooled) and concatenated, are a candidate's
 input row: the user's features first, each side in its declared order, so that ``D = Du + Di``. Imports neither torch
 nor (until a table is encoded or fitted) pyarrow.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..contract import POOLING
 from . import embedding
 from .embedding import Encoded, Indices, Ragged
 
@@ -38,12 +39,13 @@ class Feature:
     Args:
         name: the column.
         dim: the width of its embedding, at least 1.
-        kind: ``"id"``: one integer or string per row; ``"ids"``: a list of them per row, sum pooled (an empty or
+        kind: ``"id"``: one integer or string per row; ``"ids"``: a list of them per row, pooled (an empty or
             null list pools to zeros); ``"bucket"``: one number per row, divided at boundaries.
         vocabulary: the known ids, ascending and distinct: an int64 array or a tuple of strings. Id number
             ``i`` has row ``i + 1``; every other id and null have row 0. ``None`` until fitted.
         boundaries: ascending float64 cuts of a ``"bucket"``; ``boundaries[b - 1] <= value < boundaries[b]`` has
             row ``b + 1``, null and NaN have row 0. ``None`` until fitted.
+        pooling: what an ``"ids"`` list becomes: ``"sum"`` or ``"mean"``.
 
     Raises:
         ValueError: a field is out of range or contradicts the kind.
@@ -58,11 +60,15 @@ class Feature:
     kind: Kind
     vocabulary: Vocabulary | None = None
     boundaries: NDArray[np.float64] | None = None
+    pooling: str = "sum"
 
     def __post_init__(self) -> None:
         _require(isinstance(self.name, str) and self.name != "", "Feature", "name", "a column's name", repr(self.name))
         _require(_is_count(self.dim), self._who, "dim", "an integer of at least 1", repr(self.dim))
         _require(self.kind in KINDS, self._who, "kind", f"one of {', '.join(KINDS)}", repr(self.kind))
+        _require(self.pooling in POOLING, self._who, "pooling", f"one of {', '.join(POOLING)}", repr(self.pooling))
+        lists = self.kind == "ids" or self.pooling == "sum"
+        _require(lists, self._who, "pooling", f"sum in a feature of kind {self.kind!r}", repr(self.pooling))
         bucket = self.kind == "bucket"
         _require(not bucket or self.vocabulary is None, self._who, "vocabulary", "None in a bucket feature", "one")
         _require(bucket or self.boundaries is None, self._who, "boundaries", f"None in an {self.kind} feature", "some")
@@ -138,7 +144,8 @@ class Feature:
     def to_json(self) -> dict[str, Any]:
         """Everything except the numeric arrays (:attr:`arrays`), as JSON data."""
         strings = list(self.vocabulary) if isinstance(self.vocabulary, tuple) else None
-        return {"name": self.name, "dim": self.dim, "kind": self.kind, "vocabulary": strings}
+        pooling = {} if self.pooling == "sum" else {"pooling": self.pooling}  # older versions know sums alone
+        return {"name": self.name, "dim": self.dim, "kind": self.kind, "vocabulary": strings, **pooling}
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -154,11 +161,13 @@ class Feature:
     def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None = None) -> Feature:
         """The inverse of :meth:`to_json` and :attr:`arrays`."""
         arrays = {} if arrays is None else arrays
-        _require_keys("Feature", data, {"name", "dim", "kind", "vocabulary"})
+        pooling = {"pooling"} & set(data)
+        _require_keys("Feature", data, {"name", "dim", "kind", "vocabulary"} | pooling)
         strings = data["vocabulary"]
         _require(strings is None or isinstance(strings, list), "Feature", "JSON vocabulary", "a list or null", strings)
         vocabulary = arrays.get("vocabulary") if strings is None else tuple(strings)
-        return cls(data["name"], data["dim"], data["kind"], vocabulary, arrays.get("boundaries"))
+        own = data.get("pooling", "sum")
+        return cls(data["name"], data["dim"], data["kind"], vocabulary, arrays.get("boundaries"), own)
 
     @property
     def _who(self) -> str:
@@ -290,8 +299,8 @@ class FeatureSet:
         for feature in features:
             check_table(feature, tables.get(feature.name))
             part = out[:, at : at + feature.dim]
-            ragged = feature.kind == "ids"
-            embedding.gather(feature.name, encoded[feature.name], tables[feature.name], part, ragged)
+            pooling = feature.pooling if feature.kind == "ids" else None
+            embedding.gather(feature.name, encoded[feature.name], tables[feature.name], part, pooling)
             at += feature.dim
         return out
 

@@ -38,6 +38,7 @@ from .feature import (
     feature_scores,
     feature_topk,
     one_id_each,
+    pooling_codes,
 )
 from .library import cuda_status
 from .library import status as library_status
@@ -63,6 +64,7 @@ __all__ = [
     "library_status",
     "one_id_each",
     "pack_towers",
+    "pooling_codes",
     "program_outputs",
     "request_scores",
     "request_topk",

@@ -42,15 +42,16 @@ class ScoringOp:
         fusion: str,
         weights_per: str,
         *k: int,
+        options: tuple[Any, ...] = (),
         backend: str | None = None,
     ) -> Any:
-        """Call a form whose logits come from packed towers; ``inputs`` are in the order of the form's row."""
+        """Call a form whose logits come from packed towers; inputs and options are in the order of the form's row."""
         name = self.name
-        if torch.is_grad_enabled() and _any_asks_for_gradient((*inputs, fusion_weights)):
-            self._refuse_gradients(inputs, fusion_weights)
+        if torch.is_grad_enabled() and _any_asks_for_gradient((*inputs, fusion_weights, *options)):
+            self._refuse_gradients(inputs, fusion_weights, options)
         codes = _codes(name, fusion, weights_per)
         if type(packed) is PackedFrom:
-            return library.call(name_of(name), *inputs, *packed, fusion_weights, plan.encoded, *codes, *k)
+            return library.call(name_of(name), *inputs, *packed, fusion_weights, plan.encoded, *codes, *k, *options)
         if self._has_backends:
             first = inputs[0]
             if backend is not None or not (backends.direct_cpu if first.is_cpu else backends.direct_cuda):
@@ -58,7 +59,8 @@ class ScoringOp:
                 if other is not None:
                     return other(*inputs, packed, fusion_weights, plan.encoded, *codes, *k)
         try:  # library.call inlined, which saves a step per request
-            return getattr(library.namespace, name)(*inputs, packed, fusion_weights, plan.encoded, *codes, *k)
+            op = getattr(library.namespace, name)
+            return op(*inputs, packed, fusion_weights, plan.encoded, *codes, *k, *options)
         except RuntimeError as error:
             raise library.promised(name, error) from None
 
@@ -79,8 +81,9 @@ class ScoringOp:
         codes = _codes(name, fusion, weights_per)
         return library.call(name, *inputs, fusion_weights, list(parents), non_increasing, *codes, *k)
 
-    def _refuse_gradients(self, inputs: tuple[Any, ...], fusion_weights: Tensor) -> None:
-        for argument, value in zip((*self._arguments, "fusion_weights"), (*inputs, fusion_weights), strict=True):
+    def _refuse_gradients(self, inputs: tuple[Any, ...], fusion_weights: Tensor, options: tuple[Any, ...] = ()) -> None:
+        names = (*self._arguments, "fusion_weights", *(self.form.options if options else ()))
+        for argument, value in zip(names, (*inputs, fusion_weights, *options), strict=True):
             if isinstance(value, Tensor):
                 checks.no_grad(self.name, **{argument: value})
             elif isinstance(value, (list, tuple)):

@@ -8,12 +8,14 @@ of the next tile are prefetched.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..contract import POOLING
 from ..contract.results import Scores, TopK
+from ..core import checks
 from ..core.program import AnyPlan
 from .call import OPS
 
@@ -35,7 +37,9 @@ class FeatureTables(NamedTuple):
 
     tables: Sequence[Tensor]  # [rows, width] float32, bfloat16 or int8, rows contiguous
     scales: Sequence[Tensor] = ()  # float32 [rows] for each int8 table: the factors of its rows
-    ragged: Sequence[int] = ()  # ascending indices of the tables whose features are lists of ids, which are summed
+    ragged: Sequence[int] = ()  # ascending indices of the tables whose features are lists of ids
+    pooling: Sequence[str] = ()  # for each ragged table "sum" or "mean"; empty: all lists are summed
+    padding: Sequence[int] = ()  # for each ragged table the id that is left out of sums and means, or -1; empty: none
 
     @property
     def width(self) -> int:
@@ -61,12 +65,14 @@ def feature_scores(
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
+    value_weights: Tensor | None = None,
 ) -> Scores:
     """Form 4: score candidates given by feature ids.
 
-    A candidate's input row consists of one row per feature: its row of the table or, for a ragged feature, the sum of
-    its rows in the order of the list (zeros for an empty list), in float32. Results are bitwise those of
-    :func:`~resflow_kernels.ops.dense_scores` for that row.
+    A candidate's input row consists of one row per feature: its row of the table or, for a ragged feature, the sum or
+    the mean of its rows in the order of the list, in float32. A list without ids, or with the padding id alone, is
+    zeros. Weights multiply the rows; the mean is then that sum over the sum of the weights (zeros where it is 0).
+    Results are bitwise those of :func:`~resflow_kernels.ops.dense_scores` for that row.
 
     Args:
         ids: the ids of ``B`` candidates.
@@ -76,6 +82,7 @@ def feature_scores(
         fusion_weights: ``[K]``, or ``[B, K]`` per candidate (``K + 1`` for expected values), float32.
         fusion: ``"additive"``, ``"multiplicative"`` or ``"expected_value"``.
         weights_per: ``"call"`` or ``"candidate"``.
+        value_weights: float32, one for each of the ids' ``values``; ``None``: all are 1.
 
     Returns:
         :class:`Scores` of the ``B`` candidates.
@@ -89,8 +96,9 @@ def feature_scores(
         >>> ops.feature_scores(ids, tables, packed, plan, torch.ones(2)).score.shape  # of a Plan(6)
         torch.Size([2])
     """
-    inputs = (*ids, *_lists(tables))
-    return Scores(*OPS["feature_scores"].towers(inputs, packed, plan, fusion_weights, fusion, weights_per))
+    inputs, options = (*ids, *_lists(tables)), _options("feature_scores", tables, value_weights)
+    op = OPS["feature_scores"]
+    return Scores(*op.towers(inputs, packed, plan, fusion_weights, fusion, weights_per, options=options))
 
 
 def feature_topk(
@@ -103,6 +111,7 @@ def feature_topk(
     fusion: str = "additive",
     weights_per: str = "call",
     k: int = 100,
+    value_weights: Tensor | None = None,
 ) -> TopK:
     """The ``k`` best candidates of each request of form 4; ``offsets [R + 1]`` int64 divides them into requests.
 
@@ -114,8 +123,9 @@ def feature_topk(
     Raises:
         ValueError: bad input; the message names it.
     """
-    inputs = (*ids, *_lists(tables), offsets)
-    return TopK(*OPS["feature_topk"].towers(inputs, packed, plan, fusion_weights, fusion, weights_per, k))
+    inputs, options = (*ids, *_lists(tables), offsets), _options("feature_topk", tables, value_weights)
+    op = OPS["feature_topk"]
+    return TopK(*op.towers(inputs, packed, plan, fusion_weights, fusion, weights_per, k, options=options))
 
 
 def feature_request_scores(
@@ -129,6 +139,8 @@ def feature_request_scores(
     fusion_weights: Tensor,
     fusion: str = "additive",
     weights_per: str = "call",
+    user_value_weights: Tensor | None = None,
+    item_value_weights: Tensor | None = None,
 ) -> Scores:
     """Form 4 in front of form 2: the first ``user_features`` tables are looked up and multiplied once per request.
 
@@ -143,6 +155,7 @@ def feature_request_scores(
         fusion_weights: ``[K]``, ``[R, K]`` or ``[N, K]`` float32, depending on ``weights_per``.
         fusion: ``"additive"``, ``"multiplicative"`` or ``"expected_value"``.
         weights_per: ``"call"``, ``"request"`` or ``"candidate"``.
+        user_value_weights, item_value_weights: as ``value_weights`` of :func:`feature_scores`.
 
     Returns:
         :class:`Scores` of the ``N`` candidates.
@@ -150,8 +163,9 @@ def feature_request_scores(
     Raises:
         ValueError: bad input; the message names it.
     """
-    inputs = (*user, *item, offsets, *_lists(tables), user_features)
-    return Scores(*OPS["feature_request_scores"].towers(inputs, packed, plan, fusion_weights, fusion, weights_per))
+    inputs, op = (*user, *item, offsets, *_lists(tables), user_features), OPS["feature_request_scores"]
+    options = _options("feature_request_scores", tables, user_value_weights, item_value_weights)
+    return Scores(*op.towers(inputs, packed, plan, fusion_weights, fusion, weights_per, options=options))
 
 
 def feature_request_topk(
@@ -166,6 +180,8 @@ def feature_request_topk(
     fusion: str = "additive",
     weights_per: str = "call",
     k: int = 100,
+    user_value_weights: Tensor | None = None,
+    item_value_weights: Tensor | None = None,
 ) -> TopK:
     """The ``k`` best candidates of each request of :func:`feature_request_scores`.
 
@@ -177,9 +193,26 @@ def feature_request_topk(
     Raises:
         ValueError: bad input; the message names it.
     """
-    inputs = (*user, *item, offsets, *_lists(tables), user_features)
-    return TopK(*OPS["feature_request_topk"].towers(inputs, packed, plan, fusion_weights, fusion, weights_per, k))
+    inputs, op = (*user, *item, offsets, *_lists(tables), user_features), OPS["feature_request_topk"]
+    options = _options("feature_request_topk", tables, user_value_weights, item_value_weights)
+    return TopK(*op.towers(inputs, packed, plan, fusion_weights, fusion, weights_per, k, options=options))
 
 
 def _lists(tables: FeatureTables) -> tuple[list[Tensor], list[Tensor], list[int]]:
     return list(tables.tables), list(tables.scales), list(tables.ragged)
+
+
+def _options(op: str, tables: FeatureTables, *value_weights: Tensor | None) -> tuple[Any, ...]:
+    """What follows at the end of the op's schema."""
+    return (*value_weights, pooling_codes(op, tables.pooling), list(tables.padding))
+
+
+def pooling_codes(op: str, names: Sequence[str]) -> list[int]:
+    """The codes of ways of pooling.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    for at, name in enumerate(names):
+        checks.name_of(op, f"pooling[{at}]", name, POOLING)
+    return [POOLING.index(name) for name in names]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contract import FUSIONS
+from ..contract import FUSIONS, POOLING
 from ..contract.results import Scores, TopK
 from ..core.fusion import FORMS
 from ..core.plan import Plan
@@ -168,11 +168,14 @@ def feature_rows(
     tables: Sequence[Tensor],
     scales: Sequence[Tensor] = (),
     ragged: Sequence[int] = (),
+    pooling: Sequence[int] = (),
+    padding: Sequence[int] = (),
+    value_weights: Tensor | None = None,
 ) -> Tensor:
-    """Form 4's input rows ``[n, D]``: the concatenation of each feature's table row, or of the sum of a list's rows.
+    """Form 4's input rows ``[n, D]``: the concatenation of each feature's table row, or of a list's pooled rows.
 
     Tables have any floating dtype, or int8 with ``scales``; the rows have the widest of their dtypes, and lists are
-    summed in it. Differentiable in the tables.
+    pooled in it. Differentiable in the tables and the weights.
     """
     candidates, int8_scales, parts = ids.shape[0], iter(scales), []
     column = place = 0
@@ -180,21 +183,37 @@ def feature_rows(
     dtype = torch.promote_types(dtype, torch.float32)
     for at, table in enumerate(tables):
         scale = None if table.is_floating_point() else next(int8_scales)
-        if at in ragged:
-            offsets = value_offsets[place * candidates : (place + 1) * candidates + 1]
-            chosen = values[offsets[0] : offsets[-1]]
-            place += 1
-        else:
-            chosen = ids[:, column]
+        if at not in ragged:
+            parts.append(_table_rows(table, scale, ids[:, column], dtype))
             column += 1
-        rows = F.embedding(chosen, table).to(dtype)
-        if scale is not None:
-            rows = rows * scale[chosen, None].to(dtype)
-        if at in ragged:
-            owner = request_of_candidates(offsets - offsets[0], len(chosen))
-            rows = rows.new_zeros((candidates, table.shape[1])).index_add(0, owner, rows)
-        parts.append(rows)
+            continue
+        offsets = value_offsets[place * candidates : (place + 1) * candidates + 1]
+        own = slice(offsets[0], offsets[-1])
+        chosen, owner = values[own], request_of_candidates(offsets - offsets[0], values[own].shape[0])
+        weights = None if value_weights is None else value_weights[own].to(dtype)
+        if padding and padding[place] >= 0:
+            kept = (chosen != padding[place]).nonzero()[:, 0]
+            chosen, owner, weights = chosen[kept], owner[kept], None if weights is None else weights[kept]
+        mean = bool(pooling) and POOLING[pooling[place]] == "mean"
+        parts.append(_pooled(_table_rows(table, scale, chosen, dtype), weights, owner, candidates, mean))
+        place += 1
     return torch.cat(parts, dim=1)
+
+
+def _table_rows(table: Tensor, scale: Tensor | None, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    rows = F.embedding(ids, table).to(dtype)
+    return rows if scale is None else rows * scale[ids, None].to(dtype)
+
+
+def _pooled(rows: Tensor, weights: Tensor | None, owner: Tensor, lists: int, mean: bool) -> Tensor:
+    """The sums ``[lists, width]`` of the rows of each list, times their weights, or their means."""
+    weighted = rows if weights is None else rows * weights[:, None]
+    sums = rows.new_zeros((lists, rows.shape[1])).index_add(0, owner, weighted)
+    if not mean:
+        return sums
+    counts = rows.new_ones(rows.shape[0]) if weights is None else weights
+    total = rows.new_zeros(lists).index_add(0, owner, counts)[:, None]
+    return (sums / total.where(total != 0, 1)).where(total != 0, 0)
 
 
 class _Part(NamedTuple):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..contract import PRECISION_ROWS, TABLE_PRECISIONS, WEIGHTS_PER
+from ..contract import FORMS, POOLING, PRECISION_ROWS, TABLE_PRECISIONS, WEIGHTS_PER
 from ..contract.results import Scores, TopK
 from ..core.fusion import Additive, Fusion
 from ..core.program import AnyPlan
@@ -360,6 +360,11 @@ class Scorer:
         ragged = [at for at, feature in enumerate(features) if feature.kind == "ids"]
         return [self.tables[feature.name] for feature in features], [], ragged
 
+    @cached_property
+    def _pooling(self) -> list[int]:
+        """How each feature that is a list is pooled."""
+        return [POOLING.index(feature.pooling) for feature in self._features().all if feature.kind == "ids"]
+
     @property
     def _threads(self) -> int:
         return 0 if self.threads is None else self.threads  # 0: the library uses all usable cores
@@ -375,7 +380,9 @@ class Scorer:
         else:
             weights = np.ascontiguousarray(fusion_weights, np.float32)
         settings = (weights, self.plan.encoded, self.fusion.code, WEIGHTS_PER.index(weights_per), *k)
-        made: tuple[Any, ...] = getattr(self._library, op)(*inputs, self.packed, *settings, self._threads)
+        options = FORMS[op.rsplit("_", 1)[0]].options
+        given = [self._pooling if name == "pooling" else default for name, default in options.items()]
+        made: tuple[Any, ...] = getattr(self._library, op)(*inputs, self.packed, *settings, *given, self._threads)
         return made
 
 

@@ -50,6 +50,7 @@ class FeatureConfig:
     dim: int | None = None
     min_count: int | None = None
     buckets: int | None = None
+    pooling: str = "sum"  # of lists; or "mean"
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,10 @@ class Config:
                 one_of(f"{name}: {entry.name}: kind", entry.kind, KINDS)
             dim = self.features.dim
             entries: tuple[FeatureConfig, ...] = getattr(self.features, name)
-            return tuple(Feature(e.name, dim if e.dim is None else e.dim, e.kind) for e in entries)  # type: ignore[arg-type]
+            return tuple(
+                Feature(e.name, dim if e.dim is None else e.dim, e.kind, pooling=e.pooling)  # type: ignore[arg-type]
+                for e in entries
+            )
 
         return FeatureSet(side("user"), side("item"), self.data.request_id, self.data.item_id)
 

@@ -99,8 +99,8 @@ class FeatureModel(nn.Module):
                 offsets = ids.value_offsets[lists * count : (lists + 1) * count + 1]
                 values = ids.values[offsets[0] : offsets[-1]]
                 weight = self._weight(feature)
-                pooled = F.embedding_bag(values, weight, offsets - offsets[0], mode="sum", include_last_offset=True)
-                parts.append(pooled)
+                bags = offsets - offsets[0]
+                parts.append(F.embedding_bag(values, weight, bags, mode=feature.pooling, include_last_offset=True))
                 lists += 1
             else:
                 parts.append(self.embeddings[feature.name](ids.ids[:, singles]))
@@ -171,7 +171,8 @@ def _padded(feature: Feature, encoded: Any) -> Tensor:
 
 def _embedding_of(feature: Feature, std: float) -> nn.Module:
     if feature.kind == "ids":
-        table: nn.Module = nn.EmbeddingBag(feature.rows + 1, feature.dim, mode="sum", padding_idx=feature.rows)
+        rows, pooling = feature.rows, feature.pooling
+        table: nn.Module = nn.EmbeddingBag(rows + 1, feature.dim, mode=pooling, padding_idx=rows)
     else:
         table = nn.Embedding(feature.rows, feature.dim)
     with torch.no_grad():

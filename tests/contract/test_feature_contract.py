@@ -35,6 +35,9 @@ def _good(op: str) -> dict[str, Any]:
     arguments |= {"tables": TABLES, "scales": [torch.ones(6)], "ragged": [1]}
     if op.startswith("feature_request"):
         arguments["user_features"] = 1
+    weights = {"item_value_weights" if "item_values" in arguments else "value_weights": torch.ones(2)}
+    arguments |= ({"user_value_weights": None} if "item_values" in arguments else {}) | weights
+    arguments |= {"pooling": [1], "padding": [5]}
     packed = ops.pack_towers(random_weights(PLAN), PLAN)
     arguments |= {"packed": packed, "fusion_weights": torch.zeros(2), "plan": PLAN.encoded}
     return arguments | {"fusion": 0, "weights_per": 0} | ({"k": 2} if op.endswith("topk") else {})
@@ -74,6 +77,51 @@ BAD_SHAPES: dict[str, tuple[str, dict[str, Any], str]] = {
     "ragged beyond": (DENSE, {"ragged": [3]}, "ragged must be ascending places of tables, 0 to 2, got [3]"),
     "ragged twice": (DENSE, {"ragged": [1, 1]}, "ragged must be ascending places of tables, 0 to 2, got [1, 1]"),
     "ragged negative": (REQUEST, {"ragged": [-1]}, "ragged must be ascending places of tables, 0 to 2, got [-1]"),
+    "unknown pooling": (
+        DENSE,
+        {"pooling": [2]},
+        "pooling must be 0 (sum) or 1 (mean) for each of the 1 ragged tables, or nothing, got [2]",
+    ),
+    "pooling of other tables": (
+        REQUEST,
+        {"pooling": [0, 0]},
+        "pooling must be 0 (sum) or 1 (mean) for each of the 1 ragged tables, or nothing, got [0, 0]",
+    ),
+    "padding that is no row": (
+        DENSE,
+        {"padding": [6]},
+        "padding must be for each of the 1 ragged tables one of its rows or -1, or nothing, got [6]",
+    ),
+    "padding below": (
+        REQUEST,
+        {"padding": [-2]},
+        "padding must be for each of the 1 ragged tables one of its rows or -1, or nothing, got [-2]",
+    ),
+    "padding of other tables": (
+        DENSE,
+        {"padding": [0, 0]},
+        "padding must be for each of the 1 ragged tables one of its rows or -1, or nothing, got [0, 0]",
+    ),
+    "value weights too short": (
+        DENSE,
+        {"value_weights": torch.ones(1)},
+        "value_weights must be a vector of 2, got [1]",
+    ),
+    "value weights of float64": (
+        REQUEST,
+        {"item_value_weights": torch.ones(2).double()},
+        "item_value_weights must be float32, got float64",
+    ),
+    "value weights with a stride": (
+        DENSE,
+        {"value_weights": torch.ones(4)[::2]},
+        "value_weights must be contiguous, got strides [2]",
+    ),
+    "user value weights without values": (
+        REQUEST,
+        {"user_value_weights": torch.ones(1)},
+        "user_value_weights must be a vector of 0, got [1]",
+    ),
     "user features beyond": (
         REQUEST,
         {"user_features": 4},
@@ -189,22 +237,23 @@ def _fake(op: str, arguments: dict[str, Any]) -> object:
 
 def _numpy(op: str, arguments: dict[str, Any]) -> object:
     runtime = pytest.importorskip("resflow_kernels._runtime")
-    names = [argument.split()[-1] for argument in OP_SCHEMAS[op].split(") ->")[0][1:].split(", ")]
+    names = [argument.split()[-1].split("=")[0] for argument in OP_SCHEMAS[op].split(") ->")[0][1:].split(", ")]
     arrays = torch.utils._pytree.tree_map_only(Tensor, Tensor.numpy, arguments)
     return getattr(runtime, op)(*(arrays[name] for name in names))
 
 
 def _module(op: str, arguments: dict[str, Any]) -> object:
     """In training: by plain PyTorch, behind the same checks."""
-    embeddings = [nn.Embedding(4, 2), nn.EmbeddingBag(6, 3, mode="sum"), nn.Embedding(5, 4)]
+    embeddings = [nn.Embedding(4, 2), nn.EmbeddingBag(6, 3, mode="mean", padding_idx=5), nn.Embedding(5, 4)]
     model = FeatureRanker(embeddings, ResFlow(9, (5, 4)), 1)
 
     def ids(prefix: str) -> ops.FeatureIds:
         return ops.FeatureIds(*(arguments[prefix + name] for name in ops.FeatureIds._fields))
 
     if op == DENSE:
-        return model(ids(""))
-    return model.feature_request_scores(ids("user_"), ids("item_"), arguments["offsets"])
+        return model(ids(""), value_weights=arguments["value_weights"])
+    weights = {name: arguments[name] for name in ("user_value_weights", "item_value_weights")}
+    return model.feature_request_scores(ids("user_"), ids("item_"), arguments["offsets"], **weights)
 
 
 @pytest.mark.parametrize("op", [DENSE, REQUEST, "feature_topk", "feature_request_topk"])
@@ -219,7 +268,7 @@ def test_bad_input_is_named_alike_by_all_paths(name: str) -> None:
     calls = [_op, _numpy]
     if name in BAD_SHAPES:
         calls.append(_fake)
-    if all(argument.endswith(("ids", "values", "value_offsets")) for argument in changes):
+    if all(argument.endswith(("ids", "values", "value_offsets", "value_weights")) for argument in changes):
         calls.append(_module)
     for call in calls:
         with pytest.raises(ValueError) as raised:

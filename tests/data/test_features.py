@@ -36,7 +36,7 @@ def sample(rows: int = 300, seed: int = 0) -> pa.Table:
 
 def fitted(min_count: int = 1) -> FeatureSet:
     user = (Feature("user", 3, "id"), Feature("tab", 2, "id"))
-    item = (Feature("tags", 4, "ids"), Feature("words", 1, "ids"), Feature("age", 2, "bucket"))
+    item = (Feature("tags", 4, "ids"), Feature("words", 1, "ids", pooling="mean"), Feature("age", 2, "bucket"))
     return FeatureSet(user, item, "user", "tab").fit(sample(), min_count=min_count, buckets=5)
 
 
@@ -57,7 +57,8 @@ def plain_row(feature: Feature, value: Any) -> int:
 def plain_embedding(feature: Feature, value: Any, table: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if feature.kind != "ids":
         return np.asarray(table[plain_row(feature, value)])
-    return sum((table[plain_row(feature, each)] for each in value or []), start=np.zeros(feature.dim, np.float32))
+    pooled = sum((table[plain_row(feature, each)] for each in value or []), start=np.zeros(feature.dim, np.float32))
+    return pooled / len(value) if feature.pooling == "mean" and value else pooled
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -127,6 +128,7 @@ def test_json_and_arrays_bring_the_features_back() -> None:
     arrays = {feature.name: feature.arrays for feature in features.all}
     assert FeatureSet.from_json(json.loads(text), arrays) == features
     assert FeatureSet.from_json(json.loads(text)) != features  # the numeric arrays are not in the JSON
+    assert text.count("pooling") == 1  # of the one mean: bundles of sums are read by versions that know no other
 
 
 def test_a_million_rows_take_well_under_a_second() -> None:
@@ -177,6 +179,8 @@ BUCKETS = Feature("a", 1, "bucket", boundaries=np.array([0.0]))
         (lambda: FeatureSet((INTEGERS,), (LISTS,), "r", "i"), "of different names, got a twice"),
         (lambda: INTEGERS.fit(pa.table({"a": [1]}), min_count=0), "min_count must be an integer of at least 1, got 0"),
         (lambda: Feature.from_json({"name": "a"}), "JSON must be an object of"),
+        (lambda: Feature("a", 1, "ids", pooling="max"), "pooling must be one of sum, mean, got 'max'"),
+        (lambda: Feature("a", 1, "id", pooling="mean"), "pooling must be sum in a feature of kind 'id', got 'mean'"),
     ],
 )
 def test_bad_input(call: Any, text: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resflow_kernels import ops, reference
-from resflow_kernels.contract import TABLE_PRECISIONS
+from resflow_kernels.contract import POOLING, TABLE_PRECISIONS
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.ops import FeatureIds, FeatureTables
 from resflow_kernels.testing import WORKLOADS, assert_exact, random_weights
@@ -37,17 +37,19 @@ SMALL = Plan(1, (20, 5), (-1, 0))
 
 # Around the lane (16), and some that divide by nothing.
 table_widths = st.one_of(st.integers(0, 20), st.sampled_from([31, 32, 33, 48, 100]))
-features_ = st.lists(st.tuples(table_widths, elements, st.booleans()), min_size=1, max_size=6).filter(
+kinds = st.sampled_from(["id", "id", *POOLING])
+features_ = st.lists(st.tuples(table_widths, elements, kinds), min_size=1, max_size=6).filter(
     lambda all_: any(width for width, _, _ in all_)
 )
 
 
 def cases(device: Device) -> st.SearchStrategy[FeatureCase]:
-    def make(plan: Plan, features: list[tuple[int, str, bool]], batch: int, seed: int) -> FeatureCase:
-        widths, dtype, ragged = zip(*features, strict=True)
-        return FeatureCase(plan, widths, dtype, ragged, batch, seed, ops=device)
+    def make(plan: Plan, features: list[tuple[int, str, str]], batch: int, seed: int, weighted: bool) -> FeatureCase:
+        widths, dtype, how = zip(*features, strict=True)
+        ragged, pooling = [kind != "id" for kind in how], [kind for kind in how if kind != "id"]
+        return FeatureCase(plan, widths, dtype, ragged, batch, seed, pooling, weighted, ops=device)
 
-    return st.builds(make, plans_up_to(4)(device), features_, batches_of(device), seeds)
+    return st.builds(make, plans_up_to(4)(device), features_, batches_of(device), seeds, st.booleans())
 
 
 def settings_of(case: FeatureCase) -> tuple[Any, ...]:
@@ -58,7 +60,7 @@ def settings_of(case: FeatureCase) -> tuple[Any, ...]:
 def test_scores_are_those_of_pooled_rows(device: Device, case: FeatureCase, fusion: str) -> None:
     weights = fusion_weights(case.plan, fusion, len(case.ids.ids), case.generator)
     settings = (case.packed, case.plan, weights, fusion, "candidate")
-    got = device.feature_scores(case.ids, case.tables, *settings)
+    got = device.feature_scores(case.ids, case.tables, *settings, value_weights=case.value_weights())
     assert same_bits(got, device.dense_scores(case.pooled(), *settings))
     x, doubles = case.pooled(dtype=torch.float64), [weight.double() for weight in case.weights]
     exact = reference.dense_scores(x, doubles, case.plan, weights.double(), fusion, "candidate")
@@ -102,17 +104,19 @@ def test_requests_have_the_bits_of_the_request_form(
     offsets = random_offsets(batch, requests, case.generator)
     rows = {"call": None, "request": requests, "candidate": batch}[per]
     settings = (case.packed, case.plan, fusion_weights(case.plan, fusion, rows, case.generator), fusion, per)
-    got = device.feature_request_scores(user, item, offsets, case.tables, users, *settings)
+    of_values = {"user_value_weights": case.value_weights(user), "item_value_weights": case.value_weights(item)}
+    got = device.feature_request_scores(user, item, offsets, case.tables, users, *settings, **of_values)
     split = (case.part_rows(user, 0, users), case.part_rows(item, users, len(case.rows)), offsets)
     assert same_bits(got, device.request_scores(*split, *settings))
-    best = device.feature_request_topk(user, item, offsets, case.tables, users, *settings, k)
+    best = device.feature_request_topk(user, item, offsets, case.tables, users, *settings, k, **of_values)
     assert same_bits(best, reference.topk(got.score, offsets, k))
 
 
 @drawn(case=cases, requests=st.integers(1, 5), k=st.sampled_from([1, 5, 7, 100]))
 def test_topk_is_that_of_the_scores(device: Device, case: FeatureCase, requests: int, k: int) -> None:
     offsets = random_offsets(len(case.ids.ids), requests, case.generator)
-    got = device.feature_topk(case.ids, offsets, case.tables, *settings_of(case), k=k)
+    weights = case.value_weights()
+    got = device.feature_topk(case.ids, offsets, case.tables, *settings_of(case), k=k, value_weights=weights)
     assert same_bits(got, reference.topk(case.run().score, offsets, k))
 
 
@@ -197,6 +201,47 @@ def test_lists_without_ids_pool_to_zeros(device: Device) -> None:
     empty = FeatureIds(case.ids.ids, torch.zeros(0, dtype=torch.int64), torch.zeros(10, dtype=torch.int64))
     x = torch.cat((case.tables.tables[0][case.ids.ids[:, 0]].float(), torch.zeros(9, 33)), 1)
     assert same_bits(case.run(empty), device.dense_scores(x, *settings_of(case)))
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+@pytest.mark.parametrize("mode", POOLING)
+def test_lists_pool_as_pytorch_does(device: Device, mode: str, padding: int | None) -> None:
+    """Of 40 lists some are empty, and some hold the padding alone."""
+    generator = torch.Generator().manual_seed(9)
+    table = torch.randn(7, 20, generator=generator)
+    lengths = torch.randint(0, 5, (40,), generator=generator)
+    values = torch.randint(0, 7, (int(lengths.sum()),), generator=generator)
+    offsets = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+    values[offsets[:-1][lengths == 1]] = 2
+    bags = torch.nn.functional.embedding_bag(
+        values, table, offsets, mode=mode, include_last_offset=True, padding_idx=padding
+    )
+    plan = replace(SMALL, in_features=20)
+    settings = (device.pack_towers(random_weights(plan), plan), plan, torch.ones(2))
+    ids = FeatureIds(torch.zeros(40, 0, dtype=torch.int64), values, offsets)
+    tables = FeatureTables([table], (), (0,), (mode,), () if padding is None else (padding,))
+    got, expected = device.feature_scores(ids, tables, *settings), device.dense_scores(bags, *settings)
+    for own, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6)
+    rows = reference.feature_rows(*ids, [table], (), (0,), [POOLING.index(mode)], tables.padding)
+    torch.testing.assert_close(rows, bags, atol=1e-6, rtol=1e-6)
+
+
+def test_weights_are_those_of_pytorch_and_of_the_mean(device: Device) -> None:
+    generator = torch.Generator().manual_seed(10)
+    table, values = torch.randn(7, 20, generator=generator), torch.tensor([0, 3, 3, 6, 1])
+    weights, offsets = torch.tensor([0.5, 0.0, 2.0, 0.0, 0.0]), torch.tensor([0, 3, 3, 5])
+    plan = replace(SMALL, in_features=20)
+    settings = (device.pack_towers(random_weights(plan), plan), plan, torch.ones(2))
+    ids = FeatureIds(torch.zeros(3, 0, dtype=torch.int64), values, offsets)
+    bags = torch.nn.functional.embedding_bag(
+        values, table, offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
+    )
+    for mode, rows in (("sum", bags), ("mean", bags / torch.tensor([[2.5], [1.0], [1.0]]))):
+        tables = FeatureTables([table], (), (0,), (mode,))
+        got = device.feature_scores(ids, tables, *settings, value_weights=weights)
+        for own, other in zip(got, device.dense_scores(rows, *settings), strict=True):
+            torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6)
 
 
 def test_a_table_beyond_two_to_the_31_bytes(device: Device) -> None:

@@ -38,6 +38,7 @@ def op_arguments(candidates: int = 9) -> dict[str, tuple[object, ...]]:
     looked_up = (torch.arange(candidates)[:, None] % 3, *lists)
     none = torch.zeros(0, dtype=torch.int64)
     sides = (single, none, torch.zeros(1, dtype=torch.int64), ids[:, None][:, :0], *lists, offsets)
+    pooled = (torch.rand(candidates), [1], [2])  # weights, means, a padding id
     twin = (torch.randn(2, 3 * 7), *ops.twin_rows(torch.randn(candidates, 3 * 7), 3, "int8"))
     twin_ids = (twin[0], ids, offsets, *twin[1:])
     twin_rest = (torch.rand(3), [-1, 0, 1], True, 0, 0)
@@ -56,8 +57,8 @@ def op_arguments(candidates: int = 9) -> dict[str, tuple[object, ...]]:
         "catalog_scores": (*catalogue, *rest),
         "catalog_topk": (*catalogue, *rest, 3),
         "feature_scores": (*looked_up, *tables, *rest),
-        "feature_topk": (*looked_up, *tables, offsets, *rest, 3),
-        "feature_request_scores": (*sides, *tables, 1, *rest),
+        "feature_topk": (*looked_up, *tables, offsets, *rest, 3, *pooled),
+        "feature_request_scores": (*sides, *tables, 1, *rest, None, *pooled),
         "feature_request_topk": (*sides, *tables, 1, *rest, 3),
     }
 

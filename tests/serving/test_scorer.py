@@ -163,7 +163,8 @@ def with_features(threads: int | None = None) -> Any:
     """A scorer of the chain with two features a side, one of each a list or not."""
     names = tuple("abcde")
     user = (Feature("user", 8, "id", vocabulary=np.arange(9)), Feature("likes", 4, "ids", vocabulary=names))
-    item = (Feature("tags", 20, "ids", vocabulary=names), Feature("age", 5, "bucket", boundaries=np.arange(3.0)))
+    tags = Feature("tags", 20, "ids", vocabulary=names, pooling="mean")
+    item = (tags, Feature("age", 5, "bucket", boundaries=np.arange(3.0)))
     features, rng = FeatureSet(user, item, "request", "item"), np.random.default_rng(0)
     tables = {f.name: rng.standard_normal((f.rows, f.dim), dtype=np.float32) for f in features.all}
     made, _ = make(PLANS["chain"])
@@ -243,7 +244,7 @@ def test_the_library_takes_tables_of_every_precision(dtype: str) -> None:
     expected = scorer.dense_scores(wide[ids[:, 0]])
     backwards, turned = held[::-1].copy()[::-1], ids[::-1].copy()[::-1]
     for table, looked_up in ((held, ids), (backwards, turned)):
-        got = scorer._library.feature_scores(looked_up, none, zero, [table], scales, [], *fusion)
+        got = scorer._library.feature_scores(looked_up, none, zero, [table], scales, [], *fusion, None, [], [])
         assert got[0].tobytes() == expected.logits.tobytes()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from resflow_kernels import ops, reference
+from resflow_kernels.contract import POOLING
 from resflow_kernels.core.fusion import weight_count
 from resflow_kernels.core.plan import Plan
 from resflow_kernels.ops import FeatureIds, FeatureTables
@@ -182,7 +183,12 @@ def make_table(rows: int, width: int, dtype: str, generator: torch.Generator) ->
 
 
 class FeatureCase:
-    """Random features that make up the input row of a random network, and ids of ``batch`` candidates."""
+    """Random features that make up the input row of a random network, and ids of ``batch`` candidates.
+
+    Args:
+        pooling: of each list; every second list has a padding id.
+        weighted: whether values have weights, which depend on the id.
+    """
 
     def __init__(
         self,
@@ -192,15 +198,20 @@ class FeatureCase:
         ragged: Sequence[bool],
         batch: int,
         seed: int,
+        pooling: Sequence[str] = (),
+        weighted: bool = False,
         *,
         ops: Any = ops,
     ) -> None:
         self.ops = ops
         self.generator = torch.Generator().manual_seed(seed)
         self.rows = [1 + int(self.draw(40)) for _ in widths]
+        self.weight_of_id = torch.rand(41, generator=self.generator).mul(5).round() / 5 if weighted else None
         made = [make_table(r, w, e, self.generator) for r, w, e in zip(self.rows, widths, dtype, strict=True)]
         scales = [scale for _, own in made for scale in own]
-        self.tables = FeatureTables([table for table, _ in made], scales, [i for i, is_ in enumerate(ragged) if is_])
+        lists = [i for i, is_ in enumerate(ragged) if is_]
+        padding = [int(self.draw(self.rows[i])) if at % 2 else -1 for at, i in enumerate(lists)] if pooling else []
+        self.tables = FeatureTables([table for table, _ in made], scales, lists, pooling, padding)
         self.plan = replace(plan, in_features=sum(widths))
         self.weights = random_weights(self.plan, seed)
         self.packed = self.ops.pack_towers(self.weights, self.plan)
@@ -224,23 +235,32 @@ class FeatureCase:
         offsets = torch.cat((empty.new_zeros(1), torch.cat((empty, *counts)).cumsum(0)))
         return FeatureIds(ids, torch.cat((empty, *values)), offsets)
 
+    def value_weights(self, ids: FeatureIds | None = None) -> Tensor | None:
+        return None if self.weight_of_id is None else self.weight_of_id[(ids or self.ids).values]
+
     def pooled(self, ids: FeatureIds | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        tables, scales, ragged = self.tables
+        tables, scales, ragged, pooling, padding = self.tables
         wide = [table if table.dtype == torch.int8 else table.to(dtype) for table in tables]
-        return reference.feature_rows(*(ids or self.ids), wide, [scale.to(dtype) for scale in scales], ragged)
+        lists = (ragged, [POOLING.index(name) for name in pooling], padding, self.value_weights(ids))
+        return reference.feature_rows(*(ids or self.ids), wide, [scale.to(dtype) for scale in scales], *lists)
 
     def run(self, ids: FeatureIds | None = None) -> Scores:
-        return self.ops.feature_scores(ids or self.ids, self.tables, self.packed, self.plan, self.fusion_weights)
+        settings = (self.tables, self.packed, self.plan, self.fusion_weights)
+        return self.ops.feature_scores(ids or self.ids, *settings, value_weights=self.value_weights(ids))
 
     def part_rows(self, ids: FeatureIds, first: int, last: int) -> Tensor:
         """The input row's columns of the features from ``first`` to ``last``, pooled in float32."""
-        tables, scales, ragged = self.tables
+        tables, scales, ragged, pooling, padding = self.tables
         if first == last:
             return torch.zeros(len(ids.ids), 0)
         before = sum(table.dtype == torch.int8 for table in tables[:first])
         own = sum(table.dtype == torch.int8 for table in tables[first:last])
         places = [at - first for at in ragged if first <= at < last]
-        return reference.feature_rows(*ids, tables[first:last], scales[before : before + own], places).float()
+        lists = [at for at, table in enumerate(ragged) if first <= table < last]
+        how = [[POOLING.index(pooling[at]) for at in lists], [padding[at] for at in lists]] if pooling else [(), ()]
+        own_scales = scales[before : before + own]
+        weights = self.value_weights(ids)
+        return reference.feature_rows(*ids, tables[first:last], own_scales, places, *how, weights).float()
 
     def some(self, chosen: Tensor) -> FeatureIds:
         """The candidates at some places."""

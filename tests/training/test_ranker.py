@@ -24,7 +24,8 @@ def table(rows: int = 60) -> pa.Table:
 
 def model_of(rows: pa.Table) -> FeatureModel:
     user = (Feature("user", 3, "id"), Feature("tags", 4, "ids"))
-    features = FeatureSet(user, (Feature("age", 2, "bucket"), Feature("words", 5, "ids")), "user", "age").fit(rows)
+    item = (Feature("age", 2, "bucket"), Feature("words", 5, "ids", pooling="mean"))
+    features = FeatureSet(user, item, "user", "age").fit(rows)
     torch.manual_seed(0)
     return FeatureModel(features, ResFlow(14, (6,)), 0.5)
 

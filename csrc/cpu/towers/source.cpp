@@ -12,15 +12,10 @@ void add_table_row(const Feature& feature, int64_t id, SpanList& spans) {
   if (feature.scales) spans.add(feature.scales + id, sizeof(float));
 }
 
+// Rows of lists are fetched while they are pooled (features-inl.h).
 void add_feature(const Feature& feature, int64_t first, int64_t rows, SpanList& spans) {
-  if (feature.elements * bytes_of(feature.table.element) <= kCachedTableBytes) return;
-  if (!feature.offsets) {
-    for (int64_t r = first; r < first + rows; ++r) add_table_row(feature, feature.ids[r * feature.stride], spans);
-    return;
-  }
-  for (int64_t i = feature.offsets[first]; i < feature.offsets[first + rows]; ++i) {
-    add_table_row(feature, feature.ids[i], spans);
-  }
+  if (feature.offsets || feature.elements * bytes_of(feature.table.element) <= kCachedTableBytes) return;
+  for (int64_t r = first; r < first + rows; ++r) add_table_row(feature, feature.ids[r * feature.stride], spans);
 }
 
 }  // namespace

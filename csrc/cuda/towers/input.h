@@ -101,17 +101,22 @@ RESFLOW_DEVICE IdRange ids_of(const Feature& feature, int64_t candidate) {
   return {feature.ids, first, end < first ? first : end > feature.listed ? feature.listed : end};
 }
 
-// Column `column` of a candidate's feature: the sum over its rows in list order; NaN if an id is no row of the table.
+// Column `column` of a candidate's feature: its rows pooled in list order; NaN if an id is no row of the table.
 RESFLOW_DEVICE float pooled(const Feature& feature, const IdRange& range, int64_t column) {
-  float sum = 0.0f;
+  float sum = 0.0f, total = 0.0f;
   for (int64_t at = range.begin; at < range.end; ++at) {
     const int64_t id = load_constant(range.ids + at);
     if (id < 0 || id >= feature.rows) return kNan;
-    const float value = value_of(row_at(feature.table, id), feature.table.element, column);
-    // Rounded twice, like pooling in plain float32 (nothing is contracted).
-    sum += feature.scales ? value * load_constant(feature.scales + id) : value;
+    if (id == feature.padding) continue;
+    // A rounding for each step, like pooling in plain float32 (nothing is contracted).
+    float value = value_of(row_at(feature.table, id), feature.table.element, column);
+    if (feature.scales) value = value * load_constant(feature.scales + id);
+    const float weight = feature.weights ? load_constant(feature.weights + at) : 1.0f;
+    sum += value * weight;
+    total += weight;
   }
-  return sum;
+  if (feature.pooling == Pooling::sum) return sum;
+  return total == 0.0f ? 0.0f : sum / total;
 }
 
 RESFLOW_DEVICE Feature load_feature(const Feature* from) {

@@ -80,6 +80,18 @@ class Const:
         (self.op, self.args, self.kwargs), self.value = state, None
 
 
+def release(constants: Sequence[Const]) -> None:
+    """Let go of the values of constants and of all that they are made of: aliases of the model's own memory."""
+    todo: list[Any] = list(constants)
+    while todo:
+        one = todo.pop()
+        if isinstance(one, (list, tuple)):
+            todo += one
+        elif isinstance(one, Const) and one.value is not None:
+            one.value = None
+            todo += [*one.args, *one.kwargs.values()]
+
+
 def places_in(constants: Sequence[Const]) -> list[int]:
     """The places of all tensors that constants read."""
     places: set[int] = set()

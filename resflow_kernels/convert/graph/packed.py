@@ -6,7 +6,6 @@ import copy
 import re
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...nn import ResFlow
@@ -48,7 +47,6 @@ class PackedModel(nn.Module):
     def _compiled(self) -> Any:
         programs = self.plan.programs
         scope = namespace(self.plan.table, [LookUp(one) if one.tasks else runner(one) for one in programs])
-        scope["places"] = lambda count: torch.arange(count)[:, None]  # a cache would hold one traced size
         exec(compile(self._source, "<fused>", "exec"), scope)
         return scope["call"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor, fx, nn
 from ...core.program import Program
 from ..patterns import CannotFuse
 from . import elementwise, norms, products, views  # register what they lower
-from .constants import Const
+from .constants import Const, release
 from .emit import Emitted, emit
 from .lookups import look_up, scored
 from .lowering import FLOATS, Lowering
+from .pools import find_pools
 from .regions import Cut, Cutter, Region
 from .report import Report, make_report
 from .rows import Draft, Root, values_of
@@ -55,23 +56,22 @@ def make_plan(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         raise CannotFuse(
             f"{type(model).__name__}: it is in float64, the kernels compute in float32; fuse model.float()"
         )
-    low, cut, emitted = _lowered(traced)
-    for at, one in enumerate(emitted):
-        one.lookups = look_up(traced, low, one)
-        if any(one.lookups):
-            emitted[at] = scored(one)
+    low, cut, emitted = _with_lookups(traced)
     report = make_report(model, traced, low, cut, [one.lookups for one in emitted])
     if not emitted:
         raise CannotFuse(f"{type(model).__name__}: no part of it fuses.\n{report.reasons()}")
     writer = Writer(traced, low, cut, emitted)
     source = writer.write()
+    structure = [(const, const.now.clone()) for const in low.structure]
+    # A watch of the model's tensors compares what others share by its bytes, in each call.
+    release([const for one in emitted for const in one.weights] + low.structure + [*traced.constants.values()])
     return FusedPlan(
         source,
         writer.table,
         [one.program for one in emitted],
         [one.weights for one in emitted],
         traced.tensors,
-        [(const, const.now.clone()) for const in low.structure],
+        structure,
         _dtype(emitted, low),
         (len(args), tuple(kwargs)),
         traced.guards,
@@ -79,9 +79,29 @@ def make_plan(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     )
 
 
-def _lowered(traced: Traced) -> tuple[Lowering, Cut, list[Emitted]]:
-    """Regions that are worth a call; what is not worth it becomes the user's own, and the rest is cut again."""
-    left: set[fx.Node] = set()
+def _with_lookups(traced: Traced) -> tuple[Lowering, Cut, list[Emitted]]:
+    """Regions with the tables that they take in; the pooling of lists that none takes in is lowered like all else."""
+    pools = find_pools(traced)
+    while True:
+        low, cut, emitted = _lowered(traced, pools)
+        taken: set[fx.Node] = set()
+        for at, one in enumerate(emitted):
+            one.lookups = look_up(traced, low, one, pools)
+            if any(one.lookups):
+                emitted[at] = scored(one)
+                taken.update(lookup.node for lookup in one.lookups if lookup is not None)
+        if pools.keys() <= taken:
+            return low, cut, emitted
+        pools = {node: pool for node, pool in pools.items() if node in taken}
+
+
+def _lowered(traced: Traced, inside: Iterable[fx.Node]) -> tuple[Lowering, Cut, list[Emitted]]:
+    """Regions that are worth a call; what is not worth it becomes the user's own, and the rest is cut again.
+
+    Args:
+        inside: nodes that regions look up.
+    """
+    left = set(inside)
     for _ in range(_ROUNDS):
         low = Lowering(traced.graph, traced.constants, left, traced.static_batch)
         cut = Cutter(low).cut()

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from .lookups import Lookup
 from .lowering import Lowering, name_of
+from .pools import Pool
 from .regions import Cut
 from .rows import Draft, shape_of
 from .trace import Traced
@@ -37,7 +38,7 @@ class Part:
     multiply_adds: int
     reason: str = ""
     steps: int = 0
-    tables: int = 0  # looked up inside
+    tables: list[str] = field(default_factory=list)  # looked up inside: their names, and how lists are pooled
 
 
 @dataclass
@@ -60,10 +61,10 @@ class Report:
         lines = [f"{self.model}: {len(self.regions)} region{'s' * (len(self.regions) != 1)}, "
                  f"{self.share_inside:.1%} of the multiply-adds inside"]  # fmt: skip
         for at, part in enumerate(self.regions):
-            lines.append(
-                f"  region {at}  {part.multiply_adds:>12,} multiply-adds  {part.steps} steps  {part.tables} tables  "
-                + _names(part.modules)
-            )
+            counts = f"{part.multiply_adds:>12,} multiply-adds  {part.steps} steps  {len(part.tables)} tables"
+            lines.append(f"  region {at}  {counts}  {_names(part.modules)}")
+            if part.tables:
+                lines.append(f"    tables inside: {_names(part.tables)}")
         if self.left:
             lines.append("stays PyTorch's:")
             lines.append(self.reasons())
@@ -77,7 +78,7 @@ class Report:
 
 
 def make_report(
-    model: nn.Module, traced: Traced, low: Lowering, cut: Cut, lookups: Sequence[Sequence[Lookup | None]] = ()
+    model: nn.Module, traced: Traced, low: Lowering, cut: Cut, lookups: Sequence[Sequence[Lookup | Pool | None]] = ()
 ) -> Report:
     """The report of a cut graph; ``lookups`` are those that each region takes in."""
     report = Report(type(model).__name__)
@@ -88,8 +89,9 @@ def make_report(
     inside: set[fx.Node] = set()
     for part, own in zip(report.regions, lookups, strict=False):
         taken = [one for one in own if one is not None]
-        part.tables = len({one.table for one in taken})
-        inside.update(one.node for one in taken)
+        part.tables = _table_names(traced, taken)
+        for one in taken:
+            inside.update(one.covered if isinstance(one, Pool) else [one.node])
     for node in cut.kept:
         if node in inside:
             continue
@@ -110,6 +112,15 @@ def make_report(
             f"torch.export made a graph for batches of {traced.static_batch} alone; others run as the model does."
         )
     return report
+
+
+def _table_names(traced: Traced, lookups: Sequence[Lookup | Pool]) -> list[str]:
+    """The tables' parameters without ``.weight``, with what is done to lists of their ids."""
+    names: dict[str, set[str]] = {}
+    for one in lookups:
+        name = traced.tensors[traced.constants[one.table].args[0]].removesuffix(".weight")
+        names.setdefault(name, set()).update([one.mode] if isinstance(one, Pool) else [])
+    return [f"{name} ({', '.join(sorted(how))})" if how else name for name, how in names.items()]
 
 
 def _advice(node: fx.Node, reason: str) -> str:

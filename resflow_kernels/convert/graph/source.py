@@ -23,7 +23,7 @@ from .emit import Emitted
 from .lowering import Lowering, name_of
 from .regions import Cut
 from .rows import Draft, shape_of
-from .run import matrix, places
+from .run import HELPERS
 from .trace import Traced
 
 Table = dict[str, tuple[str, Any]]  # a name in the source: what kind of thing it is, and which
@@ -35,13 +35,14 @@ class Other:
 
 def namespace(table: Table, runners: Sequence[Any]) -> dict[str, Any]:
     """What a source's names stand for."""
-    made: dict[str, Any] = {"OTHER": Other, "cat": torch.cat, "matrix": matrix, "places": places, "Tensor": Tensor}
+    made: dict[str, Any] = {"OTHER": Other, "Tensor": Tensor, **HELPERS}
     made |= {f"run{at}": runner for at, runner in enumerate(runners)}
     kinds = {
         "aten": resolve,
         "torch": lambda name: getattr(torch, name),
         "operator": lambda name: getattr(operator, name),
         "value": lambda value: value,
+        "flatten": lambda kind: pytree.SUPPORTED_NODES[kind].flatten_fn,
         "unflatten": lambda spec: lambda leaves: pytree.tree_unflatten(leaves, spec),
     }
     return made | {name: kinds[kind](what) for name, (kind, what) in table.items()}
@@ -116,11 +117,17 @@ class Writer(RegionCalls):
                     self.lines.insert(at, f"{own} = {name}[{key!r}]")
 
     def _foreign(self, name: str, spec: pytree.TreeSpec, read: set[fx.Node]) -> None:
-        """A container of the user's own: pytree takes it apart."""
-        leaves = self._new("i")
-        self.table["flatten"] = ("value", pytree.tree_leaves)
-        self._add(f"{leaves} = flatten({name})")
-        self._add(f"if len({leaves}) != {spec.num_leaves}: return OTHER")
+        """A container of the user's own, such as a KeyedJaggedTensor: what pytree knows of it takes it apart."""
+        leaves, context = self._new("i"), self._new("i")
+        flat = all(child.is_leaf() for child in spec.children())
+        if flat and spec.type in pytree.SUPPORTED_NODES:
+            kind = self._named("value", spec.type, "c")
+            self._add(f"if type({name}) is not {kind}: return OTHER")
+            self._add(f"{leaves}, {context} = {self._named('flatten', spec.type, 'f')}({name})")
+            self._add(f"if {context} != {self._named('value', spec.context, 'c')}: return OTHER")
+        else:
+            self._add(f"{leaves}, {context} = {self._named('value', pytree.tree_flatten, 'f')}({name})")
+            self._add(f"if {context} != {self._named('value', spec, 'c')}: return OTHER")
         for at in range(spec.num_leaves):
             own = self._new("i")
             self._add(f"{own} = {leaves}[{at}]")
