@@ -141,8 +141,6 @@ def precision(op: str, plan: Plan, packed: Tensor, device: str | None = None) ->
     device = packed.device.type if device is None else device
     if device == "meta":  # the device is unknown
         return
-    got = "a tile program, which runs on the CPU"
-    _require(device == "cpu" or isinstance(plan, Plan), op, "plan", "towers", got)
     known = precisions_of(device)
     place = "the CPU" if device == "cpu" else "a GPU"
     _require(plan.precision in known, op, "plan precision", "precision", plan.precision, ", ".join(known), place)
