@@ -17,7 +17,7 @@ def program_outputs(x: Tensor, packed: Tensor, program: Program) -> Tensor:
     catalog's, which take it as their plan.
 
     Args:
-        x: ``[B, D]`` float32 or bfloat16 on the CPU; rows contiguous, any row stride.
+        x: ``[B, D]`` float32 or bfloat16 (on a GPU also float16); rows contiguous, any row stride.
         packed: from :func:`~resflow_kernels.ops.pack_towers`, on the weights that ``program.weight_shapes`` lists.
         program: the program it was packed for.
 

@@ -12,6 +12,7 @@ import torch
 from resflow_kernels import ResFlow, reference
 from resflow_kernels.contract import PRECISIONS
 from resflow_kernels.core.plan import Plan
+from resflow_kernels.core.program import Program, Segment, Step
 from resflow_kernels.ops import backends
 from resflow_kernels.ops.backends import Installed, choose
 from resflow_kernels.reference.unpack import unpack_towers
@@ -19,6 +20,7 @@ from resflow_kernels.testing import assert_exact
 from tests.support.cases import TowerCase
 
 PLAN = Plan(6, (8,), (-1, 0))
+PROGRAM = Program(6, (Step("linear", 2, (Segment(0, 0, 6),)),), (Segment(1, 0, 2),), (-1, 0))
 ALL = Installed(None, None, None, "not interpreting")
 NO_CUDA = ALL._replace(cuda="built without CUDA")
 NO_GPU = Installed(None, "there is no CUDA device", "there is no GPU", "not interpreting")
@@ -67,6 +69,17 @@ def test_a_backend_that_cannot_serve(
 def test_a_backend_that_serves(asked: str) -> None:
     device = "cpu" if asked in ("cpu", "reference") else "cuda"
     assert choose(device, PLAN, "request", asked, ALL) == (asked, "requested")
+
+
+def test_programs_run_on_the_compiled_kernels() -> None:
+    for device in ("cpu", "cuda"):
+        assert choose(device, PROGRAM, "dense", "auto", ALL).backend == device
+        assert choose(device, PROGRAM, "feature", device, ALL).backend == device
+        for asked in ("triton", "reference"):
+            with pytest.raises(ValueError, match=f"got '{asked}': tile programs run on the compiled kernels"):
+                choose(device, PROGRAM, "dense", asked, ALL._replace(triton_interpreter=None))
+    lost = choose("cuda", PROGRAM, "dense", "auto", NO_CUDA)
+    assert lost.backend == "cuda" and lost.reason.startswith("not cuda: built without CUDA; not triton: tile programs")
 
 
 def test_forms_triton_has_not() -> None:

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/towers/call.h"
+#include "cuda/towers/dispatch.h"
 #include "cuda/towers/layer.h"
 #include "cuda/towers/program_steps.h"
 
@@ -16,8 +17,10 @@ struct ProgramParams {
   TowerCall call;
   ProgramRecords program;
   ProgramShape shape;
-  char* tile_memory;  // [blocks][tile_bytes], unused if tiles are in shared memory
-  float* outputs;     // [count][output_columns] of a program that is not scored
+  char* tile_memory;       // [blocks][tile_bytes], unused if tiles are in shared memory
+  const float* user_sums;  // [requests][user_stride], with which linear steps begin; null: there are none
+  int64_t user_stride;
+  float* outputs;  // [count][output_columns] of a program that is not scored
 };
 
 // Returns the chunks of all linear steps' weights in the order of use.
@@ -30,10 +33,10 @@ class ProgramWeightOrder {
 
   RESFLOW_DEVICE Chunk operator()() {
     if (step_ == program_.step_count) return {weights_, 0, 0};
-    const Chunk chunk = chunk_of(layer_, weights_, panel_, word_, layer_.words);
+    const Chunk chunk = chunk_of(layer_, weights_, panel_, word_, end_word_);
     word_ += kChunkWords;
-    if (word_ < layer_.words) return chunk;
-    word_ = 0;
+    if (word_ < end_word_) return chunk;
+    word_ = first_word_;
     if (++panel_ == panels_of(layer_)) enter(next_);
     return chunk;
   }
@@ -41,17 +44,19 @@ class ProgramWeightOrder {
  private:
   RESFLOW_DEVICE void enter(int32_t step) {
     step_ = step;
-    panel_ = word_ = 0;
+    panel_ = 0;
     if (step == program_.step_count) return;
     const StepRecord record = load_record(program_.steps + step);
     layer_ = record.layer;
     next_ = record.next_linear;
+    word_ = first_word_ = record.first_word;
+    end_word_ = record.end_word;
   }
 
   const ProgramRecords& program_;
   const float* const weights_;
   int32_t step_ = 0, next_ = 0;
-  int64_t panel_ = 0, word_ = 0;
+  int64_t panel_ = 0, word_ = 0, first_word_ = 0, end_word_ = 0;
   LayerLayout layer_{};
 };
 
@@ -116,26 +121,31 @@ class ProgramTile {
   RESFLOW_DEVICE void load_row(const RowRange& range, int row) const {
     const Candidates& candidates = params_.call.candidates;
     const Floats<kShared> to = frame(row);
-    const int64_t users = candidates.user_columns, own = plan_.in_features - users;
+    const int64_t users = candidates.user_columns, first = params_.program.first_column;
     const bool exists = row < range.count;
-    load_columns(candidates.user, exists && rows_[row].scored ? rows_[row].request : -1, users, to);
-    load_columns(candidates.x, exists ? range.first + row : -1, own, to.from(users));
+    load_columns(candidates.user, exists && rows_[row].scored ? rows_[row].request : -1, first, users, to);
+    load_columns(candidates.x, exists ? range.first + row : -1, first < users ? 0 : first - users,
+                 plan_.in_features - users, to.from(users));
   }
 
-  RESFLOW_DEVICE void load_columns(const Source& source, int64_t row, int64_t columns, Floats<kShared> to) const {
+  // Columns `first` to `columns` - 1 of a source's row; -1: zeros.
+  RESFLOW_DEVICE void load_columns(const Source& source, int64_t row, int64_t first, int64_t columns,
+                                   Floats<kShared> to) const {
     if (row < 0) {
-      for (int64_t c = lane_index(); c < columns; c += 32) to.put(c, 0.0f);
+      for (int64_t c = first + lane_index(); c < columns; c += 32) to.put(c, 0.0f);
     } else if (source.pooled()) {
       int64_t at = 0;
       for (int64_t f = 0; f < source.features.count; ++f) {
         const Feature feature = load_record(source.features.all + f);
-        const IdRange ids = ids_of(feature, row);
-        for (int64_t c = lane_index(); c < feature.width; c += 32) to.put(at + c, pooled(feature, ids, c));
+        if (at + feature.width > first) {
+          const IdRange ids = ids_of(feature, row);
+          for (int64_t c = lane_index(); c < feature.width; c += 32) to.put(at + c, pooled(feature, ids, c));
+        }
         at += feature.width;
       }
     } else {
       const char* const from = row_at(source.rows, row);
-      for (int64_t c = lane_index(); c < columns; c += 32) to.put(c, value_of(from, source.rows.element, c));
+      for (int64_t c = first + lane_index(); c < columns; c += 32) to.put(c, value_of(from, source.rows.element, c));
     }
   }
 
@@ -147,8 +157,8 @@ class ProgramTile {
       const int64_t column = panel * kPanelWidth, left = layer.padded - column;
       const int width = static_cast<int>(left < kPanelWidth ? left : kPanelWidth);
       PanelSums<kRows> sums{};
-      begin_sums<kRows>(sums, width, [&](int, int64_t at) { return load_pair(weights_ + layer.bias + column + at); });
-      multiply_panel<kPrecision, kRows>(sums, operand, layer.words, width, ring_, order);
+      begin(step, column, width, sums);
+      multiply_panel<kPrecision, kRows>(sums, operand, step.end_word - step.first_word, width, ring_, order);
       finish_sums<kRows>(step.affine, layer, weights_, panel, width, sums);
       combine(step, column, width, sums);
       for_each_pair<kRows>(sums, width, [&](int row, int at, float low, float high) {
@@ -157,6 +167,16 @@ class ProgramTile {
         to.put(1, high);
       });
     }
+  }
+
+  // Sums begin as the biases, or as those of the user's columns.
+  RESFLOW_DEVICE void begin(const StepRecord& step, int64_t column, int width, PanelSums<kRows>& sums) const {
+    begin_sums<kRows>(sums, width, [&](int row, int64_t at) {
+      if (step.user_sums < 0) return load_pair(weights_ + step.layer.bias + column + at);
+      if (!rows_[row].scored) return Pair{0.0f, 0.0f};
+      const float* const from = params_.user_sums + rows_[row].request * params_.user_stride + step.user_sums;
+      return load_pair(from + column + at);
+    });
   }
 
   // Rounds a candidate's inputs, one after another, to an operand, with zeros up to whole products.
@@ -169,7 +189,7 @@ class ProgramTile {
         to.put(row, segment.column + c, rounded<kPrecision>(from[segment.place + c]));
       }
     }
-    const int64_t values = round_up(step.layer.words, kProductWords) * Numbers<kPrecision>::kPerWord;
+    const int64_t values = round_up(step.end_word - step.first_word, kProductWords) * Numbers<kPrecision>::kPerWord;
     for (int64_t c = step.columns + lane_index(); c < values; c += 32) to.put(row, c, rounded<kPrecision>(0.0f));
   }
 
@@ -241,7 +261,7 @@ template <Precision kPrecision, int kRows, bool kShared>
 struct ProgramKernel {
   using Params = ProgramParams;
   static constexpr int kThreads = kTowerThreads;
-  static constexpr int kMinBlocks = 1;
+  static constexpr int kMinBlocks = static_cast<int>(kProgramBlocks);
   static constexpr const char* kName = "program";
 
   static RESFLOW_DEVICE void run(const Params& params, char* shared) {
