@@ -74,8 +74,8 @@ def _unsupported(
     backend: str, device: str, plan: AnyPlan, form: str, installed: Installed, any_precision: bool = False
 ) -> str | None:
     """Why a backend does not serve; ``None`` if it does."""
-    if not isinstance(plan, Plan) and backend not in ("cpu", "cuda"):
-        return "tile programs run on the compiled kernels, cpu and cuda"
+    if not isinstance(plan, Plan) and backend == "reference":
+        return "tile programs run on the kernels of cpu, cuda and triton"
     if backend == "reference":
         return None if form in REFERENCE_FORMS else f"no op of the {form} form runs on it"
     kernels = "cuda" if backend == "triton" else backend

@@ -71,15 +71,21 @@ def test_a_backend_that_serves(asked: str) -> None:
     assert choose(device, PLAN, "request", asked, ALL) == (asked, "requested")
 
 
-def test_programs_run_on_the_compiled_kernels() -> None:
+def test_programs_run_on_all_kernels_but_the_reference() -> None:
     for device in ("cpu", "cuda"):
         assert choose(device, PROGRAM, "dense", "auto", ALL).backend == device
         assert choose(device, PROGRAM, "feature", device, ALL).backend == device
-        for asked in ("triton", "reference"):
-            with pytest.raises(ValueError, match=f"got '{asked}': tile programs run on the compiled kernels"):
-                choose(device, PROGRAM, "dense", asked, ALL._replace(triton_interpreter=None))
-    lost = choose("cuda", PROGRAM, "dense", "auto", NO_CUDA)
-    assert lost.backend == "cuda" and lost.reason.startswith("not cuda: built without CUDA; not triton: tile programs")
+        with pytest.raises(
+            ValueError, match="got 'reference': tile programs run on the kernels of cpu, cuda and triton"
+        ):
+            choose(device, PROGRAM, "dense", "reference", ALL)
+    assert choose("cuda", PROGRAM, "request", "auto", NO_CUDA).backend == "triton"
+    lost = choose("cuda", PROGRAM, "dense", "auto", NO_GPU)
+    assert lost == (
+        "cuda",
+        "not cuda: there is no CUDA device; not triton: there is no GPU; "
+        "not reference: tile programs run on the kernels of cpu, cuda and triton",
+    )
 
 
 def test_forms_triton_has_not() -> None:

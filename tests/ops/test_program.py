@@ -199,7 +199,7 @@ def feature_program(precision: str) -> Program:
     return builder.build(builder.add(Step("linear", 2, crossed + pooled), (None, None)), (-1, 0), precision=precision)
 
 
-@on_all
+@pytest.mark.devices(programs=True, form="feature")
 def test_features_score_programs(device: Device, precision: str) -> None:
     """Rows pooled from tables have the bits of rows that are there, once per request or per candidate."""
     program, generator = feature_program(precision), torch.Generator().manual_seed(3)
@@ -365,9 +365,9 @@ def test_what_takes_no_program_says_so() -> None:
     with pytest.raises(ValueError, match="program_outputs: plan must be a tile program, got a forest of towers"):
         torch.ops.resflow.program_outputs(torch.zeros(2, 6), packed, plan.encoded)
     with pytest.raises(
-        ValueError, match="backend must be one that serves this call, got 'triton': tile programs run on the compiled"
+        ValueError, match="backend must be one that serves this call, got 'reference': tile programs run on the kernels"
     ):
-        ops.dense_scores(torch.zeros(2, 6), packed, program, torch.zeros(2), backend="triton")
+        ops.program_outputs(torch.zeros(2, 6), packed, program, backend="reference")
 
 
 def test_opcheck_and_compile() -> None:
@@ -386,6 +386,8 @@ def test_users_columns_are_multiplied_once_per_request(
     device: Device, users: int, precision: str, reads_row: bool
 ) -> None:
     """Steps that begin with the user's columns have the bits of whole rows; in int8 whole rows are rounded."""
+    if device.interpreted and users != 21:
+        pytest.skip("interpreted: one division of the row")
     builder = ProgramBuilder(40)
     ranges = ((0, 40), (3, 30), (21, 19), (0, 5))
     parts = [builder.add(Step("linear", 20, columns_of(builder.x, *at), "relu"), (None, None)) for at in ranges]

@@ -66,7 +66,6 @@ DEVICES = {
         row_dtypes("cuda"),
         raises=False,
         bitwise=True,
-        programs=False,
     ),
 }
 
