@@ -76,6 +76,8 @@ def _unsupported(
     """Why a backend does not serve; ``None`` if it does."""
     if not isinstance(plan, Plan) and backend == "reference":
         return "tile programs run on the kernels of cpu, cuda and triton"
+    if not isinstance(plan, Plan) and backend != "cpu" and form == "catalog":
+        return "it has no catalogs of tile programs"
     if backend == "reference":
         return None if form in REFERENCE_FORMS else f"no op of the {form} form runs on it"
     kernels = "cuda" if backend == "triton" else backend

@@ -280,10 +280,11 @@ def test_no_rows(device: Device) -> None:
 def test_gpus_refuse_catalogs_of_programs(device: Device) -> None:
     program = Program(6, (Step("linear", 2, X),), (Segment(1, 0, 2),), (-1, 0))
     packed = device.pack_towers(program_weights(program), program)
-    with pytest.raises(ValueError, match="catalog_rows: plan must be a forest of towers, got a tile program"):
+    refused = r"plan must be a forest of towers, got a tile program|got 'triton': it has no catalogs of tile programs"
+    with pytest.raises(ValueError, match=refused):
         device.catalog_rows(torch.zeros(2, 3), packed, program)
     table, ids = (torch.zeros(4, 16), torch.zeros(0)), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="catalog_scores: plan must be a forest of towers, got a tile program"):
+    with pytest.raises(ValueError, match=refused):
         device.catalog_scores(torch.zeros(1, 3), ids, torch.tensor([0, 3]), *table, packed, program, torch.ones(2))
 
 
@@ -407,7 +408,7 @@ def test_users_columns_are_multiplied_once_per_request(
             assert same_bits(dense, split)
         else:
             assert float((dense.probs - split.probs).abs().max()) < 0.05
-    if "catalog" not in device.forms or device.name not in ("cpu", "numpy"):
+    if device.name not in ("cpu", "numpy"):  # GPUs have no catalogs of programs
         return
     for dtype, bound in (("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.05)):
         table = device.catalog_rows(item, packed, program, dtype)
