@@ -200,12 +200,11 @@ struct program_outputs : Op<P, schemas::program_outputs> {
     const Plan& plan = decoded(call.op(), encoded);
     const TensorView rows = call.view("x", x), weights = call.view("packed", packed);
     check_program_outputs(call.op(), plan, rows, weights);
+    if (call.rereads_values()) check_packed(call.op(), plan, call.view("packed", packed));
     auto outputs = call.template empty<float>({rows.sizes[0], plan.program->output_columns});
-    if constexpr (requires { P::program_outputs; }) {  // GPUs have refused the plan
-      [[maybe_unused]] const typename P::Unlocked unlocked;
-      P::program_outputs({plan, weights.data}, rows_of(rows), rows.sizes[0], outputs.template data<float>(),
-                         call.resources());
-    }
+    [[maybe_unused]] const typename P::Unlocked unlocked;
+    P::program_outputs({plan, weights.data}, rows_of(rows), rows.sizes[0], outputs.template data<float>(),
+                       call.resources());
     return outputs;
   }
 };

@@ -281,7 +281,6 @@ void check_scored(const char* op, const Plan& plan) {
 }
 
 void check_precision(const char* op, const Plan& plan, bool on_device) {
-  if (on_device && plan.program) fail(op, "plan", expected::towers, "a tile program, which runs on the CPU");
   const uint32_t flag = on_device ? precision_flag::on_gpu : precision_flag::on_cpu;
   if (has(plan.precision, flag)) return;
   fail(op, "plan precision", expected::precision, name_of(plan.precision), names_with(flag),

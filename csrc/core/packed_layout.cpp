@@ -11,13 +11,14 @@ std::vector<int64_t> packed_layout(const std::vector<int64_t>& encoded) {
 #define RESFLOW_PACKED_FIELD(name) static_cast<int64_t>(plan.name),
 #include "contract/plan.def"
   };
-  for (int32_t l = 0; l < plan.layers; ++l) {
-    const LayerLayout& layer = plan.layer[l];
+  const auto append = [&](const LayerLayout& layer) {
     numbers.insert(numbers.end(), {
 #define RESFLOW_PACKED_LAYER_FIELD(name) layer.name,
 #include "contract/plan.def"
                                   });
-  }
+  };
+  for (int32_t l = 0; l < plan.layers; ++l) append(plan.layer[l]);
+  for (int64_t s = 0; plan.program && s < plan.program->step_count; ++s) append(plan.program->steps[s].layer);
   numbers.insert(numbers.end(), plan.slot, plan.slot + plan.tasks);
   return numbers;
 }

@@ -47,6 +47,7 @@ class DeviceCall : public cuda::Queue {
   struct Unlocked {};
 
   static constexpr auto catalog_rows = cuda::catalog_rows;
+  static constexpr auto program_outputs = cuda::program_outputs;
   static constexpr auto twin_rows = cuda::twin_rows;
 
   // The call's device is that of its first tensor on a GPU.

@@ -137,13 +137,11 @@ def fusion(
     _require(weights.is_contiguous(), op, "fusion_weights", "contiguous", _strides(weights))
 
 
-def precision(op: str, plan: Plan, packed: Tensor, device: str | None = None) -> None:
+def precision(op: str, plan: AnyPlan, packed: Tensor, device: str | None = None) -> None:
     """Require a precision in which the weights' device (or another type of device) multiplies."""
     device = packed.device.type if device is None else device
     if device == "meta":  # the device is unknown
         return
-    got = "a tile program, which runs on the CPU"
-    _require(device == "cpu" or isinstance(plan, Plan), op, "plan", "towers", got)
     known = precisions_of(device)
     place = "the CPU" if device == "cpu" else "a GPU"
     _require(plan.precision in known, op, "plan precision", "precision", plan.precision, ", ".join(known), place)
@@ -165,7 +163,7 @@ def scored(op: str, plan: Plan) -> None:
     _require(plan.tasks > 0, op, "plan", "scored", "a tile program of none")
 
 
-def packed(op: str, tensor: Tensor, plan: Plan) -> None:
+def packed(op: str, tensor: Tensor, plan: AnyPlan) -> None:
     """Require the size of weights packed for the plan; their header is not read."""
     dtype(op, "packed", tensor, torch.uint8)
     fits = tensor.dim() == 1 and tensor.shape[0] == plan.packed_bytes and tensor.stride(0) == 1

@@ -21,7 +21,7 @@ _torch_answer: Answer | None = None
 
 
 class PackedLayer(NamedTuple):
-    """A layer of a task's block; offsets are in floats from the start of the block."""
+    """A layer of a task's block, or a step of a tile program's; offsets are in floats from the start of the block."""
 
     words: int  # per column
     padded: int
@@ -45,7 +45,7 @@ class PackedLayout(NamedTuple):
     tensor_start: int  # in bytes, from the start of the packed weights
     tensor_bytes: int  # per task
     slots: int  # number of sets of hidden outputs that are kept at a time
-    layers: tuple[PackedLayer, ...]
+    layers: tuple[PackedLayer, ...]  # of a tile program: one for each step
     slot: tuple[int, ...]  # the set that holds each task's hidden outputs
 
 
@@ -65,7 +65,8 @@ def layout_of(encoded: tuple[int, ...]) -> PackedLayout:
     numbers = iter(_answer()(encoded))
     fields = _take(numbers, PACKED_FIELDS)
     counts = dict(zip(PLAN_FIELDS, encoded, strict=False))
-    layers = tuple(PackedLayer(**_take(numbers, PACKED_LAYER_FIELDS)) for _ in range(counts["layers"]))
+    steps = encoded[len(PLAN_FIELDS) + counts["tasks"]] if counts["layers"] == 0 else 0
+    layers = tuple(PackedLayer(**_take(numbers, PACKED_LAYER_FIELDS)) for _ in range(counts["layers"] or steps))
     slot = tuple(numbers)
     if len(slot) != counts["tasks"]:
         raise ImportError("the compiled library is of another version of the package: build it anew")

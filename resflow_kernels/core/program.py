@@ -23,7 +23,7 @@ from ..contract import (
     STEPS,
     precision_of_code,
 )
-from .packed_layout import layout_of
+from .packed_layout import PackedLayout, layout_of
 from .plan import LogitJoin, Plan, padded
 
 
@@ -287,7 +287,12 @@ class Program(LogitJoin):
     @property
     def packed_bytes(self) -> int:
         """Size of the packed weights. Asks the compiled library."""
-        return layout_of(self.encoded).packed_bytes
+        return self.packed_layout.packed_bytes
+
+    @property
+    def packed_layout(self) -> PackedLayout:
+        """The offset of each number in the packed weights; its layers are the steps. Asks the compiled library."""
+        return layout_of(self.encoded)
 
     @property
     def flops_per_candidate(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..core.program import AnyPlan, Program
+from ..core.program import AnyPlan
 from ..ops import backends, traced
 from ..ops.call import OPS
 from ..ops.traced import PackedFrom
@@ -147,8 +147,6 @@ class FusedRanker(LayeredRanker):
         imprecise = ops.unsupported_precision(on, precision)
         if unavailable is None and imprecise is not None:
             return f"{name} scores in float32: {imprecise}", None
-        if unavailable is None and isinstance(plan, Program) and device != "cpu":
-            unavailable = "tile programs run on the CPU"
         reason = unsupported_dtype(dtype) or unavailable or self._altered()
         if reason is None:
             return None, None

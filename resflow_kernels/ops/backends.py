@@ -63,17 +63,21 @@ def choose(device: str, plan: AnyPlan, form: str, asked: str, installed: Install
     reasons = [] if has_ops else [f"there are no compiled ops for {own} tensors"]
     for backend in (*((own,) if has_ops else ()), "triton", "reference"):
         # A precision is refused by the backend that would otherwise be chosen, with a list of its precisions.
-        reason = _unsupported(backend, own, None, form, installed)
+        reason = _unsupported(backend, own, plan, form, installed, any_precision=True)
         if reason is None:
             return Decision(backend, "; ".join(reasons) or f"the kernels of {own} tensors are loaded")
         reasons.append(f"not {backend}: {reason}")
     return Decision("cpu" if own == "cpu" else "cuda", "; ".join(reasons))  # its ops raise with the reason
 
 
-def _unsupported(backend: str, device: str, plan: AnyPlan | None, form: str, installed: Installed) -> str | None:
-    """Why a backend does not serve; ``None`` if it does. Without a plan, the precision is not considered."""
-    if plan is not None and not isinstance(plan, Plan) and backend != "cpu":
-        return "tile programs run on the CPU's kernels"
+def _unsupported(
+    backend: str, device: str, plan: AnyPlan, form: str, installed: Installed, any_precision: bool = False
+) -> str | None:
+    """Why a backend does not serve; ``None`` if it does."""
+    if not isinstance(plan, Plan) and backend == "reference":
+        return "tile programs run on the kernels of cpu, cuda and triton"
+    if not isinstance(plan, Plan) and backend != "cpu" and form == "catalog":
+        return "it has no catalogs of tile programs"
     if backend == "reference":
         return None if form in REFERENCE_FORMS else f"no op of the {form} form runs on it"
     kernels = "cuda" if backend == "triton" else backend
@@ -90,7 +94,7 @@ def _unsupported(backend: str, device: str, plan: AnyPlan | None, form: str, ins
     if missing is not None:
         return missing
     known = checks.precisions_of(kernels)
-    if plan is not None and plan.precision not in known:
+    if not any_precision and plan.precision not in known:
         return f"it computes in {', '.join(known)}, not in {plan.precision}"
     return None
 

@@ -8,18 +8,20 @@ from torch import Tensor
 from ..core import checks
 from ..core.program import Program
 from . import library
+from .call import other_backend
 
 
-def program_outputs(x: Tensor, packed: Tensor, program: Program) -> Tensor:
+def program_outputs(x: Tensor, packed: Tensor, program: Program, *, backend: str | None = None) -> Tensor:
     """Compute a program's output columns in one pass over its rows.
 
     A program that has tasks is scored by :func:`~resflow_kernels.ops.dense_scores` and the other forms but the
     catalog's, which take it as their plan.
 
     Args:
-        x: ``[B, D]`` float32 or bfloat16 on the CPU; rows contiguous, any row stride.
+        x: ``[B, D]`` float32 or bfloat16 (on a GPU also float16); rows contiguous, any row stride.
         packed: from :func:`~resflow_kernels.ops.pack_towers`, on the weights that ``program.weight_shapes`` lists.
         program: the program it was packed for.
+        backend: as in :func:`resflow_kernels.ops.dense_scores`.
 
     Returns:
         ``[B, program.output_columns]`` float32. A row's outputs do not depend on the other rows.
@@ -38,5 +40,7 @@ def program_outputs(x: Tensor, packed: Tensor, program: Program) -> Tensor:
     """
     if torch.is_grad_enabled() and x.requires_grad:
         checks.no_grad("program_outputs", x=x)
-    outputs: Tensor = library.call("program_outputs", x, packed, program.encoded)
+    other = other_backend("program_outputs", "dense", x, program, backend)
+    arguments = (x, packed, program.encoded)
+    outputs: Tensor = library.call("program_outputs", *arguments) if other is None else other(*arguments)
     return outputs

@@ -53,6 +53,11 @@ def is_chain(plan: Plan) -> bool:
     return (in_order or not related) and narrow and plan.layers <= CHAIN_LAYERS
 
 
+def program_config(precision: str) -> Config:
+    """The configuration of tile programs: no other has been tuned."""
+    return Config(16, 32 if precision in ("float32", "tensorfloat32") else 64, 64, 4, 3)
+
+
 def signature(plan: Plan, kind: str) -> str:
     """The properties of a plan that determine its configuration."""
     hidden = "x".join(str(width) for width in plan.hidden)

@@ -16,20 +16,28 @@ from torch.library import triton_op, wrap_triton
 
 from ..contract import FORMS, OP_SCHEMAS
 from ..core.forms import decoded, form_of
+from ..core.plan import Plan
 from . import scoring, tuning
 from .launch import Launch
 
 
-def run(op: str, *arguments: Any) -> tuple[Tensor, ...]:
-    """Compute an op of a form that supports this backend, or ``catalog_rows``; arguments are in the schema's order."""
+def run(op: str, *arguments: Any) -> Any:
+    """Compute an op of a form that supports this backend, ``catalog_rows`` or ``program_outputs``.
+
+    Arguments are in the schema's order.
+    """
     if op == "catalog_rows":
         return scoring.catalog_rows(*arguments)
     if torch.compiler.is_compiling():
-        return cast("tuple[Tensor, ...]", TRACED[op](*arguments))
+        return TRACED[op](*arguments)
+    if op == "program_outputs":
+        return scoring.program_outputs(scoring.run, *arguments)
     form, ranks = form_of(op)
     inputs = len(form.inputs) + (len(form.topk_inputs) if ranks else 0)
     packed, _, encoded = arguments[inputs : inputs + 3]
-    tuning.tune_if_asked(decoded(tuple(encoded)), packed.device)
+    plan = decoded(tuple(encoded))
+    if isinstance(plan, Plan):
+        tuning.tune_if_asked(plan, packed.device)
     return scoring.score(op, arguments)
 
 
@@ -42,7 +50,9 @@ def record(launch: Launch) -> None:
 
 
 def _traced(op: str) -> Any:
-    def function(*arguments: Any) -> tuple[Tensor, ...]:
+    def function(*arguments: Any) -> Any:
+        if op == "program_outputs":
+            return scoring.program_outputs(record, *arguments)
         return scoring.score(op, arguments, record)
 
     # triton_op reads a signature and, up to PyTorch 2.13, not a schema.
@@ -62,7 +72,7 @@ def _signature(schema: str) -> inspect.Signature:
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=_TYPES[kind])
             for kind, name in named
         ],
-        return_annotation=tuple[(Tensor,) * len(results)],  # type: ignore[misc]
+        return_annotation=Tensor if len(results) == 1 else tuple[(Tensor,) * len(results)],  # type: ignore[misc]
     )
 
 
@@ -70,6 +80,7 @@ def _signature(schema: str) -> inspect.Signature:
 TRACED = {
     op: _traced(op)
     for op in (
-        f"{name}_{ending}" for name, form in FORMS.items() if "triton" in form.flags for ending in ("scores", "topk")
+        *(f"{name}_{end}" for name, form in FORMS.items() if "triton" in form.flags for end in ("scores", "topk")),
+        "program_outputs",
     )
 }

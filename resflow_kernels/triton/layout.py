@@ -11,6 +11,7 @@ from ..core.plan import Plan
 
 MAGIC = int.from_bytes(PACKED_MAGIC, "little")
 TENSOR_VALUE_BYTES = 2
+NO_TENSOR_PANELS = -1
 
 
 class Layer(NamedTuple):
@@ -20,7 +21,7 @@ class Layer(NamedTuple):
     width: int
     padded: int
     matrix: int  # this and the vectors: offsets in floats from the start of the task's block
-    tensor: int  # the same matrix in tensor panels: offset in 16-bit values from the start of the task's
+    tensor: int  # in tensor panels, which a tile program's lacks: offset in 16-bit values from the start of the task's
     bias: int
     slope: int
     scale: int

@@ -18,8 +18,8 @@ def task_value(task, VALUES: tl.constexpr):
 @triton.jit
 def join_logit(own, parent_logit, has_parent, JOIN: tl.constexpr):
     """z_k from r_k and the parent's z; a root's z_k is its r_k."""
-    if JOIN == "own":
-        return own
+    if JOIN == "own":  # not returned here: Triton would compile what follows all the same
+        joined = own
     elif JOIN == "conditional":
         joined = logit_of_product(parent_logit, own)
     elif JOIN == "non_increasing":

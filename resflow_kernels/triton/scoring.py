@@ -20,10 +20,12 @@ from ..core import checks
 from ..core.forms import Call, check, decoded
 from ..core.outputs import empty_scores, empty_table
 from ..core.plan import Plan
+from ..core.program import AnyPlan, Program
 from ..reference import int8_rows
 from .chain import chain_kernel
 from .configs import config_of
 from .launch import Launch, Sources, project_launch, score_launch
+from .program_launch import Ending, ProgramRows, program_launch
 
 # Whether kernels run under Triton's interpreter: TRITON_INTERPRET=1 decides it when they are defined.
 INTERPRETED = not isinstance(chain_kernel, JITFunction)
@@ -48,7 +50,10 @@ def score(op: str, arguments: tuple[Any, ...], run: Run = run) -> tuple[Tensor, 
     check_model(op, call.packed, call.plan, **call.tensors)
     if os.environ.get("RESFLOW_CHECK_IDS") == "1" and not torch.compiler.is_compiling():
         call.check_values()
-    scores = _score(call, _SOURCES[call.form.name](call, run, **call.inputs), run)
+    if isinstance(call.plan, Program):
+        scores = _score_program(call, run)
+    else:
+        scores = _score(call, _SOURCES[call.form.name](call, run, **call.inputs), run)
     return scores if call.k is None else topk(scores[2], call.inputs["offsets"], call.k)
 
 
@@ -123,6 +128,31 @@ def _score(call: Call, sources: Sources, run: Run) -> tuple[Tensor, Tensor, Tens
     return outputs
 
 
+def _score_program(call: Call, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    """The request form's rows are read as whole rows: nothing is computed once per request."""
+    inputs, packed = call.inputs, call.packed
+    by_request = "user" in inputs
+    offsets = inputs.get("offsets") if by_request or call.weights_per == "request" else None
+    rows = ProgramRows(inputs["item" if by_request else "x"], inputs.get("user"), offsets)
+    outputs = empty_scores(packed, rows.x.shape[0], call.plan.tasks)
+    if _exist(rows.x.shape[0]):
+        ending = Ending(call.fusion_weights, call.fusion, call.weights_per, *outputs)
+        run(program_launch(rows, packed, call.plan, ending, INTERPRETED))
+    return outputs
+
+
+def program_outputs(run: Run, x: Tensor, packed: Tensor, encoded: tuple[int, ...]) -> Tensor:
+    """:func:`resflow_kernels.ops.program_outputs`."""
+    op, program = "program_outputs", decoded(tuple(encoded))
+    checks.program(op, program)
+    checks.matrix(op, "x", x, program.in_features, *_ROWS)
+    check_model(op, packed, program, x=x)
+    outputs = packed.new_empty((x.shape[0], program.output_columns), dtype=torch.float32)
+    if _exist(x.shape[0]):
+        run(program_launch(ProgramRows(x), packed, program, outputs, INTERPRETED))
+    return outputs
+
+
 def _project(rows: Tensor, first_input: int, packed: Tensor, plan: Plan, with_bias: bool, run: Run) -> Tensor:
     out = packed.new_empty((rows.shape[0], plan.table_width), dtype=torch.float32)
     if _exist(rows.shape[0]):
@@ -136,7 +166,7 @@ def _exist(count: int) -> bool:
     return not isinstance(count, int) or count > 0
 
 
-def check_model(op: str, packed: Tensor, plan: Plan, **others: Tensor | None) -> None:
+def check_model(op: str, packed: Tensor, plan: AnyPlan, **others: Tensor | None) -> None:
     """Check for a precision that the kernels support, weights of the plan's size, and all tensors on their device."""
     checks.precision(op, plan, packed, "cuda")
     checks.packed(op, packed, plan)

@@ -9,7 +9,7 @@ import triton.language as tl
 from ..contract import PACKED
 from .formulas import activate
 from .functions import at, divides, round_up, wide
-from .layout import TENSOR_VALUE_BYTES, Layer
+from .layout import NO_TENSOR_PANELS, TENSOR_VALUE_BYTES, Layer
 
 _PLACES = {name: tl.constexpr(place) for place, name in enumerate(Layer._fields)}
 INPUTS = _PLACES["inputs"]
@@ -27,6 +27,7 @@ KEPT = _PLACES["kept"]
 HEADER_BYTES = tl.constexpr(PACKED["header_bytes"])
 PANEL = tl.constexpr(PACKED["panel_columns"])  # columns of a panel of floats
 CHUNK = tl.constexpr(PACKED["chunk_inputs"])  # inputs per chunk of a tensor panel
+NONE = tl.constexpr(NO_TENSOR_PANELS)
 PIECE = tl.constexpr(PACKED["piece_bytes"] // TENSOR_VALUE_BYTES)  # values per swizzled piece of a tensor panel
 
 
@@ -70,7 +71,17 @@ def matrix_tile(
     ``first_input`` is a multiple of BLOCK_K, ``first_column`` of 64. Offsets that are the same for all tiles are
     separate from those that change, so that a loop over inputs advances one pointer.
     """
-    if PRECISION == "bfloat16" or PRECISION == "float16":
+    if LAYER[TENSOR] == NONE and (PRECISION == "bfloat16" or PRECISION == "float16"):
+        # Panels of words, each of two inputs of a column.
+        k, n = tl.arange(0, BLOCK_K)[:, None], tl.arange(0, BLOCK_N)[None, :]
+        panel = n // PANEL * PANEL
+        words: tl.constexpr = (LAYER[INPUTS] + 1) // 2
+        lanes = tl.minimum(LAYER[PADDED] - first_column - panel, PANEL)
+        place = (first_column + panel) * words + (wide(first_input) + k) // 2 * lanes + n % PANEL
+        inside = columns_inside(n, first_column, LAYER, BLOCK_N) & (k < LAYER[INPUTS] - first_input)
+        tile = tl.load(matrices + 2 * LAYER[MATRIX] + 2 * place + k % 2, mask=inside, other=0.0)
+        return tile.to(tl.float32) if INTERPRETED else tile
+    elif PRECISION == "bfloat16" or PRECISION == "float16":
         tl.static_assert(divides(CHUNK, BLOCK_K) or divides(BLOCK_K, CHUNK), "chunks are cut evenly")
         # Groups of 8 values of a column are contiguous: read as [BLOCK_N, BLOCK_K].
         k, n = tl.arange(0, BLOCK_K)[None, :], tl.arange(0, BLOCK_N)[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from resflow_kernels import contract, ops
 from resflow_kernels.contract import GPU_PRECISIONS, PACKED, PRECISION_ROWS, PRECISIONS
 from resflow_kernels.core import packed_layout
 from resflow_kernels.core.plan import Plan, chain
+from resflow_kernels.core.program import Program, with_precision
 from resflow_kernels.core.weights import in_order, iter_weights, towers_of
 from resflow_kernels.reference import rounded
 from resflow_kernels.reference.unpack import unpack_towers
 from resflow_kernels.testing import random_weights
 from tests.support.draws import plans
+from tests.support.programs import program_weights, programs
 
 every_precision = st.sampled_from((*PRECISIONS, *GPU_PRECISIONS))
 any_plan = plans(max_tasks=5, precisions=every_precision, max_layers=3)
@@ -56,6 +59,24 @@ def test_the_answer_is_what_was_packed(plan: Plan) -> None:
 def test_both_libraries_answer_alike(plan: Plan) -> None:
     runtime = pytest.importorskip("resflow_kernels._runtime")
     assert torch.ops.resflow.packed_layout(plan.encoded) == runtime.packed_layout(plan.encoded)
+
+
+@given(program=programs(tasks=2).flatmap(lambda own: every_precision.map(partial(with_precision, own))))
+def test_a_programs_layers_are_its_steps(program: Program) -> None:
+    runtime = pytest.importorskip("resflow_kernels._runtime")
+    assert torch.ops.resflow.packed_layout(program.encoded) == runtime.packed_layout(program.encoded)
+    weights = program_weights(program)
+    floats = ops.pack_towers(weights, program)[PACKED["header_bytes"] :].view(torch.float32)
+    left = iter(weights)
+    for step, layer in zip(program.steps, program.packed_layout.layers, strict=True):
+        for kind, _ in step.weights():
+            weight = next(left)
+            if kind != "weight":
+                assert torch.equal(floats[getattr(layer, kind) :][: step.width], weight)
+            elif program.precision == "float32":
+                width = min(step.width, PACKED["panel_columns"])  # of the first panel
+                panel = floats[layer.panels :][: step.columns * min(layer.padded, PACKED["panel_columns"])]
+                assert torch.equal(panel.view(step.columns, -1)[:, :width], weight[:, :width])
 
 
 def test_a_plan_that_is_none_is_refused() -> None:

@@ -45,7 +45,7 @@ TEST(blocks_of_towers_fit_the_shared_memory_they_are_planned_for) {
         for (const int64_t count : {int64_t(1), int64_t(100), int64_t(65536), int64_t(1) << 33}) {
           const TowerChoice choice = choose_tower(plan, first_input, of.in_features - first_input, count, gpu);
           CHECK(choice.shared_bytes > 0 && choice.shared_bytes <= gpu.shared_bytes);
-          const int64_t each_sm = blocks_per_multiprocessor(choice.shared_bytes, gpu);
+          const int64_t each_sm = blocks_per_multiprocessor(choice.shared_bytes, kTowerBlocks, gpu);
           CHECK(each_sm >= 1 && each_sm * (choice.shared_bytes + 1024) <= gpu.shared_bytes + 1024);
           const int64_t rows = kTowerVariants[choice.variant].rows, tiles = (count + rows - 1) / rows;
           CHECK(choice.blocks >= 1 && choice.blocks <= tiles && choice.blocks <= each_sm * gpu.multiprocessors);

@@ -20,12 +20,12 @@ from resflow_kernels.ops import library
 from tests.support.shared import made_once
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = sorted(path.name for path in (ROOT / "csrc" / "cuda").rglob("*.cu"))
 
 # Of an SM, from compute capability 8.0 on.
 REGISTERS = 65536
 ALLOCATED_AT_ONCE = 8  # registers a thread
-# The tower kernel's blocks that an SM is to hold where shared memory lets it (csrc/cuda/dispatch.h).
+# The tower kernel's blocks that an SM is to hold where shared memory lets it (csrc/cuda/towers/dispatch.h).
 TOWER_BLOCKS = 3
 
 
@@ -154,7 +154,7 @@ def multiplies_by_tensor_cores(name: str) -> bool:
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_towers_use_tensor_cores_and_asynchronous_copies(kernels: dict[tuple[str, str], Kernel], arch: str) -> None:
-    for name, kernel in named(kernels, "11TowerKernel|11SplitKernel|13ProjectKernel", arch).items():
+    for name, kernel in named(kernels, "11TowerKernel|11SplitKernel|13ProjectKernel|13ProgramKernel", arch).items():
         assert kernel.instructions["LDGSTS"], (arch, name)
         assert bool(kernel.instructions["HMMA"]) == multiplies_by_tensor_cores(name), (arch, name)
         assert kernel.instructions["FFMA"] or multiplies_by_tensor_cores(name), (arch, name)

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from resflow_kernels import Additive, ResFlow, TwinTower, nn, ops
+from resflow_kernels import Additive, ResFlow, TwinTower, make_ranker, nn, ops
 
 pytestmark = pytest.mark.skipif(
     ops.unsupported_reason("cuda") is not None, reason=f"cuda: {ops.unsupported_reason('cuda')}"
@@ -46,6 +46,29 @@ def test_scores_are_those_of_the_cpu(model: ResFlow, precision: str, bound: floa
             torch.testing.assert_close(got.probs.cpu(), expected.probs, atol=bound, rtol=0)
         best = there.dense_topk(x.cuda(), 5)
         assert torch.equal(best.scores[0].cpu(), there(x.cuda()).score.cpu().sort(descending=True).values[:5])
+
+
+@pytest.mark.parametrize("method", ["aitm", "mmoe", "ple", "dcnv2", "dlrm"])
+def test_tile_programs_score_as_on_the_cpu(method: str) -> None:
+    torch.manual_seed(0)
+    model = make_ranker(method, 24, (40, 8), ("a", "b")).eval()
+    user, item, offsets = torch.randn(2, 10), torch.randn(70, 14), torch.tensor([0, 30, 70])
+    there = copy.deepcopy(model).cuda()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = model.request_scores(user, item, offsets)
+        for own in (there, model.packed().cuda()):
+            got = own.request_scores(user.cuda(), item.cuda(), offsets.cuda())
+            assert got.probs.is_cuda
+            torch.testing.assert_close(got.probs.cpu(), expected.probs, atol=1e-5, rtol=0)
+        # The steps travel with the launches: a graph needs nothing of the call that it was captured from.
+        packed, x = model.packed().cuda(), torch.randn(33, 24, device="cuda")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            scores = packed(x)
+        x.copy_(torch.randn(33, 24))
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(scores, packed(x), strict=True))
 
 
 def test_int8_is_scored_in_float32_and_said_so(model: ResFlow) -> None:

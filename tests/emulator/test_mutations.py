@@ -122,7 +122,64 @@ HOPPER_MUTATIONS = {
         "memory_.x(chunk)",
     ),
 }
-DRIVERS = {"mutation_driver": MUTATIONS, "mutation_driver_sm90": HOPPER_MUTATIONS}
+# The same of the program kernel.
+PROGRAM_MUTATIONS = {
+    "a barrier is missing between steps": (
+        "program.h",
+        "        });\n      }\n      sync_block();\n    }\n    if (params_.outputs)",
+        "        });\n      }\n    }\n    if (params_.outputs)",
+    ),
+    "rows are loaded before their requests are known": (
+        "program.h",
+        "RowInfo{};\n    }\n    sync_block();\n",
+        "RowInfo{};\n    }\n",
+    ),
+    "the next tile begins before this one is written": (
+        "program.h",
+        "      write_scores(first + thread_index());\n    }\n    sync_block();\n",
+        "      write_scores(first + thread_index());\n    }\n",
+    ),
+    "a step is finished before all lanes have computed it": (
+        "program_steps.h",
+        "    sync_warp();\n    finish();",
+        "    finish();",
+    ),
+    "gathered inputs are read before all lanes have gathered them": (
+        "program_steps.h",
+        "    gather(staged);\n    sync_warp();",
+        "    gather(staged);",
+    ),
+    "a factor of a few columns is read by column": (
+        "program_steps.h",
+        "column / factor.repeat",
+        "column % factor.width",
+    ),
+    "the zeros past an operand's inputs are left out": (
+        "program.h",
+        "for (int64_t c = step.columns + lane_index(); c < values; c += 32)",
+        "for (int64_t c = values; c < values; c += 32)",
+    ),
+    "sums begin with another request's": (
+        "program.h",
+        "params_.user_sums + rows_[row].request * params_.user_stride",
+        "params_.user_sums + rows_[0].request * params_.user_stride",
+    ),
+    "a user's words are multiplied again": (
+        "program.h",
+        "word_ = first_word_ = record.first_word;",
+        "word_ = first_word_ = 0;",
+    ),
+    "rows beyond the batch are written": (
+        "program.h",
+        "for_each_row(range.count, [&](int row) { write_columns(first, row); });",
+        "for_each_row(kRows, [&](int row) { write_columns(first, row); });",
+    ),
+}
+DRIVERS = {
+    "mutation_driver": MUTATIONS,
+    "mutation_driver_sm90": HOPPER_MUTATIONS,
+    "mutation_driver_program": PROGRAM_MUTATIONS,
+}
 
 
 def build_and_run(driver: str, folder: Path, include: Path) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,7 @@ import torch
 from resflow_kernels import ResFlow, reference
 from resflow_kernels.contract import PRECISIONS
 from resflow_kernels.core.plan import Plan
+from resflow_kernels.core.program import Program, Segment, Step
 from resflow_kernels.ops import backends
 from resflow_kernels.ops.backends import Installed, choose
 from resflow_kernels.reference.unpack import unpack_towers
@@ -19,6 +20,7 @@ from resflow_kernels.testing import assert_exact
 from tests.support.cases import TowerCase
 
 PLAN = Plan(6, (8,), (-1, 0))
+PROGRAM = Program(6, (Step("linear", 2, (Segment(0, 0, 6),)),), (Segment(1, 0, 2),), (-1, 0))
 ALL = Installed(None, None, None, "not interpreting")
 NO_CUDA = ALL._replace(cuda="built without CUDA")
 NO_GPU = Installed(None, "there is no CUDA device", "there is no GPU", "not interpreting")
@@ -67,6 +69,23 @@ def test_a_backend_that_cannot_serve(
 def test_a_backend_that_serves(asked: str) -> None:
     device = "cpu" if asked in ("cpu", "reference") else "cuda"
     assert choose(device, PLAN, "request", asked, ALL) == (asked, "requested")
+
+
+def test_programs_run_on_all_kernels_but_the_reference() -> None:
+    for device in ("cpu", "cuda"):
+        assert choose(device, PROGRAM, "dense", "auto", ALL).backend == device
+        assert choose(device, PROGRAM, "feature", device, ALL).backend == device
+        with pytest.raises(
+            ValueError, match="got 'reference': tile programs run on the kernels of cpu, cuda and triton"
+        ):
+            choose(device, PROGRAM, "dense", "reference", ALL)
+    assert choose("cuda", PROGRAM, "request", "auto", NO_CUDA).backend == "triton"
+    lost = choose("cuda", PROGRAM, "dense", "auto", NO_GPU)
+    assert lost == (
+        "cuda",
+        "not cuda: there is no CUDA device; not triton: there is no GPU; "
+        "not reference: tile programs run on the kernels of cpu, cuda and triton",
+    )
 
 
 def test_forms_triton_has_not() -> None:

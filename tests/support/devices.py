@@ -36,6 +36,7 @@ class Served:
     raises: bool  # of ids, offsets and weights that make no sense: raises. Otherwise their candidates score NaN
     bitwise: bool  # a candidate has the same bits in every batch
     small: bool = True  # plans and batches are drawn small
+    programs: bool = True  # takes tile programs
 
 
 _CPU, _GPU = precisions_of("cpu"), precisions_of("cuda")
@@ -47,7 +48,13 @@ DEVICES = {
     "numpy": Served(_FORMS, _CPU, (torch.float32,), raises=True, bitwise=True, small=False),
     # Plain PyTorch: a matrix product may add up in another order in a batch of another size.
     "reference": Served(
-        backends.REFERENCE_FORMS, tuple(PRECISION_ROWS), row_dtypes("cuda"), raises=True, bitwise=False, small=False
+        backends.REFERENCE_FORMS,
+        tuple(PRECISION_ROWS),
+        row_dtypes("cuda"),
+        raises=True,
+        bitwise=False,
+        small=False,
+        programs=False,
     ),
     # The sources of the CUDA kernels compiled for the CPU.
     "emulated": Served(_FORMS, _GPU, row_dtypes("cuda"), raises=False, bitwise=True),

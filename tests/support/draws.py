@@ -82,12 +82,15 @@ def batches_of(device: Device) -> st.SearchStrategy[int]:
     return small_batches if device.small else batches
 
 
-def drawn(*explicit: dict[str, Any], most: int | None = None, **strategies: Any) -> Callable[[Any], Any]:
+def drawn(
+    *explicit: dict[str, Any], most: int | None = None, times: int = 1, **strategies: Any
+) -> Callable[[Any], Any]:
     """A property of a device on drawn arguments, and on explicit ones as far as the device serves them.
 
     Args:
         explicit: arguments of examples that are tested besides.
         most: the most examples to draw.
+        times: how many times as many examples to draw as of other properties.
         strategies: for each argument of the test a strategy, or a function that has a device's strategy. The test's
             other arguments are fixtures.
     """
@@ -105,7 +108,7 @@ def drawn(*explicit: dict[str, Any], most: int | None = None, **strategies: Any)
             for arguments in explicit:
                 if _served(device, arguments):
                     run = example(**arguments)(run)
-            settings(max_examples=min(examples_of(device), most or 10**6))(run)()
+            settings(max_examples=min(times * examples_of(device), most or 10**6))(run)()
 
         parameters = inspect.signature(body).parameters.values()
         fixtures = [parameter for parameter in parameters if parameter.name not in strategies]

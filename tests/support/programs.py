@@ -102,3 +102,28 @@ def _step(
 def _maybe(draw: Any, values: list[Row], widths: list[int]) -> Row:
     found = [_of_width(draw, values, draw(st.sampled_from(widths))) for _ in range(draw(st.integers(0, 2)))]
     return tuple(segment for segment in found if segment is not None)
+
+
+def every_step(tasks: int = 0, precision: str = "float32") -> Program:
+    """A step of every kind: over one segment and several, with factors of one column, of a few and of all."""
+    builder = ProgramBuilder(40)
+
+    def add(kind: str, width: int, inputs: Row, *settings: Any, **more: Any) -> Row:
+        step = Step(kind, width, inputs, *settings, **more)
+        return builder.add(step, (None,) * len(list(step.weights())))
+
+    hidden = add("linear", 33, builder.x, "prelu", True)
+    crossed = add("linear", 40, hidden, factors=builder.x, addends=builder.x)
+    gates = add("softmax", 6, columns_of(builder.x, 1, 6), groups=2)
+    mixed = add("mix", 16, columns_of(gates, 0, 2) + columns_of(crossed, 0, 16) + columns_of(crossed, 20, 16))
+    layer = add("layer_norm", 32, mixed + columns_of(hidden, 3, 16), "identity", True, 2, 1e-5)
+    rms = add("rms_norm", 40, crossed, epsilon=1e-5)
+    unit = add("l2_norm", 40, crossed, groups=8, epsilon=1e-5)
+    fm = add("fm", 8, layer, groups=4)
+    dots = add("dot", 10, columns_of(crossed, 0, 20) + columns_of(unit, 0, 20), groups=5)
+    sums = add("sum", 4, rms, "silu", groups=4)
+    factors = sums + columns_of(gates, 4, 1)
+    joined_ = add("copy", 20, fm + dots + columns_of(builder.x, 3, 2), "gelu", True, factors=factors)
+    wide = add("linear", 70, joined_ + columns_of(unit, 1, 39) + sums, "tanh", factors=columns_of(sums, 1, 1))
+    last = add("linear", 3, wide, addends=columns_of(joined_, 0, 3))
+    return builder.build(last, (-1, 0, 0)[:tasks], logit_residual=tasks > 0, precision=precision)

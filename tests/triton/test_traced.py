@@ -14,7 +14,7 @@ from resflow_kernels.testing import random_weights
 from tests.support.devices import Device
 from tests.support.processes import python
 
-PREPARE = """
+DRIVER = """
 import sys, torch, triton
 from unittest.mock import patch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -31,7 +31,15 @@ class Driver:  # what is asked of a GPU's while tracing
 
 triton.runtime.driver.set_active(Driver())
 backends.installed = lambda: backends.Installed(None, "none", None, None)
+mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
 
+def empty(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="cuda")
+"""
+
+PREPARE = (
+    DRIVER
+    + """
 class All(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
@@ -43,10 +51,7 @@ class All(torch.nn.Module):
         return torch.utils._pytree.tree_leaves(results)
 
 plan = eval(sys.argv[1])
-mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
 with mode:
-    def empty(*shape, dtype=torch.float32):
-        return torch.empty(shape, dtype=dtype, device="cuda")
     packed = empty(plan.packed_bytes, dtype=torch.uint8)
     model = PackedResFlow(plan, [str(k) for k in range(plan.tasks)], Additive(), packed, "triton")
     model.fusion_weights = empty(plan.tasks)
@@ -55,6 +60,29 @@ with mode:
               empty(50, plan.table_width, dtype=torch.bfloat16), empty(0))
 model = All(model)
 """
+)
+
+PREPARE_PROGRAM = (
+    DRIVER
+    + """
+from resflow_kernels import ops
+from tests.support.programs import every_step
+
+class All(torch.nn.Module):
+    def forward(self, x, user, item, offsets, packed, weights):
+        settings = (packed, plan, weights)
+        results = (ops.dense_scores(x, *settings, backend="triton"),
+                   ops.request_scores(user, item, offsets, *settings, backend="triton"),
+                   ops.dense_topk(x, offsets, *settings, k=5, backend="triton"),
+                   ops.program_outputs(x, packed, plan, backend="triton"))
+        return torch.utils._pytree.tree_leaves(results)
+
+plan, model = every_step(3), All()
+with mode:
+    inputs = (empty(100, 40), empty(3, 10), empty(100, 30), empty(4, dtype=torch.int64),
+              empty(plan.packed_bytes, dtype=torch.uint8), empty(3))
+"""
+)
 
 EXPORT = """
 size = torch.export.Dim("size", min=2, max=1 << 40)
@@ -100,6 +128,13 @@ def test_compilers_see_kernels_and_what_they_write(plan: str) -> None:
     # PyTorch's analysis does not see through the loop that looks for a candidate's request, and has those copied.
     requests, catalogue = f"logits offsets probs score{workspace}", f"ids logits offsets probs score{workspace}"
     assert kernels == [scores, project, requests, scores, project, catalogue]
+    assert left == "resflow ops left: 0"
+
+
+def test_compilers_see_the_kernels_of_tile_programs() -> None:
+    *kernels, left = python(PREPARE_PROGRAM + KERNELS).splitlines()
+    scores = "logits probs score workspace"
+    assert kernels == [scores, "logits offsets probs score workspace", scores, "outputs workspace"]
     assert left == "resflow ops left: 0"
 
 

@@ -19,6 +19,12 @@ RESFLOW_DEVICE float at_most(float value, float bound) { return value > bound ? 
 
 RESFLOW_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
+// The sum of a value of each lane of a warp: every lane returns it.
+RESFLOW_DEVICE float warp_sum(float sum) {
+  for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+  return sum;
+}
+
 // log(1 + x) for x from 0 to 1, in few registers: with log1pf, and with logf, Hopper's kernels spill.
 RESFLOW_DEVICE float log1p_unit(float x) { return 0.693147181f * log2f(1.0f + x); }
 

@@ -4,9 +4,13 @@
 #include <iterator>
 
 #include "cuda/device/launch.h"
+#include "cuda/towers/program_layout.h"
 #include "cuda/towers/tower_shape.h"
 
 namespace resflow::cuda {
+
+template <class Params>
+using LaunchOf = void (*)(const Params&, int64_t blocks, int64_t shared_bytes, Stream);
 
 // Tiles of the tower kernel, best first: with more rows, each weight read is used more often. The last takes any plan.
 struct TowerVariant {
@@ -20,36 +24,57 @@ constexpr int64_t kSplitTilesPerMultiprocessor = 2;
 constexpr int kSplitRows = 16;
 constexpr int64_t split_tiles(int64_t rows) { return (rows + kSplitRows - 1) / kSplitRows; }
 
-// Blocks of the tower kernel that fit on an SM: bounded by shared memory (the system takes 1 KiB per block) and by
-// registers, which allow at most three at 144 to 168 per thread.
-constexpr int64_t blocks_per_multiprocessor(int64_t shared_bytes, const Device& device) {
+// Blocks that fit on an SM: bounded by shared memory (the system takes 1 KiB per block) and by registers. Of the tower
+// kernel three do at 144 to 168 per thread, of the program kernel two.
+constexpr int64_t kTowerBlocks = 3, kProgramBlocks = 2;
+constexpr int64_t blocks_per_multiprocessor(int64_t shared_bytes, int64_t most, const Device& device) {
   const int64_t fit = (device.shared_bytes + 1024) / (shared_bytes + 1024);
-  return fit < 1 ? 1 : fit > 3 ? 3 : fit;
+  return fit < 1 ? 1 : fit > most ? most : fit;
 }
 
-struct TowerChoice {
+template <class Shape>
+struct TileChoice {
   int32_t variant;  // index in kTowerVariants
-  TowerShape shape;
+  Shape shape;
   int64_t shared_bytes;
   int64_t blocks;
   int64_t tile_memory_bytes;
 };
+using TowerChoice = TileChoice<TowerShape>;
+using ProgramChoice = TileChoice<ProgramShape>;
 
-constexpr TowerChoice choose_tower(const Plan& plan, int64_t first_input, int64_t columns, int64_t count,
-                                   const Device& device) {
-  TowerChoice choice{};
+// Chooses the first variant whose shape, shape_of(rows), fits; of those in shared memory one whose tiles, if there are
+// enough for that, occupy at least `least_tiles` SMs.
+template <class Shape, class ShapeOf>
+constexpr TileChoice<Shape> choose_tile(int64_t count, int64_t least_tiles, int64_t most_blocks, const Device& device,
+                                        ShapeOf shape_of) {
+  TileChoice<Shape> choice{};
   for (; choice.variant < static_cast<int32_t>(std::size(kTowerVariants)); ++choice.variant) {
     const TowerVariant& variant = kTowerVariants[choice.variant];
-    choice.shape = tower_shape(plan, variant.rows, first_input, columns);
+    choice.shape = shape_of(variant.rows);
     choice.shared_bytes = choice.shape.shared_bytes(variant.in_shared);
     if (choice.shared_bytes > device.shared_bytes) continue;
     const int64_t tiles = (count + variant.rows - 1) / variant.rows;
-    const int64_t most = device.multiprocessors * blocks_per_multiprocessor(choice.shared_bytes, device);
+    if (variant.rows > kSplitRows && tiles < least_tiles) continue;
+    const int64_t most = device.multiprocessors * blocks_per_multiprocessor(choice.shared_bytes, most_blocks, device);
     choice.blocks = tiles < most ? tiles : most;
     choice.tile_memory_bytes = variant.in_shared ? 0 : choice.blocks * choice.shape.tile_bytes;
     break;
   }
   return choice;
+}
+
+constexpr TowerChoice choose_tower(const Plan& plan, int64_t first_input, int64_t columns, int64_t count,
+                                   const Device& device) {
+  return choose_tile<TowerShape>(count, 0, kTowerBlocks, device,
+                                 [&](int32_t rows) { return tower_shape(plan, rows, first_input, columns); });
+}
+
+// Results do not depend on the rows of a tile, so small batches get small tiles, which occupy more SMs.
+inline ProgramChoice choose_program(const RecordedProgram& program, int32_t tasks, int64_t count,
+                                    const Device& device) {
+  return choose_tile<ProgramShape>(count, device.multiprocessors, kProgramBlocks, device,
+                                   [&](int32_t rows) { return program_shape(program, tasks, rows); });
 }
 
 // Rows per tile of the projection by the first layers.
@@ -90,19 +115,5 @@ constexpr int64_t widest_operand(const Plan& plan, const FirstLayer& first, cons
   }
   return stride;
 }
-
-// Lays out the parts of a workspace, each aligned to 256 bytes.
-class WorkspaceParts {
- public:
-  constexpr int64_t take(int64_t bytes) {
-    const int64_t from = bytes_;
-    bytes_ += round_up(bytes, 256);
-    return from;
-  }
-  constexpr int64_t bytes() const { return bytes_; }
-
- private:
-  int64_t bytes_ = 0;
-};
 
 }  // namespace resflow::cuda

@@ -4,6 +4,7 @@
 #include "core/candidates.h"
 #include "cuda/device/math.h"
 #include "cuda/device/numbers.h"
+#include "cuda/device/records.h"
 #include "cuda/towers/row_value.h"
 #include "cuda/towers/tower_shape.h"
 
@@ -119,18 +120,6 @@ RESFLOW_DEVICE float pooled(const Feature& feature, const IdRange& range, int64_
   return total == 0.0f ? 0.0f : sum / total;
 }
 
-RESFLOW_DEVICE Feature load_feature(const Feature* from) {
-  static_assert(sizeof(Feature) % sizeof(uint64_t) == 0);
-  constexpr int kParts = sizeof(Feature) / sizeof(uint64_t);
-  union {
-    uint64_t parts[kParts];
-    Feature feature;
-  };
-#pragma unroll
-  for (int i = 0; i < kParts; ++i) parts[i] = load_constant(reinterpret_cast<const uint64_t*>(from) + i);
-  return feature;
-}
-
 // Pools all features into concatenated rows. `features.all` is device memory.
 template <Precision kPrecision, int kRows, bool kShared>
 RESFLOW_DEVICE void pool_rows(const Features& features, const RowRange& range, const FirstLayer& first,
@@ -142,7 +131,7 @@ RESFLOW_DEVICE void pool_rows(const Features& features, const RowRange& range, c
     int64_t at = first.lead;
     for (int64_t i = lane; i < first.lead; i += 32) put(i, 0.0f);
     for (int64_t f = 0; f < features.count && row < range.count; ++f) {
-      const Feature feature = load_feature(features.all + f);
+      const Feature feature = load_record(features.all + f);
       const IdRange ids = ids_of(feature, range.first + row);
       for (int64_t column = lane; column < feature.width; column += 32) put(at + column, pooled(feature, ids, column));
       at += feature.width;

@@ -120,11 +120,11 @@ RESFLOW_DEVICE void activate_sums(Activation activation, PanelSums<kRows>& sums,
 
 // Applies affine(act(.)) to a panel's sums in place; `weights` is the task's packed block.
 template <int kRows>
-RESFLOW_DEVICE void finish_sums(const Plan& plan, const LayerLayout& layer, const float* weights, int64_t panel,
-                                int width, PanelSums<kRows>& sums) {
+RESFLOW_DEVICE void finish_sums(bool affine, const LayerLayout& layer, const float* weights, int64_t panel, int width,
+                                PanelSums<kRows>& sums) {
   const int64_t column = panel * kPanelWidth;
   activate_sums<kRows>(layer.activation, sums, width, weights + layer.slope + column);
-  if (!plan.affine) return;
+  if (!affine) return;
   const float *const scales = weights + layer.scale + column, *const shifts = weights + layer.shift + column;
   for_each_pair<kRows>(sums, width, [&](int, int at, float& low, float& high) {
     const Pair scale = load_pair(scales + at), shift = load_pair(shifts + at);
@@ -156,9 +156,7 @@ RESFLOW_DEVICE float head_logit(const Plan& plan, const float* weights, Hidden h
   for (int64_t column = thread_index() % 32; column < width; column += 32) {
     sum = fmaf(hidden(column), load_constant(weights + plan.head_weight + column), sum);
   }
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-  return sum + load_constant(weights + plan.head_bias);
+  return warp_sum(sum) + load_constant(weights + plan.head_bias);
 }
 
 // Writes a candidate's outputs from its logits z [tasks], by one thread; NaN if it cannot be scored.

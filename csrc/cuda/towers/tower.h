@@ -143,7 +143,7 @@ class TowerTile {
         begin_sums<kRows>(sums, width, [&](int, int64_t own) { return load_pair(biases + own); });
       }
       multiply_panel<kPrecision, kRows>(sums, operand, words, width, ring_, order);
-      finish_sums<kRows>(plan_, layer, weights, panel, width, sums);
+      finish_sums<kRows>(plan_.affine, layer, weights, panel, width, sums);
       keep(task, at, column, width, sums);
     }
     sync_block();

@@ -1,7 +1,6 @@
 // Launches the tower kernels of one precision. Each precision has a translation unit: tower_<precision>.cu.
 #pragma once
 
-#include <iterator>
 #include <utility>
 
 #include "cuda/towers/dispatch.h"
@@ -10,9 +9,6 @@
 #include "cuda/towers/tower_split.h"
 
 namespace resflow::cuda {
-
-template <class Params>
-using LaunchOf = void (*)(const Params&, int64_t blocks, int64_t shared_bytes, Stream);
 
 template <Precision kPrecision>
 struct TowerLaunch {

@@ -129,7 +129,7 @@ class SplitBlock {
     }
     multiply_panel<kPrecision, kSplitRows>(sums, Operand<true>{operand_, params_.operand_stride}, words, width, ring_,
                                            next);
-    if (!projects) finish_sums<kSplitRows>(plan_, layer, weights, job.panel, width, sums);
+    if (!projects) finish_sums<kSplitRows>(plan_.affine, layer, weights, job.panel, width, sums);
     leave(job, range, column, width, sums);
   }
 

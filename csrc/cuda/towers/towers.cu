@@ -5,9 +5,11 @@
 #include "core/check.h"
 #include "core/precision.h"
 #include "cuda/topk/topk.h"
+#include "cuda/towers/programs.h"
 #include "cuda/towers/rows.h"
 #include "cuda/towers/tower_launch.h"
 #include "cuda/towers/tower_sm90_launch.h"
+#include "cuda/towers/workspace.h"
 
 namespace resflow::cuda {
 
@@ -17,42 +19,6 @@ extern template struct TowerLaunch<Precision::float16>;
 extern template struct TowerLaunch<Precision::tensorfloat32>;
 
 namespace {
-
-// Copies features to device memory through a kernel's parameters: a copy from host memory could not be captured in a
-// CUDA graph.
-struct StoreFeatures {
-  static constexpr int kMost = 32;
-  struct Params {
-    Feature features[kMost];
-    int64_t count;
-    Feature* to;
-  };
-  static constexpr int kThreads = 128;
-  static constexpr int kMinBlocks = 1;
-  static constexpr const char* kName = "store_features";
-
-  static RESFLOW_DEVICE void run(const Params& params, char*) {
-    const auto* const from = reinterpret_cast<const uint64_t*>(params.features);
-    auto* const to = reinterpret_cast<uint64_t*>(params.to);
-    const int64_t words = params.count * static_cast<int64_t>(sizeof(Feature) / sizeof(uint64_t));
-    for (int64_t at = thread_index(); at < words; at += kThreads) store_global(to + at, from[at]);
-  }
-};
-
-int64_t feature_bytes(const Features& features) { return features.count * static_cast<int64_t>(sizeof(Feature)); }
-
-// Copies features into the workspace and points `features` to the copy.
-void store_features(Features& features, char* workspace, Stream stream) {
-  for (int64_t first = 0; first < features.count; first += StoreFeatures::kMost) {
-    const int64_t left = features.count - first;
-    StoreFeatures::Params params{};
-    params.count = left < StoreFeatures::kMost ? left : StoreFeatures::kMost;
-    for (int64_t at = 0; at < params.count; ++at) params.features[at] = features.all[first + at];
-    params.to = reinterpret_cast<Feature*>(workspace) + first;
-    launch<StoreFeatures>(params, 1, 0, stream);
-  }
-  features.all = reinterpret_cast<const Feature*>(workspace);
-}
 
 TowerCall tower_call(const ScoringCall& call, const ScoresOut& out) {
   const auto& [model, candidates, weights] = call;
@@ -73,8 +39,7 @@ int64_t user_columns(const ScoringCall& call) {
 class CommonParts {
  public:
   explicit CommonParts(const ScoringCall& call)
-      : features_(parts.take(feature_bytes(call.candidates.x.features))),
-        user_features_(parts.take(feature_bytes(call.candidates.user.features))),
+      : features_(call.candidates, parts),
         has_user_(call.candidates.user.exists()),
         accum_init_(
             parts.take(has_user_ ? 4 * call.candidates.requests * call.tasks() * call.model.plan.first_padded() : 0)) {}
@@ -83,15 +48,14 @@ class CommonParts {
 
   // Copies the features and stores the addresses of the parts in `call`.
   void place(TowerCall& call, char* memory, Stream stream) const {
-    store_features(call.candidates.x.features, memory + features_, stream);
-    store_features(call.candidates.user.features, memory + user_features_, stream);
+    features_.place(call.candidates, memory, stream);
     if (has_user_) call.accum_init = accum_init(memory);
   }
 
   WorkspaceParts parts;
 
  private:
-  int64_t features_, user_features_;
+  FeatureParts features_;
   bool has_user_;
   int64_t accum_init_;
 };
@@ -169,6 +133,7 @@ bool is_small(const ScoringCall& call, const Device& device) {
 
 void towers_scores(const ScoringCall& call, const ScoresOut& out, Queue& queue) {
   if (call.scored() == 0) return;
+  if (call.model.plan.program) return program_scores(call, out, queue);
   const Device& device = current_device();
   // The Hopper kernel's results are not bitwise those of the others, so this choice must not depend on the batch's
   // size.
