@@ -64,20 +64,22 @@ class Contents:
     A tensor of the CPU is cloned lazily: PyTorch copies the memory that both share when one of them is about to be
     written, under whatever name: through ``.data``, a view, by an optimizer, in inference mode. The clone keeps the old
     memory, so a tensor that was written, or was given other memory, has another address. Memory that others than
-    PyTorch may write (an array of NumPy's, a mapped file, shared memory) is compared with a copy on every call. On
-    other devices a tensor is known by its address and its version counter, which misses writes through ``.data``.
+    PyTorch may write (an array of NumPy's, a mapped file, shared memory) is compared with a copy on every call, and so
+    is a tensor that was twice moved in vain, by ops that ask for memory to write and only read it. On other devices a
+    tensor is known by its address and its version counter, which misses writes through ``.data``.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = [one for one in tensors if one.is_cpu]
         self._others = [one for one in tensors if not one.is_cpu]
         self._other_state = self._state_of_others()
+        self._in_vain: dict[int, int] = {}  # how often a tensor had another address and the same bits, by its place
         self._hold()
 
     def unchanged(self) -> bool:
         """Whether every tensor holds the bits that it held."""
         watched = self._watched
-        if watched is not None and not watched.unchanged():
+        if watched is not None and not watched.unchanged() and not self._only_moved():
             return False
         if self._sharing and not all(_shared(self._sharing)):
             self._hold()  # who shared the memory is gone
@@ -86,6 +88,18 @@ class Contents:
         state = self._state_of_others()
         return state is not None and state == self._other_state
 
+    def _only_moved(self) -> bool:
+        """Whether the tensors hold the same bits all the same; then they are held anew."""
+        pairs = [*zip(self._lazy, self._clones, strict=True), *zip(self._copied, self._copies, strict=True)]
+        if not all(a.shape == b.shape and a.stride() == b.stride() and torch.equal(a, b) for a, b in pairs):
+            return False
+        moved = {id(one) for one in self._lazy if not torch._C._is_cow_tensor(one)}  # type: ignore[attr-defined]
+        for at, tensor in enumerate(self._tensors):
+            if id(tensor) in moved:
+                self._in_vain[at] = self._in_vain.get(at, 0) + 1
+        self._hold()
+        return True
+
     def _hold(self) -> None:
         lazy: list[Tensor] = []
         clones: list[Tensor] = []
@@ -93,8 +107,8 @@ class Contents:
         copies: list[Tensor] = []
         sharing: list[Tensor] = []
         with torch.inference_mode(False), torch.no_grad():
-            for tensor, shared in zip(self._tensors, _shared(self._tensors), strict=True):
-                clone = None if shared else _lazy_clone(tensor)
+            for at, (tensor, shared) in enumerate(zip(self._tensors, _shared(self._tensors), strict=True)):
+                clone = None if shared or self._in_vain.get(at, 0) > 1 else _lazy_clone(tensor)
                 if clone is not None:
                     lazy.append(tensor)
                     clones.append(clone)
@@ -104,7 +118,8 @@ class Contents:
                 if shared:
                     sharing.append(tensor)
             self._watched = _Watched(lazy, clones, copied, copies) if self._tensors else None
-        self._copied, self._sharing = copied, sharing
+        self._lazy, self._clones = lazy, clones
+        self._copied, self._copies, self._sharing = copied, copies, sharing
 
     def _state_of_others(self) -> list[Any] | None:
         if any(one.is_inference() for one in self._others):  # they count no versions

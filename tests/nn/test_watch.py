@@ -88,6 +88,22 @@ def test_tensors_of_inference_mode() -> None:
         assert not contents.unchanged()
 
 
+@torch.no_grad()
+def test_a_tensor_that_was_moved_in_vain_is_unchanged() -> None:
+    """Some ops ask for memory to write and only read: the memory moves, and after the second time it is compared."""
+    tensors = tensors_of("cpu")
+    contents = Contents(tensors)
+    for moves in range(1, 4):
+        tensors[0].data_ptr()
+        assert contents.unchanged() and len(contents._copied) == (moves > 1)
+    tensors[0].data[0, 0] += 1
+    assert not contents.unchanged()
+    contents = Contents(tensors)
+    tensors[0].data_ptr()
+    tensors[1].data[0] += 1
+    assert not contents.unchanged() and not contents.unchanged()
+
+
 def test_nothing_is_kept_alive() -> None:
     tensors = tensors_of("cpu")
     contents = Contents(tensors)
