@@ -30,7 +30,9 @@ class Served:
 
     def __init__(self, model: nn.Module, before: Served | None) -> None:
         self.watch: Watch = before.watch if before is not None and before.watch.unchanged() else Watch(model)
-        self.contents = Contents(self.watch.tensors)
+        self._first = self.watch.tensors[0]
+        self._kind = self._first.dtype, self._first.device
+        self.contents: Contents | None = None  # once there are packed weights
         self.packed: Tensor | None = None
         self.traced: list[Tensor] | None = None  # what graphs of the model read
         # Whether the ops serve the model, by form and backend.
@@ -38,6 +40,8 @@ class Served:
 
     def current(self) -> bool:
         """Whether nothing has changed since."""
+        if self.contents is None:
+            return self.watch.unchanged() and self._kind == (self._first.dtype, self._first.device)
         return self.watch.unchanged() and self.contents.unchanged()
 
 
@@ -117,6 +121,8 @@ class FusedRanker(LayeredRanker):
         if not serves:
             return None
         if served.packed is None:
+            # Before they are read: what is written meanwhile is seen by the next call.
+            served.contents = Contents(served.watch.tensors)
             with torch.inference_mode(False), torch.no_grad():
                 served.packed = ops.pack_towers(self.canonical_weights(), self.served_plan)
         return served.packed
@@ -169,7 +175,8 @@ class FusedRanker(LayeredRanker):
         if not torch.compiler.is_exporting():
             return cast(Tensor, PackedFrom(_floats(self), self._key))  # the ops take it in graphs
         served = self._served
-        if served is not None and served.packed is not None and served.contents.unchanged():
+        contents = None if served is None or served.packed is None else served.contents
+        if served is not None and contents is not None and contents.unchanged():
             return served.packed
         with torch.no_grad():
             return ops.pack_towers(self.canonical_weights(), self.served_plan)

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <exception>
 
-#include "../cpp/programs.h"
+#include "../cpp/cuda_programs.h"
 #include "cpu/towers/towers.h"
 
 using namespace resflow;
