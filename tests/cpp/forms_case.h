@@ -65,7 +65,8 @@ struct FeatureSide {
     const Precision element = draw.precision();
     const DrawnTable& table = tables.emplace_back(draw, draw.number(1, 9), width, element);
     const auto elements = static_cast<int64_t>(table.data.size()) / bytes_of(table.element);
-    Feature feature{table.view(), width, table.rows, elements, table.scales_or_null(), nullptr, 1, nullptr, 0};
+    Feature feature{table.view(), width, table.rows, elements, table.scales_or_null(), nullptr, 1, nullptr, 0,
+                    Pooling::sum, -1,    nullptr};
     std::vector<int64_t>&list = ids.emplace_back(), &offsets = ids.emplace_back(1, 0);
     const bool listed = draw.flip();
     for (int64_t r = 0; r < count; ++r) {
