@@ -1,13 +1,53 @@
-"""A call's tensors by the names that the user knows, and the part of them that one side of a model reads."""
+"""A user's model as a call shows it: its graph, its tensors by the names that the user knows, and what a side reads."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from .graph.module import unfused
+from .graph.reach import Reach
+from .graph.sides import read_parts
+from .graph.trace import Traced, inner_model, trace
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A user's own model, without wrappers, and its graph in one call."""
+
+    model: nn.Module
+    name: str  # of its class
+    traced: Traced
+    tensors: dict[str, Tensor]  # parameters and buffers, under every name
+    names: list[str]  # of the call's leaves
+
+    @classmethod
+    def of(cls, model: nn.Module, example_inputs: Any) -> TracedModel:
+        """Trace a model.
+
+        Args:
+            model: the user's, also compiled, wrapped or fused.
+            example_inputs: its positional arguments as a tuple, or its one argument.
+
+        Raises:
+            CannotFuse: torch.export cannot trace it.
+        """
+        model = unfused(inner_model(model))
+        args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        traced = trace(model, args, {})
+        read_parts(traced.graph)
+        tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        tensors |= dict(model.named_buffers(remove_duplicate=False))
+        return cls(model, type(model).__name__, traced, tensors, leaf_names(model, args))
+
+    def reach(self) -> Reach:
+        """What each node reads of the call's tensors. It runs the model once."""
+        return Reach(self.traced, self.tensors)
 
 
 def leaf_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:

@@ -14,18 +14,16 @@ from ..core.fusion import Additive, Fusion
 from ..core.program import Program, Row, Segment, Step, columns_of
 from ..data.features import FeatureSet
 from ..serving.bundle import Bundle
-from .arguments import leaf_names
+from .arguments import TracedModel
 from .graph import elementwise, norms, products, views  # register what lowers each op
 from .graph.constants import Evaluator
 from .graph.emit import Emitted, Source, emit
 from .graph.lowering import Lowering
-from .graph.module import is_fused, unfused
 from .graph.probabilities import Tasks, read_tasks
 from .graph.reach import Reach
 from .graph.regions import Cutter
 from .graph.report import make_report
-from .graph.sides import read_parts
-from .graph.trace import Traced, inner_model, trace
+from .graph.trace import Traced
 from .patterns import CannotFuse
 from .tables import Floats, LookUp, Vocabularies, feature_of, placed, read_look_ups, rows_of
 
@@ -45,24 +43,17 @@ def bundle_of(
     tables: Mapping[str, str],
 ) -> Bundle:
     """As :func:`resflow_kernels.bundle.from_model` says."""
-    model = inner_model(model)
-    if is_fused(model):
-        model = unfused(model)
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    name = type(model).__name__
-    traced = trace(model, args, {})
+    opened = TracedModel.of(model, example_inputs)
+    name, traced, tensors = opened.name, opened.traced, opened.tensors
     if any(const.now.dtype != torch.float32 and const.now.is_floating_point() for const in traced.constants.values()):
         raise CannotFuse(f"{name}: its parameters must be float32 for a bundle; save model.float()")
-    read_parts(traced.graph)
-    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
-    reach = Reach(traced, tensors)
+    reach = opened.reach()
     read = _tasks(name, traced)
     labels = tuple(f"task{at}" for at in range(len(read.own))) if tasks is None else tuple(tasks)
     if len(labels) != len(read.own):
         raise ValueError(f"tasks must be one per output ({len(read.own)}), got {len(labels)}")
-    columns = _Columns(name, traced, reach, tensors, leaf_names(model, args), features, inputs, tables)
-    emitted = _one_region(name, model, traced, columns)
+    columns = _Columns(name, traced, reach, tensors, opened.names, features, inputs, tables)
+    emitted = _one_region(name, opened.model, traced, columns)
     program, weights = _scored(emitted, read), _weights(traced, tensors, emitted)
     _compare(name, program, weights, emitted, read, reach)
     program = columns.arranged(program, emitted.sources)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import towers
-from .graph.module import fused_copy, is_fused, unfused
+from .graph.module import fused_copy, unfused
 from .graph.packed import packed
 from .graph.parts import fused_parts
 from .graph.plan import make_plan
@@ -58,9 +58,7 @@ def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
         >>> isinstance(fuse(model, torch.randn(2, 8)), nn.Sequential)
         True
     """
-    model = inner_model(model)
-    if is_fused(model):
-        model = unfused(model)
+    model = unfused(inner_model(model))
     if example_inputs is not None:
         return _by_programs(model, *_call_of(example_inputs))
     try:

@@ -11,14 +11,12 @@ from torch.utils import _pytree as pytree
 
 from ..core.fusion import Fusion
 from ..nn.twin_ranker import TwinRanker
-from .arguments import SideArguments, leaf_names
+from .arguments import SideArguments, TracedModel
 from .fuse import fuse
 from .graph.dots import Ending, read_endings
-from .graph.module import is_fused, unfused
-from .graph.reach import Reach
-from .graph.sides import read_parts, side_module
+from .graph.sides import side_module
 from .graph.split import Split
-from .graph.trace import Traced, inner_model, trace
+from .graph.trace import Traced
 from .patterns import CannotFuse
 
 __all__ = ["FusedTwin", "fuse_twin"]
@@ -109,20 +107,12 @@ def fuse_twin(
         >>> twin.twin_topk(torch.randn(2, 8), table, k=10).positions.shape
         torch.Size([2, 10])
     """
-    model = inner_model(model)
-    if is_fused(model):
-        model = unfused(model)
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    name = type(model).__name__
-    traced = trace(model, args, {})
-    read_parts(traced.graph)
-    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
-    names = leaf_names(model, args)
+    opened = TracedModel.of(model, example_inputs)
+    name, traced, tensors, names = opened.name, opened.traced, opened.tensors, opened.names
     outputs = [node for node in next(iter(traced.graph.find_nodes(op="output"))).args[0] if node is not None]
     if not outputs or not all(isinstance(node, fx.Node) for node in outputs):
         raise CannotFuse(f"{name}: its outputs are no tensors")
-    reach = Reach(traced, tensors)
+    reach = opened.reach()
     split = Split(name, traced, reach, names)
     endings = [ending for node in outputs for ending in read_endings(node)]
     split.find(endings, user)

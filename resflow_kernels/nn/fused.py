@@ -30,7 +30,7 @@ class Served:
 
     def __init__(self, model: nn.Module, before: Served | None) -> None:
         self.watch: Watch = before.watch if before is not None and before.watch.unchanged() else Watch(model)
-        self._first = self.watch.tensors[0]
+        self._first = next(model.parameters())
         self._kind = self._first.dtype, self._first.device
         self.contents: Contents | None = None  # once there are packed weights
         self.packed: Tensor | None = None

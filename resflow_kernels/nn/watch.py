@@ -91,7 +91,7 @@ class Contents:
     def _only_moved(self) -> bool:
         """Whether the tensors hold the same bits all the same; then they are held anew."""
         pairs = [*zip(self._lazy, self._clones, strict=True), *zip(self._copied, self._copies, strict=True)]
-        if not all(a.shape == b.shape and a.stride() == b.stride() and torch.equal(a, b) for a, b in pairs):
+        if not all(_alike(now, before) for now, before in pairs):
             return False
         moved = {id(one) for one in self._lazy if not torch._C._is_cow_tensor(one)}  # type: ignore[attr-defined]
         for at, tensor in enumerate(self._tensors):
@@ -185,6 +185,12 @@ def _shared(tensors: Sequence[Tensor]) -> list[bool]:
         own[storage._cdata] = own.get(storage._cdata, 0) + 1
     # Of each use, one is the tensor's own and one may be that of its Python object.
     return [torch._C._storage_Use_Count(one._cdata) > own[one._cdata] + 1 for one in storages]
+
+
+def _alike(now: Tensor, before: Tensor) -> bool:
+    """Whether two tensors are the same numbers, stored the same way."""
+    stored = (now.dtype, now.device, now.shape, now.stride())
+    return stored == (before.dtype, before.device, before.shape, before.stride()) and torch.equal(now, before)
 
 
 def _function(address: int) -> Any:

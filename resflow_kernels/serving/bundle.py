@@ -64,10 +64,10 @@ class Bundle:
 
     plan: AnyPlan
     tasks: tuple[str, ...]
-    weights: list[NDArray[np.float32]]
+    weights: list[NDArray[np.float32]] = field(repr=False)
     fusion: Fusion
     features: FeatureSet | None = None
-    tables: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    tables: dict[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a file; see :func:`save`."""

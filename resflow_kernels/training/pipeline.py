@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from ..data import columns, embedding
 from ..data.features import FeatureSet
-from ..data.files import CsvSettings
+from ..data.files import CsvSettings, Files
 from ..nn.fused import FusedRanker
 from ..nn.losses import calibrator_loss, multitask_bce
 from ..nn.methods import METHODS, make_ranker
@@ -64,13 +64,10 @@ class Source:
         names, lists = [f.name for f in every], {f.name for f in every if f.kind == "ids"}
         for table in tables:
             encoded = {feature.name: feature.encode(table) for feature in every}
-            labels = torch.from_numpy(self._labels(table))
+            labels = torch.from_numpy(labels_of(self.config, table))
             for start, stop in in_batches(table.num_rows, size):
                 ids = embedding.looked_up(embedding.rows_of(encoded, start, stop), names, lists)
                 yield Batch(FeatureIds(*map(torch.from_numpy, ids)), labels[start:stop])
-
-    def _labels(self, table: pa.Table) -> NDArray[np.float32]:
-        return labels_of(self.config, table)
 
 
 class LabelCounts:
@@ -80,20 +77,26 @@ class LabelCounts:
         self.counts = np.zeros((len(config.tasks.names), 3), np.int64)
         self._config = config
 
-    def of(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """The same tables, counted as they pass."""
-        for table in tables:
-            labels = labels_of(self._config, table)
-            kinds = np.where(np.isnan(labels), 2, labels).astype(np.int64)
-            self.counts += np.stack([(kinds == kind).sum(0) for kind in range(3)], axis=1)
-            yield table
+    def tables(self, files: Files) -> Iterator[pa.Table]:
+        """The tables of files, counted as they pass.
 
-    def all_of(self, records: Records) -> LabelCounts:
+        Raises:
+            ValueError: a label is none; the message names its file.
+        """
+        for piece in files.pieces:
+            for table in files.read(piece):
+                try:
+                    labels = labels_of(self._config, table)
+                except ValueError as error:
+                    raise ValueError(f"{piece.file}: {error}") from None
+                kinds = np.where(np.isnan(labels), 2, labels).astype(np.int64)
+                self.counts += np.stack([(kinds == kind).sum(0) for kind in range(3)], axis=1)
+                yield table
+
+    def count(self, records: Records) -> None:
         """Count the labels of files, reading no other column."""
-        own = Records(records.paths, self._config.tasks.names, records.format, records.csv, records.check)
-        for _ in self.of(own.tables()):
+        for _ in self.tables(Files(records.paths, self._config.tasks.names, records.format, records.csv)):
             pass
-        return self
 
     @property
     def unobserved(self) -> list[int]:
@@ -164,7 +167,7 @@ def open_sources(config: Config) -> Sources:
         data = config.data
         csv = CsvSettings(data.separator, data.column_names, data.types or {}, lists, data.list_separator)
         try:
-            return Records(getattr(data, part), columns, data.format, csv, lambda table: labels_of(config, table))
+            return Records(getattr(data, part), columns, data.format, csv)
         except ValueError as error:
             raise ValueError(f"[data] {part}: {error}") from None
 
@@ -172,9 +175,9 @@ def open_sources(config: Config) -> Sources:
     opened["train"].shares(0, 1, ranks.count())
     labels = {part: LabelCounts(config) for part in opened}
     for part in opened.keys() - {"train"}:
-        labels[part].all_of(opened[part])
+        labels[part].count(opened[part])
     _check_monitor(config, labels["valid"])
-    fitted = features.fit(labels["train"].of(opened["train"].tables()), **config.fit_arguments())
+    fitted = features.fit(labels["train"].tables(opened["train"].files), **config.fit_arguments())
     sources = {part: Source(rows, fitted, config) for part, rows in opened.items()}
     return Sources(fitted, sources["train"], sources["valid"], sources.get("test"), labels)
 

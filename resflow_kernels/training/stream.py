@@ -6,7 +6,7 @@ within it that of a buffer of rows, half of which is drawn and then refilled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,6 @@ class Records:
 
     Args:
         paths, columns, format, csv: as for :class:`~resflow_kernels.data.files.Files`.
-        check: called with each block of rows as it is read; the file is added to its ``ValueError``.
 
     Raises:
         ValueError: as :class:`~resflow_kernels.data.files.Files`.
@@ -36,7 +35,6 @@ class Records:
     columns: Sequence[str]
     format: str | None = None
     csv: CsvSettings | None = None
-    check: Callable[[pa.Table], object] | None = field(default=None, compare=False)
     files: Files = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,8 +45,7 @@ class Records:
 
     def tables(self) -> Iterator[pa.Table]:
         """All rows in the files' order, one block at a time."""
-        for piece in range(len(self.files.pieces)):
-            yield from self._read(piece)
+        return self.files.tables()
 
     def shares(self, seed: int, epoch: int, ranks: int = 1) -> list[list[int]]:
         """Each rank's pieces in an epoch, in order: drawn at random, each for the rank with the fewest rows so far.
@@ -86,7 +83,7 @@ class Records:
         drawn_at_once = max(buffer // 2 // batch, 1) * batch
         held: list[pa.Table] = []
         for piece in self.shares(seed, epoch, ranks)[rank]:
-            for block in self._read(piece):
+            for block in self.files.read(self.files.pieces[piece]):
                 held.append(block)
                 while sum(table.num_rows for table in held) >= buffer:
                     mixed = _mixed(held, draws)
@@ -96,16 +93,6 @@ class Records:
             rest = _mixed(held, draws)
             if rest.num_rows:
                 yield rest
-
-    def _read(self, at: int) -> Iterator[pa.Table]:
-        piece = self.files.pieces[at]
-        for table in self.files.read(piece):
-            if self.check is not None:
-                try:
-                    self.check(table)
-                except ValueError as error:
-                    raise ValueError(f"{piece.file}: {error}") from None
-            yield table
 
 
 def in_batches(rows: int, batch: int) -> Iterator[tuple[int, int]]:

@@ -104,6 +104,15 @@ def test_a_tensor_that_was_moved_in_vain_is_unchanged() -> None:
     assert not contents.unchanged() and not contents.unchanged()
 
 
+@pytest.mark.parametrize("other", [{"dtype": torch.float64}, {"device": "meta"}], ids=["dtype", "device"])
+@torch.no_grad()
+def test_the_same_numbers_in_another_dtype_or_place_are_a_change(other: dict[str, object]) -> None:
+    model = nn.Linear(3, 2)
+    seen, contents = Watch(model), Contents(list(model.parameters()))
+    model.to(**other)
+    assert not (seen.unchanged() and contents.unchanged())
+
+
 def test_nothing_is_kept_alive() -> None:
     tensors = tensors_of("cpu")
     contents = Contents(tensors)

@@ -56,10 +56,9 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise CannotFuse(f"{type(model).__name__}: it is TorchScript; fuse the model that it was made from")
-    args, kwargs = _with_two_rows(*_distinct(args, kwargs))
-    with _quiet(), in_eval_mode(model), torch.no_grad(), torch.inference_mode(False):
-        exported = _exported(model, args, kwargs)
-    return _read(model, exported, args, kwargs)
+    with _quiet(), in_eval_mode(model), torch.no_grad(), torch.inference_mode(False), _out_of_inference_mode(model):
+        args, kwargs = _with_two_rows(*_distinct(args, kwargs))
+        return _read(model, _exported(model, args, kwargs), args, kwargs)
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.export.ExportedProgram:
@@ -106,13 +105,14 @@ def _all_but_last(tensor: Tensor) -> dict[int, Any] | None:
 
 
 def _distinct(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """A call with a copy of each tensor that it holds again: torch.export takes equal ones for one argument."""
+    """A call with a copy of each tensor that it holds again, which torch.export takes for one argument, and of those of
+    inference mode, which it does not take."""
     seen: set[int] = set()
 
     def own(leaf: Any) -> Any:
         again = id(leaf) in seen
         seen.add(id(leaf))
-        return leaf.clone() if again and isinstance(leaf, Tensor) else leaf
+        return leaf.clone() if isinstance(leaf, Tensor) and (again or leaf.is_inference()) else leaf
 
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
     made = pytree.tree_unflatten([own(leaf) for leaf in leaves], spec)
@@ -142,6 +142,26 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _out_of_inference_mode(model: nn.Module) -> Iterator[None]:
+    """The model with copies of its tensors of inference mode, which torch.export does not take, for a while."""
+    places: list[dict[str, Any]] = [own for module in model.modules() for own in (module._parameters, module._buffers)]
+    kept = [(place, name, one) for place in places for name, one in place.items() if one is not None]
+    copies = {id(one): _copy(one) for _, _, one in kept if one.is_inference()}
+    for place, name, one in kept:
+        place[name] = copies.get(id(one), one)
+    try:
+        yield
+    finally:
+        for place, name, one in kept:
+            place[name] = one
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    made = tensor.clone()
+    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
 
 
 @contextmanager
